@@ -1,0 +1,64 @@
+//! Conditional requests, RFC 9110 section 13: `ETag`, `If-None-Match`, `If-Match`.
+//!
+//! The tag is a digest of the representation itself. So it needs nothing from a store, two replicas agree on it, and a
+//! restart that forgets everything cannot make an old tag mean something new.
+
+use std::hash::{DefaultHasher, Hasher};
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::extract::Header;
+use crate::fields::Detail;
+use crate::problem::{PRECONDITION_FAILED, Problem};
+
+/// The header `If-Match`: a change is made only to the state that the client has seen.
+#[derive(Debug)]
+pub struct IfMatch(String);
+
+impl Header for IfMatch {
+    const NAME: HeaderName = header::IF_MATCH;
+
+    fn parse(value: &str) -> Result<Self, Detail> {
+        Ok(Self(value.to_owned()))
+    }
+}
+
+impl IfMatch {
+    /// Refuses unless `entity` is what the client has seen. Tags are compared strongly: a weak one never matches.
+    pub fn check(&self, entity: &impl Serialize) -> Result<(), Problem> {
+        let (_, tag) = represent(entity)?;
+        let matches = self.0.split(',').map(str::trim).any(|given| given == "*" || given == tag);
+        if matches { Ok(()) } else { Err(Problem::new(&PRECONDITION_FAILED, "It has changed since you read it")) }
+    }
+}
+
+/// The answer that shows one entity, with its `ETag`: 200, or 304 if the client has it already.
+pub fn show(entity: &impl Serialize, request: &HeaderMap) -> Result<Response, Problem> {
+    let (json, tag) = represent(entity)?;
+    let etag = HeaderValue::from_str(&tag).map_err(Problem::internal)?;
+    let known = request.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+    let mut known = known.flat_map(|value| value.split(',')).map(str::trim);
+    // Weak comparison, as the RFC wants it here.
+    if known.any(|given| given == "*" || given.strip_prefix("W/").unwrap_or(given) == tag) {
+        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response());
+    }
+    let json_type = HeaderValue::from_static("application/json");
+    Ok(([(header::CONTENT_TYPE, json_type), (header::ETAG, etag)], json).into_response())
+}
+
+/// The answer that shows one entity that was just made, at its address.
+pub fn created(entity: &impl Serialize, location: &str) -> Result<Response, Problem> {
+    let location = HeaderValue::from_str(location).map_err(Problem::internal)?;
+    let shown = show(entity, &HeaderMap::new())?;
+    Ok((StatusCode::CREATED, [(header::LOCATION, location)], shown).into_response())
+}
+
+fn represent(entity: &impl Serialize) -> Result<(Vec<u8>, String), Problem> {
+    let json = serde_json::to_vec(entity).map_err(Problem::internal)?;
+    let mut hasher = DefaultHasher::new();
+    hasher.write(&json);
+    let tag = format!("\"{:016x}\"", hasher.finish());
+    Ok((json, tag))
+}

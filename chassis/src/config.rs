@@ -1,0 +1,105 @@
+//! The settings that every service has. Each is a flag and an environment variable of the same name; `--help` lists
+//! them all. The only place, with each service's own `config`, that reads the environment.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use axum::http::HeaderValue;
+use clap::Args;
+use url::Url;
+
+/// How a service listens, and what it takes from a client.
+#[derive(Args, Clone, Debug)]
+pub struct Settings {
+    /// Interface to listen on
+    #[arg(long, env, default_value = "127.0.0.1")]
+    pub host: IpAddr,
+
+    /// What to log, as `tracing` filters: `info`, `warn,order_service=debug`
+    #[arg(long = "log", env = "RUST_LOG", value_name = "RUST_LOG", default_value = "info")]
+    pub rust_log: String,
+
+    /// Connections open at once; further ones wait to be accepted
+    #[arg(long, env, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_connections: u32,
+
+    /// Largest header, in bytes; beyond it 431
+    #[arg(long, env, default_value_t = 16 << 10, value_parser = clap::value_parser!(u32).range(1024..=1 << 20))]
+    pub max_header_bytes: u32,
+
+    /// Largest body, in bytes; beyond it 413
+    #[arg(long, env, default_value_t = 64 << 10, value_parser = clap::value_parser!(u32).range(1024..=64 << 20))]
+    pub max_body_bytes: u32,
+
+    /// Seconds for a header to arrive, and for a connection to be idle; then it is closed
+    #[arg(long = "header-timeout", env = "HEADER_TIMEOUT_SECONDS", value_name = "HEADER_TIMEOUT_SECONDS", default_value = "15", value_parser = seconds)]
+    pub header_timeout: Duration,
+
+    /// Seconds for a whole body to arrive; then 408
+    #[arg(long = "body-timeout", env = "BODY_TIMEOUT_SECONDS", value_name = "BODY_TIMEOUT_SECONDS", default_value = "10", value_parser = seconds)]
+    pub body_timeout: Duration,
+
+    /// Seconds for a request to be answered; then 503
+    #[arg(long = "request-timeout", env = "REQUEST_TIMEOUT_SECONDS", value_name = "REQUEST_TIMEOUT_SECONDS", default_value = "10", value_parser = seconds)]
+    pub request_timeout: Duration,
+
+    /// Seconds between SIGTERM, when /readyz turns 503, and no longer accepting connections
+    #[arg(long = "drain", env = "DRAIN_SECONDS", value_name = "DRAIN_SECONDS", default_value = "2", value_parser = seconds)]
+    pub drain: Duration,
+
+    /// Seconds for what runs to be finished when the service ends
+    #[arg(long = "shutdown", env = "SHUTDOWN_SECONDS", value_name = "SHUTDOWN_SECONDS", default_value = "10", value_parser = seconds)]
+    pub shutdown: Duration,
+
+    /// Origins of the browsers' pages that may call: `*`, or a list parted by commas
+    #[arg(long, env, default_value = "*", value_delimiter = ',', value_parser = origin)]
+    pub cors_allowed_origins: Vec<HeaderValue>,
+}
+
+/// How a service calls the others.
+#[derive(Args, Clone, Debug)]
+pub struct PeerSettings {
+    /// Seconds for a connection to a peer to be made
+    #[arg(long = "peer-connect-timeout", env = "PEER_CONNECT_TIMEOUT_SECONDS", value_name = "PEER_CONNECT_TIMEOUT_SECONDS", default_value = "1", value_parser = seconds)]
+    pub connect_timeout: Duration,
+
+    /// Seconds for a call to a peer, its answer included
+    #[arg(long = "peer-timeout", env = "PEER_TIMEOUT_SECONDS", value_name = "PEER_TIMEOUT_SECONDS", default_value = "2", value_parser = seconds)]
+    pub timeout: Duration,
+
+    /// Largest answer taken from a peer, in bytes
+    #[arg(long = "peer-max-answer-bytes", env = "PEER_MAX_ANSWER_BYTES", value_name = "PEER_MAX_ANSWER_BYTES", default_value_t = 4 << 20)]
+    pub max_answer_bytes: usize,
+}
+
+/// Only the defaults: for tests, which say what they need themselves.
+#[cfg(feature = "testing")]
+pub fn defaults<T: Args>() -> T {
+    let command = T::augment_args(clap::Command::new("defaults").no_binary_name(true));
+    let command = command.mut_args(|arg| arg.env(None::<&str>));
+    T::from_arg_matches(&command.get_matches_from::<_, &str>([])).expect("every setting has a default")
+}
+
+/// Reads a time in seconds, fractions allowed: 0 to a day.
+pub fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|seconds| (0.0..=86_400.0).contains(seconds));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| "must be a number of seconds from 0 to 86400".to_owned())
+}
+
+/// Reads the address of a peer. Its path is kept: `http://users.internal/api` is asked at `/api/users/1`.
+pub fn peer_url(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).map_err(|error| error.to_string())?;
+    if url.scheme() != "http" || url.host().is_none() {
+        return Err("must start with http:// and name a host (TLS is a proxy's work here)".to_owned());
+    }
+    if url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() {
+        return Err("must be no more than a host, a port and a path".to_owned());
+    }
+    Ok(url)
+}
+
+fn origin(text: &str) -> Result<HeaderValue, String> {
+    let sane = text == "*" || Url::parse(text).is_ok_and(|url| url.origin().ascii_serialization() == text);
+    let value = HeaderValue::from_str(text).ok().filter(|_| sane);
+    value.ok_or_else(|| "must be `*` or an origin like https://shop.example".to_owned())
+}

@@ -1,0 +1,156 @@
+//! What a request carries with it to every call made on its behalf: its ids, and the time left for it.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+/// The header that names a request, in requests and answers.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+
+/// The identity and the deadline of one request. It is passed on by hand, because work that outlives its request, or
+/// that is done for several at once, has no ambient context that would be right.
+#[derive(Clone, Debug)]
+pub struct Context {
+    request_id: HeaderValue,
+    /// The caller's place in a trace, as it came: `traceparent` and `tracestate` (W3C Trace Context).
+    trace: Option<(HeaderValue, Option<HeaderValue>)>,
+    deadline: Instant,
+}
+
+impl Context {
+    /// The context of a request with these headers that may take this long.
+    ///
+    /// A caller's `x-request-id` is taken if it is sane (1 to 128 visible ASCII characters, once), else one is made.
+    pub fn of(headers: &HeaderMap, limit: Duration) -> Self {
+        let request_id = single(headers, &X_REQUEST_ID).filter(|id| is_sane_id(id));
+        let traceparent = single(headers, &TRACEPARENT).filter(|value| is_traceparent(value));
+        Self {
+            request_id: request_id.cloned().unwrap_or_else(new_id),
+            trace: traceparent.map(|parent| (parent.clone(), headers.get(TRACESTATE).cloned())),
+            deadline: Instant::now() + limit,
+        }
+    }
+
+    /// The context of work that no request asked for.
+    pub fn background(limit: Duration) -> Self {
+        Self { request_id: new_id(), trace: None, deadline: Instant::now() + limit }
+    }
+
+    /// The same, for work that must be done sooner.
+    pub fn within(&self, limit: Duration) -> Self {
+        Self { deadline: self.deadline.min(Instant::now() + limit), ..self.clone() }
+    }
+
+    /// The time left; zero once it is over.
+    pub fn time_left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// The id of the request.
+    pub fn request_id(&self) -> &str {
+        self.request_id.to_str().unwrap_or_default() // sane ids are ASCII
+    }
+
+    /// The header that names the request in its answer.
+    pub(crate) fn request_id_header(&self) -> HeaderValue {
+        self.request_id.clone()
+    }
+
+    /// Writes the headers by which a peer knows what it works for.
+    pub(crate) fn forward(&self, headers: &mut HeaderMap) {
+        headers.insert(X_REQUEST_ID, self.request_id.clone());
+        if let Some((parent, state)) = &self.trace {
+            headers.insert(TRACEPARENT, parent.clone());
+            headers.extend(state.clone().map(|state| (TRACESTATE, state)));
+        }
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Context {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let known = parts.extensions.get::<Self>().cloned();
+        Ok(known.unwrap_or_else(|| Self::background(Duration::ZERO))) // the layers put one in every request
+    }
+}
+
+fn new_id() -> HeaderValue {
+    let mut buffer = [0; uuid::fmt::Simple::LENGTH];
+    let id = Uuid::new_v4().simple().encode_lower(&mut buffer);
+    HeaderValue::from_str(id).unwrap_or_else(|_| HeaderValue::from_static("none")) // hexadecimal digits are a header
+}
+
+fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next();
+    first.filter(|_| values.next().is_none())
+}
+
+fn is_sane_id(id: &HeaderValue) -> bool {
+    (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
+}
+
+/// Version 00 of the header, or a later one that starts alike: `00-<32 hex>-<16 hex>-<2 hex>`, ids not all zero.
+fn is_traceparent(value: &HeaderValue) -> bool {
+    let text = value.to_str().unwrap_or_default();
+    let parts: Vec<&str> = text.split('-').collect();
+    let hex = |part: &str, length| part.len() == length && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let id = |part: &str, length| hex(part, length) && part.bytes().any(|b| b != b'0');
+    let [version, trace, parent, flags, rest @ ..] = parts.as_slice() else { return false };
+    let known = hex(version, 2) && *version != "ff" && (rest.is_empty() || *version != "00");
+    known && id(trace, 32) && id(parent, 16) && hex(flags, 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(HeaderName, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect()
+    }
+
+    #[test]
+    fn a_sane_request_id_is_kept_and_any_other_replaced() {
+        let of = |headers: &HeaderMap| Context::of(headers, Duration::ZERO).request_id().to_owned();
+        assert_eq!(of(&headers(&[(X_REQUEST_ID, "abc-1")])), "abc-1");
+        for bad in ["", "two words", "caf\u{e9}"] {
+            let value = HeaderValue::from_bytes(bad.as_bytes()).unwrap();
+            let made = of(&HeaderMap::from_iter([(X_REQUEST_ID, value)]));
+            assert_eq!(made.len(), 32, "{bad:?} was kept: {made}");
+        }
+        let long = HeaderValue::from_str(&"x".repeat(129)).unwrap();
+        assert_eq!(of(&HeaderMap::from_iter([(X_REQUEST_ID, long)])).len(), 32);
+        assert_ne!(of(&HeaderMap::new()), of(&HeaderMap::new()), "each request has its own");
+    }
+
+    #[test]
+    fn a_traceparent_is_passed_on_only_if_it_is_one() {
+        const GOOD: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let forwarded = |value| {
+            let mut headers = HeaderMap::new();
+            Context::of(&self::headers(&[(TRACEPARENT, value)]), Duration::ZERO).forward(&mut headers);
+            headers.get(TRACEPARENT).map(|value| value.to_str().unwrap().to_owned())
+        };
+        assert_eq!(forwarded(GOOD).as_deref(), Some(GOOD));
+        assert!(forwarded("cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-later").is_some());
+        for bad in [
+            "",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7",
+            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more",
+        ] {
+            assert_eq!(forwarded(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Extractors that reject with a [`Problem`]: axum's own answer a bad request in plain text.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+use axum::extract::{FromRequest, FromRequestParts, OptionalFromRequestParts, RawPathParams, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, header};
+use bytes::Bytes;
+
+use crate::fields::{self, Detail, FromJson, FromQuery};
+use crate::problem::{FieldError, Problem, UNSUPPORTED_MEDIA_TYPE};
+
+/// A body that is a JSON object. Its type may be any `application/json` or `…+json`.
+#[derive(Debug)]
+pub struct Json<T>(pub T);
+
+impl<S: Send + Sync, T: FromJson> FromRequest<S> for Json<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        fields::read_object(&json_bytes(request, state).await?).map(Self)
+    }
+}
+
+/// A body that is a JSON array of objects, each read on its own.
+#[derive(Debug)]
+pub struct JsonEach<T, const MOST: usize>(pub Vec<Result<T, Problem>>);
+
+impl<S: Send + Sync, T: FromJson, const MOST: usize> FromRequest<S> for JsonEach<T, MOST> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        fields::read_each(&json_bytes(request, state).await?, 1..=MOST).map(Self)
+    }
+}
+
+async fn json_bytes<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
+    if !is_json(request.headers()) {
+        return Err(Problem::new(&UNSUPPORTED_MEDIA_TYPE, "The body must be sent as application/json"));
+    }
+    // The layers have read the whole body already, within its limits.
+    Bytes::from_request(request, state).await.map_err(Problem::internal)
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let given = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let subtype = essence.strip_prefix("application/");
+    subtype.is_some_and(|subtype| subtype == "json" || subtype.ends_with("+json"))
+}
+
+/// The one parameter of the path.
+#[derive(Debug)]
+pub struct Path<T>(pub T);
+
+impl<S: Send + Sync, T: FromStr<Err: fmt::Display>> FromRequestParts<S> for Path<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let bad = |name: &str, detail: String| Problem::invalid(vec![FieldError::of(name, detail)]);
+        let params = RawPathParams::from_request_parts(parts, state).await;
+        let params = params.map_err(|_| bad("path", "must be UTF-8".to_owned()))?;
+        let (name, text) = params.iter().next().ok_or_else(|| Problem::internal("a path without a parameter"))?;
+        text.parse().map(Self).map_err(|error: T::Err| bad(name, error.to_string()))
+    }
+}
+
+/// The query.
+#[derive(Debug)]
+pub struct Query<T>(pub T);
+
+impl<S: Sync, T: FromQuery> FromRequestParts<S> for Query<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        fields::read_query(parts.uri.query().unwrap_or_default()).map(Self)
+    }
+}
+
+/// A header of which there may be one.
+pub trait Header: Sized {
+    /// Its name.
+    const NAME: HeaderName;
+
+    /// Reads its value.
+    fn parse(value: &str) -> Result<Self, Detail>;
+}
+
+/// The value of the header `H`. Twice the same header is a mistake of the client's.
+#[derive(Debug)]
+pub struct TypedHeader<H>(pub H);
+
+impl<S: Sync, H: Header> OptionalFromRequestParts<S> for TypedHeader<H> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Problem> {
+        let mut given = parts.headers.get_all(H::NAME).iter();
+        let read = match (given.next(), given.next()) {
+            (None, _) => return Ok(None),
+            (Some(value), None) => value.to_str().map_err(|_| "must be ASCII".into()).and_then(H::parse),
+            (Some(_), Some(_)) => Err("is given more than once".into()),
+        };
+        let bad = |detail: Detail| Problem::invalid(vec![FieldError::of(H::NAME.as_str(), detail)]);
+        read.map(|value| Some(Self(value))).map_err(bad)
+    }
+}
+
+/// Reads text of so many characters without control characters, U+0000 among them, which no database takes.
+pub fn text(length: RangeInclusive<usize>) -> impl Fn(String) -> Result<String, Detail> {
+    move |text| {
+        if !length.contains(&text.chars().count()) {
+            return Err(format!("must be {} to {} characters", length.start(), length.end()).into());
+        }
+        if text.contains(char::is_control) {
+            return Err("must not have control characters".into());
+        }
+        Ok(text)
+    }
+}
+
+/// Reads a list of up to `most` values, parted by commas.
+pub fn list<T: FromStr<Err: fmt::Display>>(most: usize) -> impl Fn(&str) -> Result<Vec<T>, Detail> {
+    move |text| {
+        if text.split(',').count() > most {
+            return Err(format!("must be 1 to {most} values").into());
+        }
+        let parse = |part: &str| part.parse().map_err(|error: T::Err| format!("each {error}").into());
+        text.split(',').map(parse).collect()
+    }
+}

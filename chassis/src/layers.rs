@@ -1,0 +1,247 @@
+//! The one stack of middleware: everything that happens to every request, outermost first.
+//!
+//! CORS and compression are tower-http's. All the rest is one function around the router, [`Edge::handle`], to be read
+//! from top to bottom; as a stack of separate layers the same steps cost several times as much a request.
+
+use std::any::Any;
+use std::convert::Infallible;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use axum::response::IntoResponse;
+use bytes::{Buf, Bytes};
+use futures_util::FutureExt;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use tokio::time;
+use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+use tower_http::compression::predicate::SizeAbove;
+use tower_http::compression::{CompressionBody, CompressionLayer};
+use tower_http::cors::{Any as Anything, CorsLayer};
+
+use crate::config::Settings;
+use crate::context::{Context, X_REQUEST_ID};
+use crate::health::Draining;
+use crate::metrics::Metrics;
+use crate::problem::{HEADERS_TOO_LARGE, INVALID_REQUEST, OVERLOADED, PAYLOAD_TOO_LARGE, Problem, REQUEST_TIMEOUT};
+
+/// Answers of at least so many bytes are compressed for clients that ask for it.
+const COMPRESS_FROM: u64 = 1024;
+
+/// The error of a body: hyper's, or a test's that cannot fail.
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Where requests come in: what every one of them needs on its way.
+pub(crate) struct Edge {
+    pub(crate) router: Router,
+    pub(crate) templates: Templates,
+    pub(crate) metrics: Metrics,
+    pub(crate) draining: Draining,
+    pub(crate) settings: Settings,
+}
+
+/// The whole stack as one service, for requests with any kind of body.
+pub(crate) fn stack<B>(
+    edge: Arc<Edge>,
+) -> impl Service<
+    Request<B>,
+    Response = Response<CompressionBody<Body>>,
+    Error = Infallible,
+    Future = impl Future<Output = Result<Response<CompressionBody<Body>>, Infallible>> + Send,
+> + Clone
+where
+    B: http_body::Body<Data: Buf + Send, Error: Into<BoxError>> + Send + 'static,
+{
+    ServiceBuilder::new()
+        .layer(cors(&edge.settings))
+        .layer(CompressionLayer::new().compress_when(SizeAbove::new(COMPRESS_FROM)))
+        .service(service_fn(move |request| {
+            let edge = Arc::clone(&edge);
+            async move { Ok(edge.handle(request).await) }
+        }))
+}
+
+fn cors(settings: &Settings) -> CorsLayer {
+    let exposed = [
+        header::LOCATION,
+        header::LINK,
+        header::ETAG,
+        header::RETRY_AFTER,
+        X_REQUEST_ID,
+        header::HeaderName::from_static("idempotent-replayed"),
+    ];
+    let layer = CorsLayer::new().allow_methods(Anything).allow_headers(Anything).expose_headers(exposed);
+    if settings.cors_allowed_origins.iter().any(|origin| origin == "*") {
+        return layer.allow_origin(Anything);
+    }
+    layer.allow_origin(settings.cors_allowed_origins.clone())
+}
+
+impl Edge {
+    /// One request from its head to its answer.
+    async fn handle<B>(&self, request: Request<B>) -> Response<Body>
+    where
+        B: http_body::Body<Data: Buf, Error: Into<BoxError>>,
+    {
+        let context = Context::of(request.headers(), self.settings.request_timeout);
+        let record = Record::begin(&self.metrics, request.method(), self.templates.of(request.uri()), &context);
+        let mut response = match self.answer(request, context.clone()).await {
+            Ok(response) => response,
+            Err(problem) => problem.into_response(),
+        };
+        let problem = take_problem(&mut response);
+        if let Some(problem) = &problem {
+            response = problem.render(context.request_id());
+        }
+        response.headers_mut().insert(X_REQUEST_ID, context.request_id_header());
+        if self.draining.has_begun() {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        record.end(response.status(), problem.as_ref());
+        response
+    }
+
+    /// The request is checked and read whole, within its limits; then the router has its time for it.
+    async fn answer<B>(&self, request: Request<B>, context: Context) -> Result<Response<Body>, Problem>
+    where
+        B: http_body::Body<Data: Buf, Error: Into<BoxError>>,
+    {
+        let (mut head, body) = request.into_parts();
+        check_head(&head, self.settings.max_header_bytes as usize)?;
+        let body = self.read_body(&head, body).await?;
+        head.extensions.insert(context);
+
+        let routed = self.router.clone().oneshot(Request::from_parts(head, Body::from(body)));
+        // A panic costs its own request and nothing else: what the handler held is dropped with it, and the stores'
+        // locks are never held across anything that can panic half-way through a change.
+        let guarded = AssertUnwindSafe(routed).catch_unwind();
+        match time::timeout(self.settings.request_timeout, guarded).await {
+            Ok(Ok(Ok(response))) => Ok(response),
+            Ok(Ok(Err(never))) => match never {},
+            Ok(Err(panic)) => Err(Problem::internal(format!("panic: {}", panic_message(&*panic)))),
+            Err(_) => Err(Problem::new(&OVERLOADED, "It took too long")),
+        }
+    }
+
+    async fn read_body<B>(&self, head: &Parts, body: B) -> Result<Bytes, Problem>
+    where
+        B: http_body::Body<Data: Buf, Error: Into<BoxError>>,
+    {
+        if body.is_end_stream() {
+            return Ok(Bytes::new());
+        }
+        let limit = self.settings.max_body_bytes as usize;
+        let too_large = || Problem::new(&PAYLOAD_TOO_LARGE, format!("The body is larger than {limit} bytes"));
+        let announced = head.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        if announced.is_some_and(|length: u64| length > limit as u64) {
+            return Err(too_large());
+        }
+        match time::timeout(self.settings.body_timeout, Limited::new(body, limit).collect()).await {
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+            Ok(Err(error)) => Err(Problem::new(&INVALID_REQUEST, "The body could not be read").caused_by(error)),
+            Err(_) => Err(Problem::new(&REQUEST_TIMEOUT, "The body did not arrive in time")),
+        }
+    }
+}
+
+/// What is wrong with a request before anyone looks at what it asks for.
+fn check_head(head: &Parts, max_bytes: usize) -> Result<(), Problem> {
+    if head.headers.get_all(header::HOST).iter().count() != 1 {
+        return Err(Problem::new(&INVALID_REQUEST, "A request has one Host header"));
+    }
+    let line = |(name, value): (&header::HeaderName, &HeaderValue)| name.as_str().len() + value.len() + ": \r\n".len();
+    let bytes =
+        head.uri.path().len() + head.uri.query().map_or(0, str::len) + head.headers.iter().map(line).sum::<usize>();
+    if bytes > max_bytes {
+        return Err(Problem::new(&HEADERS_TOO_LARGE, format!("The header is larger than {max_bytes} bytes")));
+    }
+    Ok(())
+}
+
+/// The problem that a response stands for. Whatever fails without one was refused by a library, in its own words.
+fn take_problem(response: &mut Response<Body>) -> Option<Problem> {
+    let status = response.status();
+    if !status.is_client_error() && !status.is_server_error() {
+        return None;
+    }
+    let allow = response.headers().get(header::ALLOW).cloned();
+    response.extensions_mut().remove().or_else(|| Some(Problem::from_bare(status, allow)))
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no message)")
+}
+
+/// The templates of the routes (`/users/{id}`), by which requests are counted and logged.
+pub(crate) struct Templates {
+    routes: matchit::Router<Arc<str>>,
+    none: Arc<str>,
+}
+
+impl Templates {
+    /// From a list of templates. One that cannot stand beside the others is left out.
+    pub(crate) fn new(templates: impl IntoIterator<Item = String>) -> Self {
+        let mut routes = matchit::Router::new();
+        for template in templates {
+            let name = Arc::from(template.as_str());
+            let _ = routes.insert(template, name);
+        }
+        Self { routes, none: Arc::from("(none)") }
+    }
+
+    fn of(&self, uri: &Uri) -> &Arc<str> {
+        self.routes.at(uri.path()).map_or(&self.none, |found| found.value)
+    }
+}
+
+/// What is logged and counted of one request, at its end; also when the client goes before that.
+struct Record<'a> {
+    metrics: &'a Metrics,
+    method: Method,
+    route: &'a Arc<str>,
+    request_id: String,
+    began: Instant,
+    over: bool,
+}
+
+impl<'a> Record<'a> {
+    fn begin(metrics: &'a Metrics, method: &Method, route: &'a Arc<str>, context: &Context) -> Self {
+        metrics.begin();
+        let request_id = context.request_id().to_owned();
+        Self { metrics, method: method.clone(), route, request_id, began: Instant::now(), over: false }
+    }
+
+    fn end(mut self, status: StatusCode, problem: Option<&Problem>) {
+        self.over = true;
+        let took = self.began.elapsed();
+        self.metrics.end(&self.method, self.route, status, took);
+        let Self { method, route, request_id, .. } = &self;
+        let (status, ms) = (status.as_u16(), took.as_micros() as f64 / 1000.0);
+        let (slug, cause) = (problem.map(|p| p.kind().slug), problem.and_then(Problem::cause));
+        if status >= 500 {
+            tracing::error!(%method, %route, status, ms, request_id, problem = slug, cause, "request");
+        } else {
+            tracing::info!(%method, %route, status, ms, request_id, problem = slug, cause, "request");
+        }
+    }
+}
+
+impl Drop for Record<'_> {
+    fn drop(&mut self) {
+        if !self.over {
+            /// nginx's code for a client that closed the connection before its answer.
+            const CLIENT_CLOSED_REQUEST: u16 = 499;
+            let status = StatusCode::from_u16(CLIENT_CLOSED_REQUEST).unwrap_or(StatusCode::BAD_REQUEST);
+            self.metrics.end(&self.method, self.route, status, self.began.elapsed());
+            let Self { method, route, request_id, .. } = self;
+            tracing::info!(%method, %route, status = CLIENT_CLOSED_REQUEST, request_id, "the client went away");
+        }
+    }
+}

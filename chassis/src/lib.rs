@@ -1,0 +1,125 @@
+//! How a service runs: everything around its handlers. It knows no user, no product and no order.
+//!
+//! The life of a process, as [`run`] and each `main` tell it:
+//!
+//! 1. [`config`] reads the settings, [`telemetry`] starts the log.
+//! 2. The service opens its store and builds its [`App`]: its routes, documented by [`openapi`], with [`health`] and
+//!    [`metrics`] beside them, inside the one stack of [`layers`].
+//! 3. The listener is bound; one line on stdout says where.
+//! 4. [`server`] accepts connections until a signal comes, then drains.
+//!
+//! A request comes in through [`layers`], is read by [`extract`] and [`fields`], and leaves as JSON (see [`page`] and
+//! [`conditional`]) or as a [`problem`]. Calls to other services leave through [`client`], with their [`context`].
+
+pub mod client;
+pub mod conditional;
+pub mod config;
+pub mod context;
+pub mod extract;
+pub mod fields;
+pub mod health;
+mod layers;
+mod metrics;
+mod openapi;
+pub mod page;
+pub mod problem;
+mod server;
+pub mod telemetry;
+#[cfg(feature = "testing")]
+pub mod testing;
+
+use std::future::Future;
+use std::io;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::config::Settings;
+use crate::health::{Draining, Needs};
+use crate::layers::{Edge, Templates};
+use crate::metrics::Metrics;
+pub use crate::server::{Stop, serve};
+
+/// A service ready to be served: its routes inside the layers.
+#[derive(Clone)]
+pub struct App {
+    edge: Arc<Edge>,
+    document: Arc<OpenApi>,
+}
+
+impl App {
+    /// The app of `service` with these routes, which answer at the root and under `/api`.
+    pub fn new(
+        service: &str,
+        description: &str,
+        routes: OpenApiRouter,
+        needs: Arc<dyn Needs>,
+        settings: &Settings,
+    ) -> Self {
+        let (draining, metrics) = (Draining::default(), Metrics::default());
+        let health = health::routes(draining.clone(), needs);
+        let (router, document) = openapi::assemble(service, description, routes, health);
+        let router = router.merge(metrics.routes());
+        let documented = document.paths.paths.keys().flat_map(|path| [path.clone(), format!("{}{path}", openapi::API)]);
+        let others = ["/metrics", "/openapi.json", "/docs", "/docs/", "/docs/{*file}"].map(str::to_owned);
+        let templates = Templates::new(documented.chain(others));
+        let edge = Edge { router, templates, metrics, draining, settings: settings.clone() };
+        Self { edge: Arc::new(edge), document: Arc::new(document) }
+    }
+
+    /// The OpenAPI document.
+    pub fn document(&self) -> &OpenApi {
+        &self.document
+    }
+}
+
+/// The time, in whole microseconds: what every store keeps, so that no two of them differ in what they answer.
+pub fn now() -> Timestamp {
+    let now = Timestamp::now();
+    now.round(jiff::Unit::Microsecond).unwrap_or(now) // rounding fails only at the end of time
+}
+
+/// Listens, says so in one line on stdout (`<service> listens on http://<address>, <about>`), and serves until SIGTERM or
+/// Ctrl-C.
+///
+/// # Errors
+/// If the address cannot be listened on.
+#[expect(clippy::print_stdout, reason = "the start-up line is for whoever started the process, whatever the log does")]
+pub async fn run(service: &str, port: u16, about: &str, app: &App) -> Result<(), String> {
+    let address = (app.edge.settings.host, port);
+    let failed = |error: io::Error| format!("cannot listen on HOST={} PORT={}: {error}", address.0, address.1);
+    // The signals are caught before anyone can know that the service is there.
+    let stop = stop_signal().map_err(|error| format!("cannot catch signals: {error}"))?;
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    println!("{service} listens on http://{}, {about}", listener.local_addr().map_err(failed)?);
+    serve(listener, app, stop).await;
+    Ok(())
+}
+
+/// The end of `main`: why a service could not run is said on stderr.
+#[expect(clippy::print_stderr, reason = "a service that cannot start may have no log yet")]
+pub fn exit(result: Result<(), String>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            eprintln!("error: {reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn stop_signal() -> io::Result<impl Future<Output = Stop>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => Stop::Gracefully,
+            _ = interrupt.recv() => Stop::Now,
+        }
+    })
+}

@@ -1,0 +1,99 @@
+//! Lists, a page at a time: `?limit=` and `?after=`, and the `Link` to the next page (RFC 8288).
+//!
+//! A page starts behind a key, never at an offset: it costs the same wherever it is in the list, and rows that come or
+//! go meanwhile neither hide another row nor show one twice.
+
+use std::fmt;
+use std::str::FromStr;
+
+use axum::Json;
+use axum::http::{HeaderValue, Uri, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use url::form_urlencoded;
+
+use crate::fields::Params;
+
+/// Most rows of a page.
+pub const MAX_LIMIT: usize = 1000;
+/// Rows of a page when the client does not say.
+pub const DEFAULT_LIMIT: usize = 100;
+
+/// Which rows of a list, by ascending key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page<K> {
+    /// Only rows behind this key.
+    pub after: Option<K>,
+    /// At most so many of them: 1 to [`MAX_LIMIT`].
+    pub limit: usize,
+}
+
+/// Rows of a list, and whether more follow.
+#[derive(Clone, Debug)]
+pub struct Rows<T> {
+    /// The rows, oldest first.
+    pub rows: Vec<T>,
+    /// Whether the list goes on behind them.
+    pub more: bool,
+}
+
+impl<K: FromStr<Err: fmt::Display>> Page<K> {
+    /// Reads `limit` and `after` from a query.
+    pub fn from_query(params: &mut Params<'_>) -> Option<Self> {
+        let limit = params.optional("limit", parse_limit);
+        let after = params.optional("after", |text| text.parse().map_err(|error: K::Err| error.to_string()));
+        Some(Self { after: after?, limit: limit?.unwrap_or(DEFAULT_LIMIT) })
+    }
+}
+
+impl<T> Rows<T> {
+    /// The first `limit` of `rows`, which may be one more than that, to see whether more follow.
+    pub fn cut(rows: impl Iterator<Item = T>, limit: usize) -> Self {
+        let mut rows: Vec<T> = rows.take(limit + 1).collect();
+        let more = rows.len() > limit;
+        rows.truncate(limit);
+        Self { rows, more }
+    }
+
+    /// All of a list.
+    pub fn all(rows: Vec<T>) -> Self {
+        Self { rows, more: false }
+    }
+
+    /// The answer to `GET uri`: the rows as `show` shows them, and a `Link` behind the last one's key if more follow.
+    pub fn answer<'a, V: Serialize, K: fmt::Display>(
+        &'a self,
+        uri: &Uri,
+        show: impl Fn(&'a T) -> V,
+        key: impl Fn(&'a T) -> K,
+    ) -> Response {
+        let mut response = Json(self.rows.iter().map(show).collect::<Vec<_>>()).into_response();
+        if let Some(last) = self.rows.last().filter(|_| self.more) {
+            let mut query = form_urlencoded::Serializer::new(String::new());
+            let given = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
+            query.extend_pairs(given.filter(|(name, _)| name != "after"));
+            query.append_pair("after", &key(last).to_string());
+            response.headers_mut().extend(next_link(uri.path(), &query.finish()));
+        }
+        response
+    }
+}
+
+/// The header that points to the next page.
+pub fn next_link(path: &str, query: &str) -> Option<(header::HeaderName, HeaderValue)> {
+    let link = HeaderValue::from_str(&format!("<{path}?{query}>; rel=\"next\""));
+    link.ok().map(|link| (header::LINK, link))
+}
+
+/// The query of the page that a `Link` header points to, if it points to a next one.
+pub fn next_query(link: &HeaderValue) -> Option<&str> {
+    let (target, rest) = link.to_str().ok()?.strip_prefix('<')?.split_once('>')?;
+    let (_, query) = target.split_once('?')?;
+    rest.contains("rel=\"next\"").then_some(query)
+}
+
+fn parse_limit(text: &str) -> Result<usize, String> {
+    let limit = text.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit));
+    let digits = text.bytes().all(|b| b.is_ascii_digit());
+    limit.filter(|_| digits).ok_or_else(|| format!("must be an integer from 1 to {MAX_LIMIT}"))
+}

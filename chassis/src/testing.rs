@@ -1,0 +1,183 @@
+//! For the services' tests: a client over an [`App`] without a network, and a peer that answers what it is told to.
+
+use axum::body::Body;
+use axum::http::{HeaderMap, Method, Request, StatusCode, header};
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tower::ServiceExt;
+use url::Url;
+
+use crate::{App, layers};
+
+/// A client that calls an app in the same process, through all its layers.
+#[derive(Clone)]
+pub struct Client(App);
+
+/// A request to be sent.
+#[must_use]
+pub struct Sending {
+    app: App,
+    request: Request<Body>,
+}
+
+/// An answer that has come, whole.
+#[derive(Debug)]
+pub struct Received {
+    /// The status code.
+    pub status: StatusCode,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Bytes,
+}
+
+impl Client {
+    /// A client of this app.
+    pub fn new(app: App) -> Self {
+        Self(app)
+    }
+
+    /// A request with this method to this path.
+    pub fn request(&self, method: &str, path: &str) -> Sending {
+        let method = Method::from_bytes(method.as_bytes()).expect("a method");
+        let request = Request::builder().method(method).uri(path).header(header::HOST, "test").body(Body::empty());
+        Sending { app: self.0.clone(), request: request.expect("a path") }
+    }
+
+    /// `GET path`.
+    pub async fn get(&self, path: &str) -> Received {
+        self.request("GET", path).send().await
+    }
+
+    /// `DELETE path`.
+    pub async fn delete(&self, path: &str) -> Received {
+        self.request("DELETE", path).send().await
+    }
+
+    /// `POST path` with a JSON body.
+    pub async fn post(&self, path: &str, json: Value) -> Received {
+        self.request("POST", path).json(&json).send().await
+    }
+
+    /// `PUT path` with a JSON body.
+    pub async fn put(&self, path: &str, json: Value) -> Received {
+        self.request("PUT", path).json(&json).send().await
+    }
+
+    /// `PATCH path` with a JSON body.
+    pub async fn patch(&self, path: &str, json: Value) -> Received {
+        self.request("PATCH", path).json(&json).send().await
+    }
+}
+
+impl Sending {
+    /// With one more header.
+    pub fn header(mut self, name: &'static str, value: &str) -> Self {
+        self.request.headers_mut().append(name, value.parse().expect("a header value"));
+        self
+    }
+
+    /// Without any header of this name.
+    pub fn without(mut self, name: &str) -> Self {
+        self.request.headers_mut().remove(name);
+        self
+    }
+
+    /// With a JSON body.
+    pub fn json(self, json: &Value) -> Self {
+        self.bytes("application/json", json.to_string())
+    }
+
+    /// With a body of any kind.
+    pub fn bytes(self, content_type: &str, body: impl Into<Bytes>) -> Self {
+        let mut sending = self.header("content-type", content_type);
+        *sending.request.body_mut() = Body::from(body.into());
+        sending
+    }
+
+    /// Sends it and waits for the whole answer.
+    pub async fn send(self) -> Received {
+        let Ok(response) = layers::stack(self.app.edge).oneshot(self.request).await;
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await.expect("an answer from memory").to_bytes();
+        Received { status: parts.status, headers: parts.headers, body }
+    }
+}
+
+impl Received {
+    /// The body as JSON.
+    ///
+    /// # Panics
+    /// If it is not.
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self}"))
+    }
+
+    /// A header as text; empty if there is none.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().expect("a header of text"))
+    }
+
+    /// Checks the status; the message shows the whole answer.
+    #[track_caller]
+    pub fn expect(self, status: u16) -> Self {
+        assert_eq!(self.status.as_u16(), status, "{self}");
+        self
+    }
+
+    /// Checks that it is a problem of this kind, with every member that the contract promises, and gives its body.
+    #[track_caller]
+    pub fn expect_problem(self, status: u16, slug: &str) -> Value {
+        let received = self.expect(status);
+        let json = received.json();
+        assert_eq!(received.header("content-type"), "application/problem+json", "{received}");
+        assert_eq!(json["type"], format!("urn:problem-type:{slug}"), "{received}");
+        assert_eq!(json["status"], status, "{received}");
+        assert_eq!(json["error"], json["detail"], "{received}");
+        assert!(json["title"].is_string() && json["detail"].is_string(), "{received}");
+        assert_eq!(json["requestId"], received.header("x-request-id"), "{received}");
+        assert_eq!(status == 503, received.headers.contains_key(header::RETRY_AFTER), "{received}");
+        json
+    }
+
+    /// Checks that it is an `invalid-request` that blames exactly these pointers, in any order.
+    #[track_caller]
+    pub fn expect_invalid(self, pointers: &[&str]) {
+        let json = self.expect_problem(400, "invalid-request");
+        let errors = json["errors"].as_array().cloned().unwrap_or_default();
+        let mut blamed: Vec<&str> = errors.iter().filter_map(|error| error["pointer"].as_str()).collect();
+        let mut expected = pointers.to_vec();
+        blamed.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(blamed, expected, "{json}");
+    }
+}
+
+impl std::fmt::Display for Received {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {:?} {}", self.status, self.headers, String::from_utf8_lossy(&self.body))
+    }
+}
+
+/// Serves `router` as a peer on a free port, for as long as the test runs; its address.
+///
+/// # Panics
+/// If there is no free port.
+pub async fn stub_peer(router: axum::Router) -> Url {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("a bound listener");
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    Url::parse(&format!("http://{address}")).expect("an address is a URL")
+}
+
+/// The address of a peer that is not there: a port that was free a moment ago.
+///
+/// # Panics
+/// If there is no free port.
+pub async fn dead_peer() -> Url {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("a bound listener");
+    Url::parse(&format!("http://{address}")).expect("an address is a URL")
+}

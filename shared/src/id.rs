@@ -1,0 +1,124 @@
+//! The id of a user or of a product.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::de::{self, Deserialize, Deserializer, Unexpected, Visitor};
+use serde::{Serialize, Serializer};
+use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, OneOfBuilder, SchemaFormat, Type};
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
+
+/// A whole number from 1 to `i64::MAX`.
+///
+/// It is written as a JSON integer and read from an integer or from a string of decimal digits, because one of the
+/// tutorials this system grew from keeps its ids in strings. `0`, signs, leading zeros and fractions are no ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Id(i64);
+
+impl Id {
+    /// The id with this number, if it can be one.
+    pub const fn new(number: i64) -> Option<Self> {
+        if number >= 1 { Some(Self(number)) } else { None }
+    }
+
+    /// The number.
+    pub const fn get(self) -> i64 {
+        self.0
+    }
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for Id {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // `i64::from_str` takes a sign and leading zeros; one thing should have one address.
+        let canonical = text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0');
+        let number = if canonical { text.parse().ok() } else { None };
+        number.and_then(Self::new).ok_or("must be an integer from 1 to 9223372036854775807")
+    }
+}
+
+impl Serialize for Id {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_i64(self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct IdVisitor;
+
+        impl Visitor<'_> for IdVisitor {
+            type Value = Id;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an integer from 1 to 9223372036854775807")
+            }
+
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Id, E> {
+                Id::new(number).ok_or_else(|| E::invalid_value(Unexpected::Signed(number), &self))
+            }
+
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Id, E> {
+                let id = i64::try_from(number).ok().and_then(Id::new);
+                id.ok_or_else(|| E::invalid_value(Unexpected::Unsigned(number), &self))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Id, E> {
+                text.parse().map_err(|_| E::invalid_value(Unexpected::Str(text), &self))
+            }
+        }
+
+        deserializer.deserialize_any(IdVisitor)
+    }
+}
+
+impl PartialSchema for Id {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::Integer)
+            .format(Some(SchemaFormat::KnownFormat(KnownFormat::Int64)))
+            .minimum(Some(1))
+            .maximum(Some(i64::MAX))
+            .examples([1])
+            .into()
+    }
+}
+
+impl ToSchema for Id {}
+
+/// The schema of an id inside a request body, where a string of digits does as well.
+pub(crate) fn lenient_schema() -> impl Into<RefOr<Schema>> {
+    let digits = ObjectBuilder::new().schema_type(Type::String).pattern(Some("^[1-9][0-9]{0,17}$"));
+    OneOfBuilder::new().item(Id::schema()).item(digits).examples([1])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_read_from_an_integer_or_from_digits() {
+        for json in ["7", "\"7\""] {
+            assert_eq!(serde_json::from_str::<Id>(json).expect(json), Id(7));
+        }
+        assert_eq!(serde_json::to_string(&Id(7)).expect("an id is JSON"), "7");
+    }
+
+    #[test]
+    fn nothing_else_is_an_id() {
+        let bad = ["0", "-1", "1.0", "1e3", "9223372036854775808", "true", "null", "[1]", "{}"];
+        let quoted = ["\"\"", "\"0\"", "\"01\"", "\"+1\"", "\"-1\"", "\" 1\"", "\"1.0\"", "\"9223372036854775808\""];
+        for json in bad.into_iter().chain(quoted) {
+            let read = serde_json::from_str::<Id>(json);
+            assert!(read.is_err(), "{json} was read as {read:?}");
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! What crosses the wire: the types of requests and answers, and the rules that both sides of a call must agree on.
+//!
+//! A service written in another language needs nothing from here but the JSON these types describe. So this crate
+//! knows no runtime, no HTTP library and no store; `chassis` (how a service runs) and this one do not know each other.
+
+mod id;
+mod money;
+pub mod orders;
+pub mod products;
+pub mod users;
+
+pub use id::Id;
+pub use money::Money;

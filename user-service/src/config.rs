@@ -1,0 +1,22 @@
+//! The settings of this service.
+
+use chassis::config::Settings;
+use clap::Parser;
+use clap::builder::BoolishValueParser;
+
+/// user-service: who there is.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub struct Config {
+    /// Port to listen on; 0 takes a free one
+    #[arg(long, env, default_value_t = 3001)]
+    pub port: u16,
+
+    /// Whether a store in memory starts with two users
+    #[arg(long, env, default_value = "true", action = clap::ArgAction::Set, value_parser = BoolishValueParser::new())]
+    pub seed: bool,
+
+    /// What every service has.
+    #[command(flatten)]
+    pub settings: Settings,
+}

@@ -1,0 +1,62 @@
+//! What can go wrong here, and what a client is told of it.
+
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use chassis::problem::{Kind, NOT_FOUND, Problem, STORE_UNAVAILABLE};
+
+use crate::store::StoreError;
+
+static USERNAME_TAKEN: Kind = Kind::new(StatusCode::CONFLICT, "username-taken", "Username taken");
+static EMAIL_TAKEN: Kind = Kind::new(StatusCode::CONFLICT, "email-taken", "E-mail taken");
+
+/// Why a call failed.
+#[derive(Debug)]
+pub enum Error {
+    /// There is no such user.
+    NotFound,
+    /// The store refused, or is away.
+    Store(StoreError),
+    /// A password could not be hashed.
+    Hash(String),
+    /// Wrong in a way that every service knows.
+    Problem(Problem),
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::NotFound => Self::new(&NOT_FOUND, "User not found"),
+            Error::Store(StoreError::UsernameTaken) => Self::new(&USERNAME_TAKEN, "Username is already taken"),
+            Error::Store(StoreError::EmailTaken) => Self::new(&EMAIL_TAKEN, "E-mail is already taken"),
+            Error::Store(StoreError::Unavailable(cause)) => {
+                Self::new(&STORE_UNAVAILABLE, "The store does not answer").caused_by(cause)
+            }
+            Error::Hash(cause) => Self::internal(cause),
+            Error::Problem(problem) => problem,
+        }
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<String> for Error {
+    fn from(cause: String) -> Self {
+        Self::Hash(cause)
+    }
+}
+
+impl From<Problem> for Error {
+    fn from(problem: Problem) -> Self {
+        Self::Problem(problem)
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        Problem::from(self).into_response()
+    }
+}

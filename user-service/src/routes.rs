@@ -1,0 +1,129 @@
+//! HTTP: which call does what. The rules are in [`crate::user`], the rows in [`crate::store`].
+
+use axum::extract::{OriginalUri, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use chassis::conditional::{self, IfMatch};
+use chassis::extract::{self, Json, Path, Query, TypedHeader};
+use chassis::fields::{Detail, FromQuery, Params};
+use chassis::page::{Page, Rows};
+use shared::Id;
+use shared::users::{CreateUser, UpdateUser, User as WireUser};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::AppState;
+use crate::error::Error;
+use crate::user::{NewUser, UserChange};
+
+/// Most ids in one call.
+const MAX_IDS: usize = 128;
+
+/// All routes of this service.
+pub(crate) fn router() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(read, update, delete))
+}
+
+/// Which users to list.
+struct Wanted {
+    page: Page<Id>,
+    username: Option<String>,
+    ids: Option<Vec<Id>>,
+}
+
+impl FromQuery for Wanted {
+    fn from_query(params: &mut Params<'_>) -> Option<Self> {
+        let page = Page::from_query(params);
+        let username = params.optional("username", |text| Ok::<_, Detail>(text.to_owned()));
+        let ids = params.optional("ids", extract::list(MAX_IDS));
+        Some(Self { page: page?, username: username?, ids: ids? })
+    }
+}
+
+/// Lists users, oldest first.
+///
+/// With `username`, the one of that name or none; with `ids`, those that there are, in one answer; else a page.
+#[utoipa::path(get, path = "/users", tag = "users",
+    params(("limit" = Option<usize>, Query, description = "Most users to answer", minimum = 1, maximum = 1000),
+        ("after" = Option<Id>, Query, description = "Only users behind this id"),
+        ("username" = Option<String>, Query, description = "Only the user of this name, compared without case"),
+        ("ids" = Option<Vec<Id>>, Query, explode = false, description = "Only the users of these ids", max_items = 128)),
+    responses((status = OK, body = Vec<WireUser>, headers(("link" = String, description = "The next page, if there is one")))))]
+async fn list(
+    State(app): State<AppState>,
+    OriginalUri(uri): OriginalUri,
+    Query(wanted): Query<Wanted>,
+) -> Result<Response, Error> {
+    let rows = match (wanted.username, wanted.ids) {
+        (Some(username), ids) => {
+            let mut found: Vec<_> = app.store.by_username(&username).await?.into_iter().collect();
+            found.retain(|user| ids.as_ref().is_none_or(|ids| ids.contains(&user.public.id)));
+            Rows::all(found)
+        }
+        (None, Some(ids)) => Rows::all(app.store.by_ids(&ids).await?),
+        (None, None) => app.store.page(wanted.page).await?,
+    };
+    Ok(rows.answer(&uri, |user| &user.public, |user| user.public.id))
+}
+
+/// Adds a user.
+#[utoipa::path(post, path = "/users", tag = "users", request_body = CreateUser,
+    responses((status = CREATED, body = WireUser, headers(("location" = String), ("etag" = String)))))]
+async fn create(
+    State(app): State<AppState>,
+    OriginalUri(uri): OriginalUri,
+    Json(new): Json<NewUser>,
+) -> Result<Response, Error> {
+    let draft = new.into_draft(&app.hasher).await?;
+    let user = app.store.insert(draft, chassis::now()).await?;
+    Ok(conditional::created(&user.public, &format!("{}/{}", uri.path(), user.public.id))?)
+}
+
+/// Answers one user.
+#[utoipa::path(get, path = "/users/{id}", tag = "users", params(("id" = Id, Path)),
+    responses((status = OK, body = WireUser, headers(("etag" = String))), (status = NOT_MODIFIED)))]
+async fn read(State(app): State<AppState>, Path(id): Path<Id>, headers: HeaderMap) -> Result<Response, Error> {
+    let user = app.store.by_id(id).await?.ok_or(Error::NotFound)?;
+    Ok(conditional::show(&user.public, &headers)?)
+}
+
+/// Changes the members that are given.
+#[utoipa::path(patch, path = "/users/{id}", tag = "users", params(("id" = Id, Path), ("if-match" = Option<String>, Header)),
+    request_body = UpdateUser, responses((status = OK, body = WireUser, headers(("etag" = String)))))]
+async fn update(
+    State(app): State<AppState>,
+    Path(id): Path<Id>,
+    if_match: Option<TypedHeader<IfMatch>>,
+    Json(change): Json<UserChange>,
+) -> Result<Response, Error> {
+    let change = change.hashed(&app.hasher).await?;
+    loop {
+        let seen = app.store.by_id(id).await?.ok_or(Error::NotFound)?;
+        if let Some(TypedHeader(if_match)) = &if_match {
+            if_match.check(&seen.public)?;
+        }
+        // Only if it is still what was seen; else somebody was quicker, and it is looked at again.
+        if let Some(user) = app.store.replace(seen.version, change.apply(&seen)).await? {
+            return Ok(conditional::show(&user.public, &HeaderMap::new())?);
+        }
+    }
+}
+
+/// Removes a user; its username and e-mail are free again.
+#[utoipa::path(delete, path = "/users/{id}", tag = "users", params(("id" = Id, Path), ("if-match" = Option<String>, Header)),
+    responses((status = NO_CONTENT)))]
+async fn delete(
+    State(app): State<AppState>,
+    Path(id): Path<Id>,
+    if_match: Option<TypedHeader<IfMatch>>,
+) -> Result<StatusCode, Error> {
+    loop {
+        let seen = app.store.by_id(id).await?.ok_or(Error::NotFound)?;
+        if let Some(TypedHeader(if_match)) = &if_match {
+            if_match.check(&seen.public)?;
+        }
+        if app.store.remove(id, seen.version).await? {
+            return Ok(StatusCode::NO_CONTENT);
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The contract of [`UserStore`], one function a sentence, run against every store.
+
+use super::*;
+
+/// Stamps every case as a test of each store.
+macro_rules! contract {
+    ($($case:ident)*) => {
+        mod memory {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                super::$case(&(std::sync::Arc::new(super::MemoryStore::default()) as super::Store)).await;
+            })*
+        }
+    };
+}
+
+contract! {
+    ids_rise_and_are_never_given_twice
+    names_are_unique_without_case
+    a_refused_insert_changes_nothing
+    rows_are_found_by_id_and_by_name
+    pages_join_to_the_whole_list
+    a_change_is_made_only_to_the_version_seen
+    a_change_frees_the_names_it_gives_up
+    a_change_cannot_take_anothers_name
+    a_removed_user_frees_its_names
+    of_many_at_once_one_gets_the_name
+}
+
+type Store = Arc<dyn UserStore>;
+
+fn draft(name: &str) -> Draft {
+    Draft { name: name.to_owned(), username: None, email: None, password: None }
+}
+
+fn account(username: &str, email: &str) -> Draft {
+    Draft { username: Some(username.to_owned()), email: Some(email.to_owned()), ..draft(username) }
+}
+
+async fn add(store: &Store, draft: Draft) -> Arc<User> {
+    store.insert(draft, Timestamp::UNIX_EPOCH).await.expect("a user that nothing forbids")
+}
+
+async fn all(store: &Store) -> Vec<Id> {
+    let page = Page { after: None, limit: 1000 };
+    store.page(page).await.unwrap().rows.iter().map(|user| user.public.id).collect()
+}
+
+async fn ids_rise_and_are_never_given_twice(store: &Store) {
+    let first = add(store, draft("one")).await;
+    let second = add(store, draft("two")).await;
+    assert_eq!(first.public.id.get(), 1);
+    assert!(second.public.id > first.public.id);
+    assert!(store.remove(second.public.id, second.version).await.unwrap());
+    assert!(add(store, draft("three")).await.public.id > second.public.id, "the id of a removed user is not reused");
+    assert_eq!(first.public.created_at, Timestamp::UNIX_EPOCH, "the time is the caller's");
+}
+
+async fn names_are_unique_without_case(store: &Store) {
+    add(store, account("Ångström", "Ada@Example.com")).await;
+    for (username, email, refusal) in [
+        ("ångström", "other@example.com", StoreError::UsernameTaken),
+        ("A\u{30a}NGSTRO\u{308}M", "other@example.com", StoreError::UsernameTaken),
+        ("other", "ADA@example.COM", StoreError::EmailTaken),
+    ] {
+        let refused = store.insert(account(username, email), Timestamp::UNIX_EPOCH).await.err();
+        assert_eq!(refused, Some(refusal), "{username} {email}");
+    }
+    add(store, draft("Ångström")).await; // a name for people is not unique
+}
+
+async fn a_refused_insert_changes_nothing(store: &Store) {
+    add(store, account("ada", "ada@example.com")).await;
+    let refused = store.insert(account("eve", "ada@example.com"), Timestamp::UNIX_EPOCH).await;
+    assert_eq!(refused.err(), Some(StoreError::EmailTaken));
+    assert_eq!(all(store).await.len(), 1);
+    add(store, account("eve", "eve@example.com")).await; // the name was not kept
+}
+
+async fn rows_are_found_by_id_and_by_name(store: &Store) {
+    let ada = add(store, account("Ada", "ada@example.com")).await;
+    let bob = add(store, account("bob", "bob@example.com")).await;
+    let (ada_id, bob_id, nobody) = (ada.public.id, bob.public.id, Id::new(999).unwrap());
+    assert!(store.by_id(ada_id).await.unwrap().is_some_and(|user| user.public == ada.public));
+    assert!(store.by_id(nobody).await.unwrap().is_none());
+    assert!(store.by_username("ADA").await.unwrap().is_some_and(|user| user.public.id == ada_id));
+    assert!(store.by_username("ad").await.unwrap().is_none());
+    let found = store.by_ids(&[bob_id, nobody, ada_id, bob_id]).await.unwrap();
+    assert_eq!(found.iter().map(|user| user.public.id).collect::<Vec<_>>(), [ada_id, bob_id]);
+}
+
+async fn pages_join_to_the_whole_list(store: &Store) {
+    for n in 0..10 {
+        add(store, draft(&n.to_string())).await;
+    }
+    let third = store.by_id(Id::new(3).unwrap()).await.unwrap().unwrap();
+    assert!(store.remove(third.public.id, third.version).await.unwrap());
+    for limit in 1..=11 {
+        let (mut seen, mut after) = (Vec::new(), None);
+        loop {
+            let rows = store.page(Page { after, limit }).await.unwrap();
+            assert!(rows.rows.len() <= limit);
+            seen.extend(rows.rows.iter().map(|user| user.public.id));
+            after = seen.last().copied();
+            if !rows.more {
+                break;
+            }
+        }
+        assert_eq!(seen, all(store).await, "pages of {limit}");
+    }
+}
+
+async fn a_change_is_made_only_to_the_version_seen(store: &Store) {
+    let seen = add(store, draft("ada")).await;
+    let next = |name: &str, from: &User| {
+        let mut next = from.clone();
+        next.public.name = name.to_owned();
+        next.version += 1;
+        next
+    };
+    let changed = store.replace(seen.version, next("first", &seen)).await.unwrap().expect("nobody else was there");
+    assert!(store.replace(seen.version, next("second", &seen)).await.unwrap().is_none());
+    assert!(!store.remove(seen.public.id, seen.version).await.unwrap());
+    let stored = store.by_id(seen.public.id).await.unwrap().unwrap();
+    assert_eq!(stored.public.name, "first");
+    assert!(store.remove(seen.public.id, changed.version).await.unwrap());
+    assert!(store.replace(changed.version, next("third", &changed)).await.unwrap().is_none(), "it is gone");
+}
+
+async fn a_change_frees_the_names_it_gives_up(store: &Store) {
+    let ada = add(store, account("ada", "ada@example.com")).await;
+    let mut renamed = User::clone(&ada);
+    renamed.public.username = Some("countess".to_owned());
+    renamed.version += 1;
+    store.replace(ada.version, renamed).await.unwrap().expect("nobody else was there");
+    assert!(store.by_username("ada").await.unwrap().is_none());
+    assert!(store.by_username("countess").await.unwrap().is_some());
+    add(store, account("ada", "other@example.com")).await;
+}
+
+async fn a_change_cannot_take_anothers_name(store: &Store) {
+    let ada = add(store, account("ada", "ada@example.com")).await;
+    add(store, account("bob", "bob@example.com")).await;
+    for (username, email, refusal) in
+        [("BOB", "ada@example.com", StoreError::UsernameTaken), ("ada", "Bob@example.com", StoreError::EmailTaken)]
+    {
+        let mut change = User::clone(&ada);
+        (change.public.username, change.public.email) = (Some(username.to_owned()), Some(email.to_owned()));
+        change.version += 1;
+        assert_eq!(store.replace(ada.version, change).await.err(), Some(refusal));
+    }
+    let mut same = User::clone(&ada);
+    (same.public.username, same.version) = (Some("ADA".to_owned()), ada.version + 1);
+    assert!(store.replace(ada.version, same).await.unwrap().is_some(), "one's own name in another case is no conflict");
+}
+
+async fn a_removed_user_frees_its_names(store: &Store) {
+    let ada = add(store, account("ada", "ada@example.com")).await;
+    assert!(store.remove(ada.public.id, ada.version).await.unwrap());
+    assert!(!store.remove(ada.public.id, ada.version).await.unwrap(), "only once");
+    assert!(store.by_username("ada").await.unwrap().is_none());
+    add(store, account("ada", "ada@example.com")).await;
+}
+
+async fn of_many_at_once_one_gets_the_name(store: &Store) {
+    let tries = (0..20).map(|n| {
+        let store = Arc::clone(store);
+        tokio::spawn(async move {
+            let draft = account("ada", &format!("{n}@example.com"));
+            store.insert(draft, Timestamp::UNIX_EPOCH).await.is_ok()
+        })
+    });
+    let results = futures_util::future::join_all(tries).await;
+    assert_eq!(results.into_iter().filter(|result| *result.as_ref().unwrap()).count(), 1);
+    assert_eq!(all(store).await.len(), 1);
+}

@@ -1,0 +1,75 @@
+//! What is kept. The trait and its comments are the contract; [`contract`] is the same, to be run against each store.
+
+#[cfg(test)]
+mod contract;
+mod memory;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use chassis::page::{Page, Rows};
+use jiff::Timestamp;
+use shared::Id;
+
+pub use self::memory::MemoryStore;
+use crate::user::{Draft, User};
+
+/// What the start-up line says of the store in memory.
+pub const MEMORY: &str = "memory (a restart forgets everything)";
+
+/// Users by id, and by the names that are unique. Each call is one atomic step.
+#[async_trait]
+pub trait UserStore: Send + Sync {
+    /// Adds a user under the next id, which is higher than any before, also than those that were removed. Refused if its
+    /// username or e-mail is another's, compared by [`crate::user::fold`]; then no id is shown and nothing has changed.
+    async fn insert(&self, draft: Draft, created_at: Timestamp) -> Result<Arc<User>, StoreError>;
+
+    /// The user of this id.
+    async fn by_id(&self, id: Id) -> Result<Option<Arc<User>>, StoreError>;
+
+    /// The users of these ids that there are, each once, by ascending id.
+    async fn by_ids(&self, ids: &[Id]) -> Result<Vec<Arc<User>>, StoreError>;
+
+    /// The user of this username, compared by [`crate::user::fold`].
+    async fn by_username(&self, username: &str) -> Result<Option<Arc<User>>, StoreError>;
+
+    /// A page of all users by ascending id. It costs the same wherever it is in the list.
+    async fn page(&self, page: Page<Id>) -> Result<Rows<Arc<User>>, StoreError>;
+
+    /// Puts `user` in the place of the one of its id, if that is still at `version`; `None` if it has changed since or is
+    /// gone. Names are unique as in [`UserStore::insert`], and those it no longer has are free.
+    async fn replace(&self, version: i64, user: User) -> Result<Option<Arc<User>>, StoreError>;
+
+    /// Removes the user of this id, if it is still at `version`, and frees its names. Whether it did.
+    async fn remove(&self, id: Id, version: i64) -> Result<bool, StoreError>;
+
+    /// Whether the store answers.
+    async fn ping(&self) -> Result<(), StoreError>;
+}
+
+/// Why a store refused.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// Another user has this username.
+    #[error("the username is taken")]
+    UsernameTaken,
+    /// Another user has this e-mail.
+    #[error("the e-mail is taken")]
+    EmailTaken,
+    /// The store does not answer. What became of the call is unknown.
+    #[error("the store does not answer: {0}")]
+    Unavailable(String),
+}
+
+/// Opens the store in memory, with the users of the tutorial in it if `seed`.
+///
+/// # Errors
+/// If the users cannot be added.
+pub async fn open(seed: bool) -> Result<Arc<dyn UserStore>, String> {
+    let store = MemoryStore::default();
+    for name in ["John Doe", "Jane Smith"].into_iter().filter(|_| seed) {
+        let draft = Draft { name: name.to_owned(), username: None, email: None, password: None };
+        store.insert(draft, chassis::now()).await.map_err(|error| error.to_string())?;
+    }
+    Ok(Arc::new(store))
+}
