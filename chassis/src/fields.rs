@@ -188,6 +188,19 @@ pub struct Params<'a> {
 }
 
 impl Params<'_> {
+    /// The parameter `name`, which must be there.
+    pub fn required<U, D: Into<Detail>>(
+        &mut self,
+        name: &'static str,
+        parse: impl FnOnce(&str) -> Result<U, D>,
+    ) -> Option<U> {
+        let read = self.optional(name, parse)?;
+        if read.is_none() {
+            self.errors.push(FieldError::of(name, "is required"));
+        }
+        read
+    }
+
     /// The parameter `name`: `Some(None)` when it is absent. Twice the same parameter is a mistake.
     pub fn optional<U, D: Into<Detail>>(
         &mut self,

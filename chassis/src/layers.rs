@@ -59,6 +59,7 @@ where
 {
     ServiceBuilder::new()
         .layer(cors(&edge.settings))
+        .map_request(accept_plain)
         .layer(CompressionLayer::new().compress_when(SizeAbove::new(COMPRESS_FROM)))
         .service(service_fn(move |request| {
             let edge = Arc::clone(&edge);
@@ -80,6 +81,16 @@ fn cors(settings: &Settings) -> CorsLayer {
         return layer.allow_origin(Anything);
     }
     layer.allow_origin(settings.cors_allowed_origins.clone())
+}
+
+/// Has every client take an answer that is not compressed, at worst. tower-http would else turn the answer for one that
+/// refuses it into a 406, when the thing is done already.
+fn accept_plain<B>(mut request: Request<B>) -> Request<B> {
+    if let Some(accepted) = request.headers_mut().get_mut(header::ACCEPT_ENCODING) {
+        let with_plain = [b"identity;q=0.001, ", accepted.as_bytes()].concat();
+        *accepted = HeaderValue::from_bytes(&with_plain).unwrap_or(HeaderValue::from_static("identity"));
+    }
+    request
 }
 
 impl Edge {

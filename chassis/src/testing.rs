@@ -1,5 +1,8 @@
 //! For the services' tests: a client over an [`App`] without a network, and a peer that answers what it is told to.
 
+use std::path::Path;
+use std::{env, fs};
+
 use axum::body::Body;
 use axum::http::{HeaderMap, Method, Request, StatusCode, header};
 use bytes::Bytes;
@@ -180,4 +183,40 @@ pub async fn dead_peer() -> Url {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("a bound listener");
     Url::parse(&format!("http://{address}")).expect("an address is a URL")
+}
+
+/// Checks that the committed file is the app's OpenAPI document, pretty printed, so that a change of the API is a diff.
+/// With `UPDATE_OPENAPI=1` in the environment the file is written instead.
+///
+/// # Panics
+/// If it is another, or has references to nowhere.
+#[track_caller]
+pub fn check_openapi(app: &App, committed: &Path) {
+    let document = serde_json::to_value(app.document()).expect("a document is JSON");
+    check_references(&document, &document);
+    let served = app.document().to_pretty_json().expect("a document is JSON") + "\n";
+    if env::var_os("UPDATE_OPENAPI").is_some_and(|value| value == "1") {
+        fs::write(committed, served).expect("a file that can be written");
+        return;
+    }
+    let kept = fs::read_to_string(committed).unwrap_or_default();
+    let differing = (1..).zip(served.lines()).find(|&(number, line)| kept.lines().nth(number - 1) != Some(line));
+    assert!(
+        kept == served,
+        "{} is not what is served, from here on: {differing:?}. If the change is meant, `make openapi` writes the file \
+         (UPDATE_OPENAPI=1 with this test)",
+        committed.display()
+    );
+}
+
+/// Every `$ref` below `value` points into `document`.
+#[track_caller]
+fn check_references(document: &Value, value: &Value) {
+    if let Some(reference) = value["$ref"].as_str() {
+        let target = reference.strip_prefix('#').and_then(|pointer| document.pointer(pointer));
+        assert!(target.is_some(), "{reference} is not in the document");
+    }
+    let members = value.as_object().into_iter().flat_map(|object| object.values());
+    let items = value.as_array().into_iter().flatten();
+    members.chain(items).for_each(|inner| check_references(document, inner));
 }

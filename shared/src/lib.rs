@@ -5,9 +5,11 @@
 
 mod id;
 mod money;
+mod order_id;
 pub mod orders;
 pub mod products;
 pub mod users;
 
 pub use id::Id;
 pub use money::Money;
+pub use order_id::OrderId;

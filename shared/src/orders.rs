@@ -1,20 +1,22 @@
 //! Orders, as they cross the wire.
 
+use std::fmt;
+use std::str::FromStr;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use uuid::Uuid;
 
 use crate::id::{self, Id};
 use crate::money::Money;
+use crate::order_id::OrderId;
 
 /// An order as order-service answers it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Order {
-    /// Given by order-service: a UUIDv7, so that later orders sort behind earlier ones.
-    #[schema(example = "019a2b3c-4d5e-7f60-8a9b-0c1d2e3f4a5b")]
-    pub id: Uuid,
+    /// Given by order-service.
+    pub id: OrderId,
     /// Whose order it is.
     pub user_id: Id,
     /// What was bought, at the names and prices of that moment.
@@ -58,6 +60,37 @@ pub enum OrderStatus {
     Delivered,
     /// Given up; its stock goes back.
     Cancelled,
+}
+
+impl OrderStatus {
+    /// All of them, in the order in which they are reached.
+    pub const ALL: [Self; 5] = [Self::Pending, Self::Confirmed, Self::Shipped, Self::Delivered, Self::Cancelled];
+
+    /// The name on the wire.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Confirmed => "confirmed",
+            Self::Shipped => "shipped",
+            Self::Delivered => "delivered",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl fmt::Display for OrderStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for OrderStatus {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let named = Self::ALL.into_iter().find(|status| status.name() == text);
+        named.ok_or("must be pending, confirmed, shipped, delivered or cancelled")
+    }
 }
 
 /// The body of `POST /orders`.

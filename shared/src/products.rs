@@ -3,10 +3,10 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use uuid::Uuid;
 
 use crate::id::{self, Id};
 use crate::money::Money;
+use crate::order_id::OrderId;
 
 /// Most lines of one reservation or order.
 pub const MAX_LINES: usize = 100;
@@ -14,6 +14,18 @@ pub const MAX_LINES: usize = 100;
 pub const MAX_QUANTITY: u32 = 10_000;
 /// Most ids, or reservations, in one call.
 pub const MAX_BATCH: usize = 128;
+
+/// The slugs of product-service's problems that its callers tell apart.
+pub mod problems {
+    /// A line names a product that does not exist.
+    pub const PRODUCT_NOT_FOUND: &str = "product-not-found";
+    /// Fewer units are left than a line asks for.
+    pub const INSUFFICIENT_STOCK: &str = "insufficient-stock";
+    /// The reservation was released, and can never be taken again.
+    pub const RESERVATION_RELEASED: &str = "reservation-released";
+    /// The reservation was taken for other lines.
+    pub const RESERVATION_MISMATCH: &str = "reservation-mismatch";
+}
 
 /// A product as product-service answers it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -93,7 +105,7 @@ pub struct Reserve {
 #[serde(rename_all = "camelCase")]
 pub struct ReserveFor {
     /// The order that the units are for.
-    pub order_id: Uuid,
+    pub order_id: OrderId,
     /// 1 to 100 lines, a product at most once.
     #[schema(min_items = 1, max_items = 100)]
     pub lines: Vec<Line>,
@@ -120,7 +132,7 @@ pub struct ReservedLine {
 #[serde(rename_all = "camelCase")]
 pub struct Reserved {
     /// The order that the units are for.
-    pub order_id: Uuid,
+    pub order_id: OrderId,
     /// The lines in the order asked.
     pub lines: Vec<ReservedLine>,
 }
@@ -130,21 +142,11 @@ pub struct Reserved {
 #[serde(rename_all = "camelCase")]
 pub struct Reservation {
     /// The order that the units are for.
-    pub order_id: Uuid,
+    pub order_id: OrderId,
     /// Whether the units are taken, or given back.
     pub status: ReservationStatus,
     /// The lines in the order asked.
     pub lines: Vec<ReservedLine>,
-}
-
-/// One answer of `POST /reservations`: what the `PUT` of that item alone would have answered.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct ReserveOutcome<B> {
-    /// The status code.
-    #[schema(minimum = 100, maximum = 599, example = 201)]
-    pub status: u16,
-    /// The body: a reservation, or a problem.
-    pub body: B,
 }
 
 /// Where a reservation stands. One that nobody has heard of has no status: `None`, where an `Option` is asked for.

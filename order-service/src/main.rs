@@ -1,0 +1,31 @@
+//! The process: settings, log, store, peers, app, reconciler, serve.
+
+use std::process::ExitCode;
+
+use chassis::telemetry;
+use clap::Parser;
+use order_service::config::Config;
+use order_service::peers::{Products, Users};
+use order_service::placement::Placement;
+use order_service::{AppState, SERVICE, app, reconciler, store};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    chassis::exit(start(Config::parse()).await)
+}
+
+async fn start(config: Config) -> Result<(), String> {
+    telemetry::start(&config.settings.rust_log)?;
+    let store = store::open();
+    let users = Users::at(config.user_service_url.clone(), &config.peers).map_err(|error| error.to_string())?;
+    let products =
+        Products::at(config.product_service_url.clone(), &config.peers).map_err(|error| error.to_string())?;
+    let placement = Placement::new(store, users, products, config.order_timeout);
+    let app = app(AppState::new(placement.clone()), &config.settings);
+    tokio::spawn(reconciler::run(placement.clone(), config.reconcile));
+    let (users, products) = (&config.user_service_url, &config.product_service_url);
+    let about = format!("store: {}, peers: user-service {users}, product-service {products}", store::MEMORY);
+    chassis::run(SERVICE, config.port, &about, &app).await?;
+    placement.finish(config.settings.shutdown).await;
+    Ok(())
+}

@@ -1,0 +1,236 @@
+//! Placing an order: the story.
+//!
+//! 1. **Intent.** The order is written down before anyone is asked, so that whatever is begun can be finished.
+//! 2. **At the same time** user-service is asked for the user and product-service takes the stock.
+//! 3. **Settle.** Both said yes: the intent becomes an order, only if nobody has given it up meanwhile.
+//! 4. Else it is **given up**: first in the row, then to the client, and then, not in the client's way, the stock is
+//!    released and the row goes. That also after a refusal: a copy of the take may still be on its way, and only the
+//!    release that went before it stops it.
+//!
+//! Whatever dies in between, [`crate::reconciler`] finishes. `tests/model.rs` searches every way in which this can go.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chassis::client::{Peer, PeerError};
+use chassis::context::Context;
+use jiff::Timestamp;
+use shared::orders::{Order, OrderLine, WantedLine};
+use shared::products::ReservedLine;
+use shared::{Money, OrderId};
+use tokio::time;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use crate::idempotency::{Fingerprint, Key};
+use crate::order::NewOrder;
+use crate::peers::{Products, Take, Users};
+use crate::store::{Begun, Intent, OrderStore, StoreError};
+
+/// How long a release may take, when nobody waits for it.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Everything it takes to place an order.
+#[derive(Clone)]
+pub struct Placement(Arc<Parts>);
+
+struct Parts {
+    store: Arc<dyn OrderStore>,
+    users: Users,
+    products: Products,
+    timeout: Duration,
+    /// What is being placed or released, whether or not a client still waits for it.
+    running: TaskTracker,
+}
+
+/// An order that is placed.
+#[derive(Debug)]
+pub struct Placed {
+    /// The order.
+    pub order: Arc<Order>,
+    /// Whether it was placed before, under the same key.
+    pub replayed: bool,
+}
+
+/// Why an order was not placed. Nothing was sold. Lines are told by their index.
+#[derive(Debug)]
+pub enum Refusal {
+    /// There is no such user.
+    UserNotFound,
+    /// These lines name products that do not exist.
+    ProductNotFound(Vec<usize>),
+    /// These lines want more than is left, which is this much.
+    InsufficientStock(Vec<(usize, i64)>),
+    /// These lines believe in another price than this one.
+    PriceChanged(Vec<(usize, Money)>),
+    /// The key was used for another body.
+    KeyReused,
+    /// The first attempt with this key is still running.
+    InProgress,
+    /// It was given up meanwhile: it took too long.
+    Overtaken,
+    /// A peer did not answer, or not as the contract says.
+    Peer(PeerError),
+    /// The store is away.
+    Store(StoreError),
+}
+
+impl Placement {
+    /// Over this store and these peers; a placement has so much time.
+    pub fn new(store: Arc<dyn OrderStore>, users: Users, products: Products, timeout: Duration) -> Self {
+        Self(Arc::new(Parts { store, users, products, timeout, running: TaskTracker::new() }))
+    }
+
+    /// Where orders are kept.
+    pub fn store(&self) -> &dyn OrderStore {
+        &*self.0.store
+    }
+
+    /// Who is asked.
+    pub fn peers(&self) -> Vec<&Peer> {
+        vec![self.0.users.peer(), self.0.products.peer()]
+    }
+
+    /// After this long an intent that is not settled was left behind by someone who died. It is a courtesy to requests
+    /// still running, no safety rule: acting too early costs such a request a 503.
+    pub fn patience(&self) -> Duration {
+        2 * self.0.timeout
+    }
+
+    /// Places `new` for the request of this context, at most once for each key. It runs in a task of its own: a client
+    /// that hangs up does not stop it half-way.
+    pub async fn place(
+        &self,
+        new: NewOrder,
+        key: Option<(Key, Fingerprint)>,
+        context: &Context,
+    ) -> Result<Placed, Refusal> {
+        let (this, context) = (self.clone(), context.within(self.0.timeout));
+        let placing = self.0.running.spawn(async move { this.run(new, key, context).await });
+        placing.await.unwrap_or_else(|died| Err(Refusal::Store(StoreError(died.to_string()))))
+    }
+
+    async fn run(&self, new: NewOrder, key: Option<(Key, Fingerprint)>, context: Context) -> Result<Placed, Refusal> {
+        let id = OrderId(Uuid::now_v7());
+        let intent = Intent { id, user_id: new.user_id, key, created_at: chassis::now() };
+        match self.0.store.begin(intent).await? {
+            Begun::Placing => {}
+            Begun::Placed(order) => return Ok(Placed { order, replayed: true }),
+            Begun::InProgress => return Err(Refusal::InProgress),
+            Begun::OtherBody => return Err(Refusal::KeyReused),
+        }
+        let settled = match self.take_and_verify(id, &new, &context).await {
+            Ok(taken) => self.settle(id, taken).await,
+            Err(refusal) => Err(refusal),
+        };
+        match settled {
+            Ok(order) => Ok(Placed { order, replayed: false }),
+            Err(refusal) => {
+                self.give_up(id).await?;
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Takes the stock and asks for the user, at the same time. What is certainly wrong is told before what may be.
+    async fn take_and_verify(
+        &self,
+        id: OrderId,
+        new: &NewOrder,
+        context: &Context,
+    ) -> Result<Vec<ReservedLine>, Refusal> {
+        let (exists, taken) =
+            tokio::join!(self.0.users.exists(new.user_id, context), self.0.products.take(id, &new.lines, context));
+        match (exists, taken) {
+            (Ok(false), _) => Err(Refusal::UserNotFound),
+            (_, Ok(Take::Unknown(lines))) => Err(Refusal::ProductNotFound(lines)),
+            (_, Ok(Take::Short(lines))) => Err(Refusal::InsufficientStock(lines)),
+            (_, Ok(Take::Released)) => Err(Refusal::Overtaken),
+            (Err(error), _) | (_, Err(error)) => Err(Refusal::Peer(error)),
+            (Ok(true), Ok(Take::Taken(lines))) => check_prices(&new.lines, lines),
+        }
+    }
+
+    async fn settle(&self, id: OrderId, taken: Vec<ReservedLine>) -> Result<Arc<Order>, Refusal> {
+        let total = Money::total(taken.iter().map(|line| line.price.times(line.quantity)));
+        let total = total.ok_or_else(|| Refusal::Peer(self.0.products.nonsense("prices beyond all bounds")))?;
+        let order = self.0.store.settle(id, taken.into_iter().map(order_line).collect(), total).await?;
+        order.ok_or(Refusal::Overtaken)
+    }
+
+    /// Gives the intent up in the store, so that it can never become an order; the rest needs nobody to wait for it.
+    async fn give_up(&self, id: OrderId) -> Result<(), StoreError> {
+        self.0.store.abort(id).await?;
+        self.release_later(id);
+        Ok(())
+    }
+
+    /// Begins to give the stock of an order back. If that fails, the reconciler will see to it.
+    pub fn release_later(&self, id: OrderId) {
+        let this = self.clone();
+        self.0.running.spawn(async move {
+            if let Err(refusal) = this.release(id).await {
+                tracing::warn!(%id, ?refusal, "the stock is not released yet");
+            }
+        });
+    }
+
+    /// Gives the stock of an order back and, when that is acknowledged, finishes its row.
+    pub async fn release(&self, id: OrderId) -> Result<(), Refusal> {
+        self.0.products.release(id, &Context::background(RELEASE_TIMEOUT)).await?;
+        self.0.store.released(id).await?;
+        Ok(())
+    }
+
+    /// Waits, when the service ends, for what is still being placed or released; at most so long.
+    pub async fn finish(&self, limit: Duration) {
+        self.0.running.close();
+        if time::timeout(limit, self.0.running.wait()).await.is_err() {
+            tracing::warn!(running = self.0.running.len(), "some orders are left for the next start to finish");
+        }
+    }
+
+    /// Gives up what was left behind, and finishes up to `most` of what waits for its release; how many it was.
+    pub async fn reconcile(&self, most: usize) -> Result<usize, StoreError> {
+        let now = chassis::now();
+        let left = self.0.store.claim(now, before(now, self.patience()), RELEASE_TIMEOUT * 2, most).await?;
+        let releases = left.iter().map(|id| self.release(*id));
+        for (id, released) in left.iter().zip(futures_util::future::join_all(releases).await) {
+            match released {
+                Ok(()) => tracing::info!(%id, "released what was left half done"),
+                Err(refusal) => tracing::warn!(%id, ?refusal, "cannot release what was left half done"),
+            }
+        }
+        Ok(left.len())
+    }
+}
+
+/// Refuses if a client believes in another price than the one that was taken.
+fn check_prices(wanted: &[WantedLine], taken: Vec<ReservedLine>) -> Result<Vec<ReservedLine>, Refusal> {
+    let changed = |(at, (wanted, taken)): (usize, (&WantedLine, &ReservedLine))| {
+        wanted.price.filter(|price| *price != taken.price).map(|_| (at, taken.price))
+    };
+    let changed: Vec<_> = wanted.iter().zip(&taken).enumerate().filter_map(changed).collect();
+    if changed.is_empty() { Ok(taken) } else { Err(Refusal::PriceChanged(changed)) }
+}
+
+fn order_line(taken: ReservedLine) -> OrderLine {
+    let ReservedLine { product_id, name, price, quantity } = taken;
+    OrderLine { product_id, name, quantity, price }
+}
+
+fn before(time: Timestamp, span: Duration) -> Timestamp {
+    time.checked_sub(span).unwrap_or(Timestamp::MIN)
+}
+
+impl From<PeerError> for Refusal {
+    fn from(error: PeerError) -> Self {
+        Self::Peer(error)
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}

@@ -1,0 +1,115 @@
+//! HTTP: which call does what. The story is in [`crate::placement`], the rows in [`crate::store`].
+
+use axum::extract::{OriginalUri, State};
+use axum::http::{HeaderMap, HeaderValue};
+use axum::response::Response;
+use chassis::conditional::{self, IfMatch};
+use chassis::context::Context;
+use chassis::extract::{Json, Path, Query, TypedHeader};
+use chassis::fields::{FromQuery, Params};
+use chassis::page::Page;
+use chassis::problem::{MALFORMED_JSON, Problem};
+use shared::orders::{Order, OrderStatus, PlaceOrder, UpdateOrder};
+use shared::{Id, OrderId};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::AppState;
+use crate::error::Error;
+use crate::idempotency::{Fingerprint, Key};
+use crate::order::{NewOrder, State as OrderState, StatusChange};
+use crate::store::Filter;
+
+/// All routes of this service.
+pub(crate) fn router() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(list, place)).routes(routes!(read, update))
+}
+
+/// Which orders to list.
+struct Wanted {
+    page: Page<OrderId>,
+    filter: Filter,
+}
+
+impl FromQuery for Wanted {
+    fn from_query(params: &mut Params<'_>) -> Option<Self> {
+        let page = Page::from_query(params);
+        let user_id = params.optional("userId", str::parse::<Id>);
+        let status = params.optional("status", str::parse::<OrderStatus>);
+        Some(Self { page: page?, filter: Filter { user_id: user_id?, status: status? } })
+    }
+}
+
+/// Lists orders, oldest first.
+#[utoipa::path(get, path = "/orders", tag = "orders",
+    params(("limit" = Option<usize>, Query, description = "Most orders to answer", minimum = 1, maximum = 1000),
+        ("after" = Option<OrderId>, Query, description = "Only orders behind this id"),
+        ("userId" = Option<Id>, Query, description = "Only this user's orders"),
+        ("status" = Option<OrderStatus>, Query, description = "Only orders that stand here")),
+    responses((status = OK, body = Vec<Order>, headers(("link" = String, description = "The next page, if there is one")))))]
+async fn list(
+    State(app): State<AppState>,
+    OriginalUri(uri): OriginalUri,
+    Query(wanted): Query<Wanted>,
+) -> Result<Response, Error> {
+    let rows = app.placement.store().page(wanted.page, wanted.filter).await?;
+    Ok(rows.answer(&uri, |order| &**order, |order| order.id))
+}
+
+/// Places an order: all of it or nothing, and once for each `Idempotency-Key`.
+#[utoipa::path(post, path = "/orders", tag = "orders", request_body = PlaceOrder,
+    params(("idempotency-key" = Option<String>, Header, description = "The same key and body again answer the same order", max_length = 257)),
+    responses((status = CREATED, body = Order, headers(("location" = String), ("etag" = String),
+        ("idempotent-replayed" = bool, description = "There, and true, if the order was placed before")))))]
+async fn place(
+    State(app): State<AppState>,
+    OriginalUri(uri): OriginalUri,
+    context: Context,
+    key: Option<TypedHeader<Key>>,
+    Json(new): Json<NewOrder>,
+) -> Result<Response, Error> {
+    let keyed = key.map(|TypedHeader(key)| Ok((key, Fingerprint::of(&new.body)?))).transpose();
+    let keyed = keyed.map_err(|error: serde_json::Error| Problem::new(&MALFORMED_JSON, error.to_string()))?;
+    let placed = app.placement.place(new, keyed, &context).await?;
+    let mut response = conditional::created(&*placed.order, &format!("{}/{}", uri.path(), placed.order.id))?;
+    if placed.replayed {
+        response.headers_mut().insert("idempotent-replayed", HeaderValue::from_static("true"));
+    }
+    Ok(response)
+}
+
+/// Answers one order.
+#[utoipa::path(get, path = "/orders/{id}", tag = "orders", params(("id" = OrderId, Path)),
+    responses((status = OK, body = Order, headers(("etag" = String))), (status = NOT_MODIFIED)))]
+async fn read(State(app): State<AppState>, Path(id): Path<OrderId>, headers: HeaderMap) -> Result<Response, Error> {
+    let order = app.placement.store().by_id(id).await?.ok_or(Error::NotFound)?;
+    Ok(conditional::show(&*order, &headers)?)
+}
+
+/// Takes a step: pending → confirmed → shipped → delivered, or pending or confirmed → cancelled.
+///
+/// A cancelled order's units are back within seconds.
+#[utoipa::path(patch, path = "/orders/{id}", tag = "orders", params(("id" = OrderId, Path), ("if-match" = Option<String>, Header)),
+    request_body = UpdateOrder, responses((status = OK, body = Order, headers(("etag" = String)))))]
+async fn update(
+    State(app): State<AppState>,
+    Path(id): Path<OrderId>,
+    if_match: Option<TypedHeader<IfMatch>>,
+    Json(StatusChange(to)): Json<StatusChange>,
+) -> Result<Response, Error> {
+    let store = app.placement.store();
+    loop {
+        let seen = store.by_id(id).await?.ok_or(Error::NotFound)?;
+        if let Some(TypedHeader(if_match)) = &if_match {
+            if_match.check(&*seen)?;
+        }
+        let next = OrderState::of(seen.status).step(to).ok_or(Error::IllegalStep(seen.status, to))?;
+        // Only if it is still what was seen; else somebody was quicker, and it is looked at again.
+        if let Some(order) = store.step(id, seen.status, next).await? {
+            if next.wants_release() {
+                app.placement.release_later(id);
+            }
+            return Ok(conditional::show(&*order, &HeaderMap::new())?);
+        }
+    }
+}

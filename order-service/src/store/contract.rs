@@ -1,0 +1,280 @@
+//! The contract of [`OrderStore`], one function a sentence, run against every store.
+
+use std::collections::HashSet;
+
+use chassis::extract::Header;
+use futures_util::future::join_all;
+use uuid::Uuid;
+
+use super::*;
+
+/// Stamps every case as a test of each store.
+macro_rules! contract {
+    ($($case:ident)*) => {
+        mod memory {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                super::$case(&(std::sync::Arc::new(super::MemoryStore::default()) as super::Store)).await;
+            })*
+        }
+    };
+}
+
+contract! {
+    an_intent_is_shown_to_nobody
+    a_settled_intent_is_an_order
+    an_intent_is_settled_or_given_up_and_never_both
+    a_key_leads_to_one_order
+    a_key_given_up_is_free_at_once
+    of_twenty_attempts_with_one_key_one_begins
+    an_order_steps_only_from_where_it_was_seen
+    of_twenty_who_settle_or_abort_one_wins
+    a_release_ends_what_was_given_up
+    a_release_of_anything_else_does_nothing
+    filters_find_just_their_orders_and_pages_join
+    abandoned_intents_are_given_up_and_claimed
+    a_claim_is_given_to_one_until_it_ends
+}
+
+type Store = Arc<dyn OrderStore>;
+
+const LEASE: Duration = Duration::from_secs(10);
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+fn order(n: u128) -> OrderId {
+    OrderId(Uuid::from_u128(n))
+}
+
+fn user(n: i64) -> Id {
+    Id::new(n).unwrap()
+}
+
+fn intent(n: u128) -> Intent {
+    Intent { id: order(n), user_id: user(1), key: None, created_at: at(0) }
+}
+
+fn keyed(n: u128, key: &str, body: &str) -> Intent {
+    let key = (Key::parse(key).unwrap(), Fingerprint::of(body.as_bytes()).unwrap());
+    Intent { key: Some(key), ..intent(n) }
+}
+
+fn lines() -> Vec<OrderLine> {
+    let price = Money::from_cents(1999).unwrap();
+    vec![OrderLine { product_id: Id::new(7).unwrap(), name: "lamp".to_owned(), quantity: 2, price }]
+}
+
+async fn begin(store: &Store, intent: Intent) {
+    assert_eq!(store.begin(intent).await.unwrap(), Begun::Placing);
+}
+
+async fn settle(store: &Store, id: OrderId) -> Option<Arc<Order>> {
+    store.settle(id, lines(), Money::from_cents(3998).unwrap()).await.unwrap()
+}
+
+/// An order that is placed, and taken as far as `state` in the steps that lead there.
+async fn placed(store: &Store, intent: Intent, steps: &[State]) -> Arc<Order> {
+    let id = intent.id;
+    begin(store, intent).await;
+    let mut order = settle(store, id).await.expect("nobody else settles it");
+    for step in steps {
+        order = store.step(id, order.status, *step).await.unwrap().expect("nobody else moves it");
+    }
+    order
+}
+
+async fn list(store: &Store, filter: Filter) -> Vec<OrderId> {
+    let page = Page { after: None, limit: 1000 };
+    store.page(page, filter).await.unwrap().rows.iter().map(|order| order.id).collect()
+}
+
+async fn an_intent_is_shown_to_nobody(store: &Store) {
+    begin(store, intent(1)).await;
+    begin(store, intent(2)).await;
+    assert!(store.abort(order(2)).await.unwrap());
+    for hidden in [order(1), order(2), order(3)] {
+        assert_eq!(store.by_id(hidden).await.unwrap(), None);
+    }
+    for filter in [Filter::default(), Filter { user_id: Some(user(1)), status: Some(OrderStatus::Pending) }] {
+        assert_eq!(list(store, filter).await, []);
+    }
+}
+
+async fn a_settled_intent_is_an_order(store: &Store) {
+    begin(store, intent(1)).await;
+    let settled = settle(store, order(1)).await.expect("nobody else settles it");
+    let total = Money::from_cents(3998).unwrap();
+    let status = OrderStatus::Pending;
+    let expected = Order { id: order(1), user_id: user(1), products: lines(), total, status, created_at: at(0) };
+    assert_eq!(*settled, expected);
+    assert_eq!(store.by_id(order(1)).await.unwrap().as_deref(), Some(&expected));
+    assert_eq!(list(store, Filter::default()).await, [order(1)]);
+}
+
+async fn an_intent_is_settled_or_given_up_and_never_both(store: &Store) {
+    for n in [1, 2] {
+        begin(store, intent(n)).await;
+    }
+    assert!(settle(store, order(1)).await.is_some());
+    assert!(settle(store, order(1)).await.is_none(), "only once");
+    assert!(!store.abort(order(1)).await.unwrap());
+    assert!(store.by_id(order(1)).await.unwrap().is_some());
+
+    assert!(store.abort(order(2)).await.unwrap());
+    assert!(!store.abort(order(2)).await.unwrap(), "only once");
+    assert!(settle(store, order(2)).await.is_none());
+    assert!(store.by_id(order(2)).await.unwrap().is_none());
+    assert!(settle(store, order(3)).await.is_none() && !store.abort(order(3)).await.unwrap(), "never begun");
+}
+
+async fn a_key_leads_to_one_order(store: &Store) {
+    begin(store, keyed(1, "k", "{}")).await;
+    assert_eq!(store.begin(keyed(2, "k", "{}")).await.unwrap(), Begun::InProgress);
+    assert_eq!(store.begin(keyed(2, "k", "[]")).await.unwrap(), Begun::OtherBody);
+    begin(store, keyed(3, "other", "{}")).await;
+    begin(store, intent(4)).await;
+
+    let settled = settle(store, order(1)).await.expect("nobody else settles it");
+    assert_eq!(store.begin(keyed(2, "k", "{}")).await.unwrap(), Begun::Placed(settled));
+    assert_eq!(store.begin(keyed(2, "k", "[]")).await.unwrap(), Begun::OtherBody);
+    let cancelled = store.step(order(1), OrderStatus::Pending, State::Cancelling).await.unwrap().unwrap();
+    assert_eq!(store.begin(keyed(2, "k", "{}")).await.unwrap(), Begun::Placed(cancelled), "as it stands now");
+    store.released(order(1)).await.unwrap();
+    assert!(matches!(store.begin(keyed(2, "k", "{}")).await.unwrap(), Begun::Placed(_)), "a cancelled order keeps it");
+}
+
+async fn a_key_given_up_is_free_at_once(store: &Store) {
+    begin(store, keyed(1, "k", "{}")).await;
+    assert!(store.abort(order(1)).await.unwrap());
+    begin(store, keyed(2, "k", "[]")).await;
+    store.released(order(1)).await.unwrap();
+    assert_eq!(store.begin(keyed(3, "k", "[]")).await.unwrap(), Begun::InProgress, "the second attempt still holds it");
+    assert!(settle(store, order(2)).await.is_some());
+}
+
+async fn of_twenty_attempts_with_one_key_one_begins(store: &Store) {
+    let attempts = (0..20).map(|n| {
+        let store = Arc::clone(store);
+        tokio::spawn(async move { store.begin(keyed(n, "k", "{}")).await.unwrap() })
+    });
+    let begun: Vec<Begun> = join_all(attempts).await.into_iter().map(|begun| begun.unwrap()).collect();
+    assert_eq!(begun.iter().filter(|begun| **begun == Begun::Placing).count(), 1, "{begun:?}");
+    assert_eq!(begun.iter().filter(|begun| **begun == Begun::InProgress).count(), 19, "{begun:?}");
+}
+
+async fn an_order_steps_only_from_where_it_was_seen(store: &Store) {
+    placed(store, intent(1), &[State::Confirmed]).await;
+    assert!(store.step(order(1), OrderStatus::Pending, State::Cancelling).await.unwrap().is_none());
+    let shipped = store.step(order(1), OrderStatus::Confirmed, State::Shipped).await.unwrap();
+    assert_eq!(shipped.expect("it was confirmed").status, OrderStatus::Shipped);
+    assert!(store.step(order(2), OrderStatus::Pending, State::Confirmed).await.unwrap().is_none(), "no such order");
+}
+
+async fn of_twenty_who_settle_or_abort_one_wins(store: &Store) {
+    for n in 0..20 {
+        begin(store, intent(n)).await;
+        let racers = (0..20).map(|racer| {
+            let store = Arc::clone(store);
+            tokio::spawn(async move {
+                if racer % 2 == 0 {
+                    settle(&store, order(n)).await.is_some()
+                } else {
+                    store.abort(order(n)).await.unwrap()
+                }
+            })
+        });
+        let won = join_all(racers).await.into_iter().filter(|won| *won.as_ref().unwrap()).count();
+        assert_eq!(won, 1, "order {n}");
+    }
+}
+
+async fn a_release_ends_what_was_given_up(store: &Store) {
+    begin(store, intent(1)).await;
+    store.abort(order(1)).await.unwrap();
+    placed(store, intent(2), &[State::Cancelling]).await;
+    assert_eq!(store.claim(at(0), at(0), Duration::ZERO, 9).await.unwrap(), [order(1), order(2)]);
+    for _ in 0..2 {
+        store.released(order(1)).await.unwrap();
+        store.released(order(2)).await.unwrap();
+        assert_eq!(store.claim(at(1), at(0), Duration::ZERO, 9).await.unwrap(), [], "nothing is left to do");
+        assert_eq!(store.by_id(order(2)).await.unwrap().unwrap().status, OrderStatus::Cancelled);
+    }
+    begin(store, intent(1)).await; // the row is gone
+}
+
+async fn a_release_of_anything_else_does_nothing(store: &Store) {
+    begin(store, intent(1)).await;
+    let steps = [State::Confirmed, State::Shipped, State::Delivered];
+    for n in 0..=3 {
+        placed(store, intent(10 + n as u128), &steps[..n]).await;
+    }
+    for id in [order(1), order(10), order(11), order(12), order(13), order(99)] {
+        let before = store.by_id(id).await.unwrap();
+        store.released(id).await.unwrap();
+        assert_eq!(store.by_id(id).await.unwrap(), before);
+    }
+    assert!(settle(store, order(1)).await.is_some(), "the intent is still one");
+}
+
+async fn filters_find_just_their_orders_and_pages_join(store: &Store) {
+    for n in 0..30 {
+        let steps: &[State] = match n % 3 {
+            0 => &[],
+            1 => &[State::Confirmed],
+            _ => &[State::Cancelling],
+        };
+        placed(store, Intent { user_id: user(1 + n as i64 % 2), ..intent(n) }, steps).await;
+    }
+    store.released(order(2)).await.unwrap(); // cancelled and cancelling are one to clients
+    for user_id in [None, Some(user(1)), Some(user(2)), Some(user(3))] {
+        for status in [None, Some(OrderStatus::Pending), Some(OrderStatus::Confirmed), Some(OrderStatus::Cancelled)] {
+            let stands = [OrderStatus::Pending, OrderStatus::Confirmed, OrderStatus::Cancelled];
+            let passes = |n: &u128| {
+                user_id.is_none_or(|id| id == user(1 + *n as i64 % 2))
+                    && status.is_none_or(|status| status == stands[*n as usize % 3])
+            };
+            let expected: Vec<OrderId> = (0..30).filter(passes).map(order).collect();
+            for limit in [1, 2, 7, 30] {
+                let (mut seen, mut after) = (Vec::new(), None);
+                loop {
+                    let rows = store.page(Page { after, limit }, Filter { user_id, status }).await.unwrap();
+                    seen.extend(rows.rows.iter().map(|order| order.id));
+                    after = seen.last().copied();
+                    if !rows.more {
+                        break;
+                    }
+                }
+                assert_eq!(seen, expected, "{user_id:?} {status:?} by {limit}");
+            }
+        }
+    }
+}
+
+async fn abandoned_intents_are_given_up_and_claimed(store: &Store) {
+    for second in 0..4 {
+        begin(store, Intent { created_at: at(second), ..keyed(second as u128, &format!("k{second}"), "{}") }).await;
+    }
+    assert!(settle(store, order(0)).await.is_some());
+    assert_eq!(store.claim(at(9), at(3), LEASE, 9).await.unwrap(), [order(1), order(2)], "the last is young enough");
+    assert!(settle(store, order(1)).await.is_none());
+    assert!(settle(store, order(3)).await.is_some());
+    begin(store, keyed(5, "k1", "{}")).await; // its key is free
+}
+
+async fn a_claim_is_given_to_one_until_it_ends(store: &Store) {
+    for n in 0..40 {
+        begin(store, intent(n)).await;
+        store.abort(order(n)).await.unwrap();
+    }
+    let claims = (0..8).map(|_| {
+        let store = Arc::clone(store);
+        tokio::spawn(async move { store.claim(at(100), at(0), LEASE, 4).await.unwrap() })
+    });
+    let claimed: Vec<OrderId> = join_all(claims).await.into_iter().flat_map(|claim| claim.unwrap()).collect();
+    assert_eq!(claimed.len(), 32, "each took as many as it may");
+    assert_eq!(claimed.iter().collect::<HashSet<_>>().len(), 32, "no two took the same");
+    assert_eq!(store.claim(at(109), at(0), LEASE, 99).await.unwrap().len(), 8, "the rest");
+    assert_eq!(store.claim(at(111), at(0), LEASE, 99).await.unwrap().len(), 32, "the first claims are over");
+}

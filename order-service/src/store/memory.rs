@@ -1,0 +1,209 @@
+//! Orders in memory, for as long as the process lives.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chassis::page::{Page, Rows};
+use jiff::Timestamp;
+use shared::orders::{Order, OrderLine, OrderStatus};
+use shared::{Id, Money, OrderId};
+
+use super::{Begun, Filter, Intent, OrderStore, StoreError};
+use crate::idempotency::{Fingerprint, Key};
+use crate::order::{Released, State};
+
+/// The store in memory. A row is shared with whoever reads it and replaced, never edited.
+#[derive(Default)]
+pub struct MemoryStore {
+    /// Held for a few map look-ups at a time and never across an await. Nothing under it can panic half-way through a
+    /// change, so a poisoned lock is taken all the same.
+    tables: RwLock<Tables>,
+}
+
+#[derive(Default)]
+struct Tables {
+    rows: BTreeMap<OrderId, Row>,
+    /// The row that holds each key.
+    keys: HashMap<Key, OrderId>,
+    /// The rows that clients may see, once for each filter that finds them: a page walks just what it shows.
+    shown: BTreeSet<(Option<Id>, Option<OrderStatus>, OrderId)>,
+    /// The rows that are not at rest, and until when each is claimed.
+    unfinished: BTreeMap<OrderId, Timestamp>,
+}
+
+struct Row {
+    state: State,
+    /// As clients see it; of an intent, only what is known of it.
+    order: Arc<Order>,
+    key: Option<(Key, Fingerprint)>,
+}
+
+impl MemoryStore {
+    fn read(&self) -> RwLockReadGuard<'_, Tables> {
+        self.tables.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Tables> {
+        self.tables.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Row {
+    fn placing(intent: Intent) -> Self {
+        let Intent { id, user_id, key, created_at } = intent;
+        let status = OrderStatus::Pending; // shown to nobody until it is true
+        let order = Order { id, user_id, products: Vec::new(), total: Money::default(), status, created_at };
+        Self { state: State::Placing, order: Arc::new(order), key }
+    }
+}
+
+impl Tables {
+    /// What the key of `intent` has led to, if it is in use.
+    fn earlier(&self, intent: &Intent) -> Option<Begun> {
+        let (key, fingerprint) = intent.key.as_ref()?;
+        let row = self.rows.get(self.keys.get(key)?)?;
+        let same_body = row.key.as_ref().is_some_and(|(_, earlier)| earlier == fingerprint);
+        Some(match row.state.shown() {
+            _ if !same_body => Begun::OtherBody,
+            Some(_) => Begun::Placed(Arc::clone(&row.order)),
+            None => Begun::InProgress,
+        })
+    }
+
+    /// Moves a row to the state that `step` leads to, if it leads anywhere from where the row is, and `edit`s it.
+    fn move_row(
+        &mut self,
+        id: OrderId,
+        step: impl FnOnce(State) -> Option<State>,
+        edit: impl FnOnce(&mut Order),
+    ) -> Option<Arc<Order>> {
+        let row = self.rows.get(&id)?;
+        let next = step(row.state)?;
+        let mut order = Order::clone(&row.order);
+        edit(&mut order);
+        order.status = next.shown().unwrap_or(order.status);
+        let row = Row { state: next, order: Arc::new(order), key: row.key.clone() };
+        let order = Arc::clone(&row.order);
+        self.remove(id);
+        self.insert(row);
+        Some(order)
+    }
+
+    fn insert(&mut self, row: Row) {
+        let (id, user_id) = (row.order.id, row.order.user_id);
+        if let Some(status) = row.state.shown() {
+            self.shown.extend(indexed(user_id, status).map(|(user, status)| (user, status, id)));
+        }
+        if let Some((key, _)) = row.key.as_ref().filter(|_| row.state.holds_key()) {
+            self.keys.insert(key.clone(), id);
+        }
+        if row.state == State::Placing || row.state.wants_release() {
+            self.unfinished.insert(id, Timestamp::MIN);
+        }
+        self.rows.insert(id, row);
+    }
+
+    fn remove(&mut self, id: OrderId) {
+        let Some(row) = self.rows.remove(&id) else { return };
+        if let Some(status) = row.state.shown() {
+            for (user, status) in indexed(row.order.user_id, status) {
+                self.shown.remove(&(user, status, id));
+            }
+        }
+        if let Some((key, _)) = row.key.filter(|_| row.state.holds_key()) {
+            self.keys.remove(&key);
+        }
+        self.unfinished.remove(&id);
+    }
+}
+
+/// The filters that find an order of this user that stands here.
+fn indexed(user_id: Id, status: OrderStatus) -> [(Option<Id>, Option<OrderStatus>); 4] {
+    let (user, status) = (Some(user_id), Some(status));
+    [(None, None), (user, None), (None, status), (user, status)]
+}
+
+#[async_trait]
+impl OrderStore for MemoryStore {
+    async fn begin(&self, intent: Intent) -> Result<Begun, StoreError> {
+        let mut tables = self.write();
+        let earlier = tables.earlier(&intent);
+        if earlier.is_none() {
+            tables.insert(Row::placing(intent));
+        }
+        Ok(earlier.unwrap_or(Begun::Placing))
+    }
+
+    async fn settle(&self, id: OrderId, lines: Vec<OrderLine>, total: Money) -> Result<Option<Arc<Order>>, StoreError> {
+        let fill = |order: &mut Order| (order.products, order.total) = (lines, total);
+        Ok(self.write().move_row(id, State::settle, fill))
+    }
+
+    async fn abort(&self, id: OrderId) -> Result<bool, StoreError> {
+        Ok(self.write().move_row(id, State::abort, |_| ()).is_some())
+    }
+
+    async fn step(&self, id: OrderId, from: OrderStatus, to: State) -> Result<Option<Arc<Order>>, StoreError> {
+        let step = |state: State| (state.shown() == Some(from)).then_some(to);
+        Ok(self.write().move_row(id, step, |_| ()))
+    }
+
+    async fn released(&self, id: OrderId) -> Result<(), StoreError> {
+        let mut tables = self.write();
+        match tables.rows.get(&id).and_then(|row| row.state.released()) {
+            Some(Released::Gone) => tables.remove(id),
+            Some(Released::Kept(state)) => {
+                tables.move_row(id, |_| Some(state), |_| ());
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    async fn by_id(&self, id: OrderId) -> Result<Option<Arc<Order>>, StoreError> {
+        let tables = self.read();
+        let row = tables.rows.get(&id).filter(|row| row.state.shown().is_some());
+        Ok(row.map(|row| Arc::clone(&row.order)))
+    }
+
+    async fn page(&self, page: Page<OrderId>, filter: Filter) -> Result<Rows<Arc<Order>>, StoreError> {
+        let at = |id| (filter.user_id, filter.status, id);
+        let from = page.after.map_or(Bound::Included(at(OrderId::MIN)), |id| Bound::Excluded(at(id)));
+        let tables = self.read();
+        let ids = tables.shown.range((from, Bound::Included(at(OrderId::MAX))));
+        let rows = ids.filter_map(|(_, _, id)| tables.rows.get(id)).map(|row| Arc::clone(&row.order));
+        Ok(Rows::cut(rows, page.limit))
+    }
+
+    async fn claim(
+        &self,
+        now: Timestamp,
+        abandoned: Timestamp,
+        lease: Duration,
+        most: usize,
+    ) -> Result<Vec<OrderId>, StoreError> {
+        let mut tables = self.write();
+        let is_abandoned = |row: &Row| row.state == State::Placing && row.order.created_at < abandoned;
+        let unfinished = tables.unfinished.keys().filter(|id| tables.rows.get(id).is_some_and(is_abandoned));
+        for id in unfinished.copied().collect::<Vec<_>>() {
+            tables.move_row(id, State::abort, |_| ());
+        }
+        let until = now.checked_add(lease).unwrap_or(Timestamp::MAX);
+        let Tables { rows, unfinished, .. } = &mut *tables;
+        let waiting = unfinished
+            .iter_mut()
+            .filter(|(id, claimed)| **claimed <= now && rows.get(id).is_some_and(|row| row.state.wants_release()));
+        let claimed = waiting.take(most).map(|(id, claimed)| {
+            *claimed = until;
+            *id
+        });
+        Ok(claimed.collect())
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,77 @@
+//! What can go wrong here, and what a client is told of it.
+
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use chassis::client::PeerError;
+use chassis::problem::{Kind, NOT_FOUND, PEER_UNAVAILABLE, Problem, STORE_UNAVAILABLE};
+use shared::products::problems;
+
+use crate::reservation::Refusal;
+use crate::store::StoreError;
+
+static PRODUCT_NOT_FOUND: Kind = Kind::new(StatusCode::BAD_REQUEST, problems::PRODUCT_NOT_FOUND, "Product not found");
+static INSUFFICIENT_STOCK: Kind = Kind::new(StatusCode::CONFLICT, problems::INSUFFICIENT_STOCK, "Insufficient stock");
+static RELEASED: Kind = Kind::new(StatusCode::CONFLICT, problems::RESERVATION_RELEASED, "Reservation released");
+static MISMATCH: Kind = Kind::new(StatusCode::CONFLICT, problems::RESERVATION_MISMATCH, "Reservation mismatch");
+
+/// Why a call failed.
+#[derive(Debug)]
+pub enum Error {
+    /// There is no such product.
+    NotFound,
+    /// There is no such reservation.
+    NoReservation,
+    /// The units could not be taken.
+    Refused(Refusal),
+    /// The users could not be fetched.
+    Users(PeerError),
+    /// The store is away.
+    Store(StoreError),
+    /// Wrong in a way that every service knows.
+    Problem(Problem),
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::NotFound => Self::new(&NOT_FOUND, "Product not found"),
+            Error::NoReservation => Self::new(&NOT_FOUND, "Reservation not found"),
+            Error::Refused(refusal) => {
+                let (kind, detail) = match &refusal {
+                    Refusal::Unknown(_) => (&PRODUCT_NOT_FOUND, "Product not found"),
+                    Refusal::Short(_) => (&INSUFFICIENT_STOCK, "Insufficient stock"),
+                    Refusal::Released => (&RELEASED, "The reservation was released and cannot be taken again"),
+                    Refusal::Mismatch => (&MISMATCH, "The reservation was taken for other lines"),
+                };
+                Self::new(kind, detail).with_errors(refusal.errors())
+            }
+            Error::Users(error) => Self::new(&PEER_UNAVAILABLE, "Error fetching users").caused_by(error),
+            Error::Store(error) => Self::new(&STORE_UNAVAILABLE, "The store does not answer").caused_by(error),
+            Error::Problem(problem) => problem,
+        }
+    }
+}
+
+impl From<PeerError> for Error {
+    fn from(error: PeerError) -> Self {
+        Self::Users(error)
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<Problem> for Error {
+    fn from(problem: Problem) -> Self {
+        Self::Problem(problem)
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        Problem::from(self).into_response()
+    }
+}

@@ -1,0 +1,23 @@
+//! The process: settings, log, store, peers, app, serve.
+
+use std::process::ExitCode;
+
+use chassis::telemetry;
+use clap::Parser;
+use product_service::config::Config;
+use product_service::peers::Users;
+use product_service::{AppState, SERVICE, app, store};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    chassis::exit(start(Config::parse()).await)
+}
+
+async fn start(config: Config) -> Result<(), String> {
+    telemetry::start(&config.settings.rust_log)?;
+    let store = store::open(config.seed).await?;
+    let users = Users::at(config.user_service_url.clone(), &config.peers).map_err(|error| error.to_string())?;
+    let about = format!("store: {}, peers: user-service {}", store::MEMORY, config.user_service_url);
+    let app = app(AppState::new(store, users), &config.settings);
+    chassis::run(SERVICE, config.port, &about, &app).await
+}

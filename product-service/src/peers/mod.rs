@@ -1,0 +1,5 @@
+//! The services this one calls: typed calls, and one match each from status to meaning.
+
+mod users;
+
+pub use self::users::{Listed, Users};

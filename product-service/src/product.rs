@@ -1,0 +1,82 @@
+//! Every rule about a product.
+
+use chassis::extract::text;
+use chassis::fields::{Detail, Fields, FromJson};
+use shared::{Money, products};
+
+const MAX_NAME: usize = 200;
+/// 1,000,000.00
+const MAX_PRICE_CENTS: i64 = 100_000_000;
+/// More units than anyone sells, and far from where sums overflow.
+const MAX_STOCK: i64 = 1_000_000_000_000;
+
+/// A product as the store keeps it.
+#[derive(Clone, Debug)]
+pub struct Product {
+    /// What anyone may see.
+    pub public: products::Product,
+    /// Counts the changes, those of the stock too, so that a change can be made to just the state that was seen.
+    pub version: i64,
+}
+
+/// A product that a client wants added; the store gives it its id. Its parts follow the rules.
+#[derive(Clone, Debug)]
+pub struct NewProduct {
+    /// What people see.
+    pub name: String,
+    /// What one unit costs.
+    pub price: Money,
+    /// The units to sell.
+    pub stock: i64,
+}
+
+impl FromJson for NewProduct {
+    fn from_json(body: &mut Fields<'_>) -> Option<Self> {
+        let name = body.required("name", text(1..=MAX_NAME));
+        let price = body.optional("price", price);
+        let stock = body.optional("stock", stock);
+        Some(Self { name: name?, price: price?.unwrap_or_default(), stock: stock?.unwrap_or_default() })
+    }
+}
+
+/// The members of a product that a client wants changed. They follow the same rules.
+#[derive(Clone, Debug)]
+pub struct ProductChange {
+    name: Option<String>,
+    price: Option<Money>,
+    stock: Option<i64>,
+}
+
+impl FromJson for ProductChange {
+    fn from_json(body: &mut Fields<'_>) -> Option<Self> {
+        let name = body.change("name", text(1..=MAX_NAME));
+        let price = body.change("price", price);
+        let stock = body.change("stock", stock);
+        Some(Self { name: name?, price: price?, stock: stock? })
+    }
+}
+
+impl ProductChange {
+    /// What becomes of `product`.
+    pub fn apply(&self, product: &Product) -> Product {
+        let mut changed = product.clone();
+        changed.version += 1;
+        changed.public.name = self.name.clone().unwrap_or(changed.public.name);
+        changed.public.price = self.price.unwrap_or(changed.public.price);
+        changed.public.stock = self.stock.unwrap_or(changed.public.stock);
+        changed
+    }
+}
+
+/// What a part of a name is looked for by: case does not matter.
+pub fn fold(name: &str) -> String {
+    name.to_lowercase()
+}
+
+fn price(price: Money) -> Result<Money, Detail> {
+    if price.cents() > MAX_PRICE_CENTS { Err("must be 0.00 to 1000000.00".into()) } else { Ok(price) }
+}
+
+fn stock(stock: i64) -> Result<i64, Detail> {
+    if (0..=MAX_STOCK).contains(&stock) { Ok(stock) } else { Err(format!("must be 0 to {MAX_STOCK}").into()) }
+}

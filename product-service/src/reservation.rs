@@ -1,0 +1,142 @@
+//! Every rule about a reservation: what can be asked, and what can come of it.
+//!
+//! How a reservation changes is [`ReservationStatus`]'s to say; that rule is shared with those who rely on it.
+
+use std::collections::HashSet;
+
+use chassis::fields::{Detail, Fields, FromJson, FromQuery, Params, any};
+use chassis::problem::{FieldError, Problem};
+use shared::products::{Line, MAX_BATCH, MAX_LINES, MAX_QUANTITY, Reserved, ReservedLine};
+use shared::{Id, OrderId};
+
+pub use shared::products::{Reservation, ReservationStatus};
+
+/// The lines to take: 1 to 100, a product at most once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lines(Vec<Line>);
+
+impl Lines {
+    /// The lines in the order asked.
+    pub fn as_slice(&self) -> &[Line] {
+        &self.0
+    }
+
+    /// These lines.
+    ///
+    /// # Errors
+    /// With the index of the first product that is there twice.
+    pub fn new(lines: Vec<Line>) -> Result<Self, usize> {
+        let mut seen = HashSet::with_capacity(lines.len());
+        match lines.iter().position(|line| !seen.insert(line.product_id)) {
+            Some(twice) => Err(twice),
+            None => Ok(Self(lines)),
+        }
+    }
+
+    /// Whether a reservation holds the same units, in whatever order.
+    pub fn are_those_of(&self, held: &[ReservedLine]) -> bool {
+        let mut wanted = self.0.clone();
+        let mut held: Vec<Line> =
+            held.iter().map(|line| Line { product_id: line.product_id, quantity: line.quantity }).collect();
+        wanted.sort_unstable();
+        held.sort_unstable();
+        wanted == held
+    }
+}
+
+impl FromJson for Lines {
+    fn from_json(body: &mut Fields<'_>) -> Option<Self> {
+        let lines = body.each("lines", 1..=MAX_LINES, line)?;
+        let unique = Self::new(lines);
+        if let Err(twice) = unique {
+            body.fail(&format!("lines/{twice}/productId"), "is in an earlier line already");
+        }
+        unique.ok()
+    }
+}
+
+fn line(fields: &mut Fields<'_>) -> Option<Line> {
+    let product_id = fields.required("productId", any::<Id>);
+    let quantity = fields.required("quantity", quantity);
+    Some(Line { product_id: product_id?, quantity: quantity? })
+}
+
+fn quantity(quantity: u32) -> Result<u32, Detail> {
+    let good = (1..=MAX_QUANTITY).contains(&quantity);
+    if good { Ok(quantity) } else { Err(format!("must be 1 to {MAX_QUANTITY}").into()) }
+}
+
+/// One of several takes.
+#[derive(Clone, Debug)]
+pub struct LinesFor {
+    /// The order that the units are for.
+    pub order_id: OrderId,
+    /// The units.
+    pub lines: Lines,
+}
+
+impl FromJson for LinesFor {
+    fn from_json(body: &mut Fields<'_>) -> Option<Self> {
+        let order_id = body.required("orderId", any::<OrderId>);
+        let lines = Lines::from_json(body);
+        Some(Self { order_id: order_id?, lines: lines? })
+    }
+}
+
+/// The orders whose reservations are to be released.
+#[derive(Clone, Debug)]
+pub struct OrderIds(pub Vec<OrderId>);
+
+impl FromQuery for OrderIds {
+    fn from_query(params: &mut Params<'_>) -> Option<Self> {
+        params.required("ids", chassis::extract::list(MAX_BATCH)).map(Self)
+    }
+}
+
+/// What came of a take.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Taken {
+    /// The units are the order's, taken just now.
+    Now(Reserved),
+    /// They were already: the answer of the first time.
+    Already(Reserved),
+    /// Nothing was taken.
+    Refused(Refusal),
+}
+
+/// Why a take was refused. Lines are told by their index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// These lines name products that do not exist.
+    Unknown(Vec<usize>),
+    /// These lines ask for more than is left, which is this much.
+    Short(Vec<(usize, i64)>),
+    /// The reservation was released before.
+    Released,
+    /// The reservation was taken before, for other lines.
+    Mismatch,
+}
+
+impl Refusal {
+    /// The lines to blame, as a client is told.
+    pub fn errors(&self) -> Vec<FieldError> {
+        match self {
+            Self::Unknown(lines) => {
+                lines.iter().map(|at| FieldError::at(format!("/lines/{at}/productId"), "does not exist")).collect()
+            }
+            Self::Short(lines) => {
+                let short = |&(at, left)| {
+                    FieldError::at(format!("/lines/{at}/quantity"), format!("only {left} left")).actual(left)
+                };
+                lines.iter().map(short).collect()
+            }
+            Self::Released | Self::Mismatch => Vec::new(),
+        }
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        crate::error::Error::Refused(refusal).into()
+    }
+}

@@ -1,0 +1,294 @@
+//! The contract of [`ProductStore`], one function a sentence, run against every store.
+
+use std::collections::BTreeMap;
+
+use futures_util::future::join_all;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use shared::products::{Line, ReservationStatus};
+use uuid::Uuid;
+
+use super::*;
+use crate::reservation::Refusal;
+
+/// Stamps every case as a test of each store.
+macro_rules! contract {
+    ($($case:ident)*) => {
+        mod memory {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                super::$case(&(std::sync::Arc::new(super::MemoryStore::default()) as super::Store)).await;
+            })*
+        }
+    };
+}
+
+contract! {
+    ids_rise_and_are_never_given_twice
+    pages_join_to_the_whole_list
+    a_part_of_a_name_finds_its_products
+    a_change_is_made_only_to_the_version_seen
+    a_take_is_all_or_nothing
+    a_refused_take_leaves_its_id_free
+    a_take_repeated_is_answered_as_the_first_time
+    other_lines_under_a_taken_id_are_refused
+    a_release_gives_back_once
+    a_released_id_can_never_be_taken
+    a_removed_product_takes_its_stock_along
+    twenty_buyers_of_the_last_unit_and_one_gets_it
+    any_takes_and_releases_conserve_the_stock
+}
+
+type Store = Arc<dyn ProductStore>;
+
+async fn add(store: &Store, name: &str, stock: i64) -> Id {
+    let new = NewProduct { name: name.to_owned(), price: Money::from_cents(1999).unwrap(), stock };
+    store.insert(new, Timestamp::UNIX_EPOCH).await.unwrap().public.id
+}
+
+async fn stock(store: &Store, id: Id) -> i64 {
+    store.by_id(id).await.unwrap().expect("the product is there").public.stock
+}
+
+async fn all(store: &Store) -> Vec<Id> {
+    let page = Page { after: None, limit: 1000 };
+    store.page(page, None).await.unwrap().rows.iter().map(|product| product.public.id).collect()
+}
+
+fn order(n: u128) -> OrderId {
+    OrderId(Uuid::from_u128(n))
+}
+
+fn lines(lines: &[(Id, u32)]) -> Lines {
+    Lines::new(lines.iter().map(|&(product_id, quantity)| Line { product_id, quantity }).collect()).unwrap()
+}
+
+fn no_product() -> Id {
+    Id::new(999).unwrap()
+}
+
+async fn ids_rise_and_are_never_given_twice(store: &Store) {
+    let (first, second) = (add(store, "one", 0).await, add(store, "two", 0).await);
+    assert_eq!((first.get(), second.get()), (1, 2));
+    assert!(store.remove(second, 1).await.unwrap());
+    assert!(add(store, "three", 0).await > second, "the id of a removed product is not reused");
+    assert!(store.by_id(second).await.unwrap().is_none());
+    let found = store.by_ids(&[second, first, no_product(), first]).await.unwrap();
+    assert_eq!(found.iter().map(|product| product.public.id).collect::<Vec<_>>(), [first]);
+}
+
+async fn pages_join_to_the_whole_list(store: &Store) {
+    for n in 0..10 {
+        add(store, &n.to_string(), 0).await;
+    }
+    for limit in 1..=11 {
+        let (mut seen, mut after) = (Vec::new(), None);
+        loop {
+            let rows = store.page(Page { after, limit }, None).await.unwrap();
+            assert!(rows.rows.len() <= limit);
+            seen.extend(rows.rows.iter().map(|product| product.public.id));
+            after = seen.last().copied();
+            if !rows.more {
+                break;
+            }
+        }
+        assert_eq!(seen, all(store).await, "pages of {limit}");
+    }
+}
+
+async fn a_part_of_a_name_finds_its_products(store: &Store) {
+    for n in 0..5000 {
+        add(store, if n % 1000 == 999 { "Blue Ångström" } else { "Red" }, 0).await;
+    }
+    let page = |after, limit| Page { after, limit };
+    let first = store.page(page(None, 3), Some("ångström")).await.unwrap();
+    let ids = |rows: &Rows<Arc<Product>>| rows.rows.iter().map(|product| product.public.id.get()).collect::<Vec<_>>();
+    assert_eq!((ids(&first), first.more), (vec![1000, 2000, 3000], true));
+    let rest = store.page(page(Id::new(3000), 3), Some("BLUE")).await.unwrap();
+    assert_eq!((ids(&rest), rest.more), (vec![4000, 5000], false));
+    let two = store.page(page(Id::new(3000), 2), Some("BLUE")).await.unwrap();
+    assert!(!two.more, "nothing follows a page that is just full");
+    assert!(store.page(page(None, 3), Some("%")).await.unwrap().rows.is_empty(), "no character is special");
+}
+
+async fn a_change_is_made_only_to_the_version_seen(store: &Store) {
+    let id = add(store, "lamp", 5).await;
+    let seen = store.by_id(id).await.unwrap().unwrap();
+    store.take(order(1), &lines(&[(id, 2)])).await.unwrap();
+    let mut next = Product::clone(&seen);
+    (next.public.stock, next.version) = (100, seen.version + 1);
+    assert!(store.replace(seen.version, next.clone()).await.unwrap().is_none(), "two units went meanwhile");
+    assert!(!store.remove(id, seen.version).await.unwrap());
+    let seen = store.by_id(id).await.unwrap().unwrap();
+    next.version = seen.version + 1;
+    assert!(store.replace(seen.version, next.clone()).await.unwrap().is_some());
+    assert_eq!(stock(store, id).await, 100);
+    assert!(store.remove(id, next.version).await.unwrap());
+    assert!(store.replace(next.version, next).await.unwrap().is_none(), "it is gone");
+}
+
+async fn a_take_is_all_or_nothing(store: &Store) {
+    let (lamp, desk) = (add(store, "lamp", 5).await, add(store, "desk", 1).await);
+    let refused = store.take(order(1), &lines(&[(lamp, 6), (no_product(), 1), (desk, 1)])).await.unwrap();
+    assert_eq!(refused, Taken::Refused(Refusal::Unknown(vec![1])), "an unknown product comes before a short one");
+    let refused = store.take(order(1), &lines(&[(lamp, 6), (desk, 1)])).await.unwrap();
+    assert_eq!(refused, Taken::Refused(Refusal::Short(vec![(0, 5)])));
+    let refused = store.take(order(1), &lines(&[(lamp, 6), (desk, 2)])).await.unwrap();
+    assert_eq!(refused, Taken::Refused(Refusal::Short(vec![(0, 5), (1, 1)])), "each short line is named");
+    assert_eq!((stock(store, lamp).await, stock(store, desk).await), (5, 1), "nothing was taken");
+
+    let Taken::Now(taken) = store.take(order(1), &lines(&[(lamp, 5), (desk, 1)])).await.unwrap() else {
+        panic!("all is there");
+    };
+    let told: Vec<_> = taken.lines.iter().map(|line| (line.name.as_str(), line.price.cents(), line.quantity)).collect();
+    assert_eq!(told, [("lamp", 1999, 5), ("desk", 1999, 1)]);
+    assert_eq!((stock(store, lamp).await, stock(store, desk).await), (0, 0), "down to the last unit");
+}
+
+async fn a_refused_take_leaves_its_id_free(store: &Store) {
+    let lamp = add(store, "lamp", 1).await;
+    assert!(matches!(store.take(order(1), &lines(&[(lamp, 2)])).await.unwrap(), Taken::Refused(_)));
+    assert!(store.reservation(order(1)).await.unwrap().is_none());
+    assert!(matches!(store.take(order(1), &lines(&[(lamp, 1)])).await.unwrap(), Taken::Now(_)));
+}
+
+async fn a_take_repeated_is_answered_as_the_first_time(store: &Store) {
+    let (lamp, desk) = (add(store, "lamp", 5).await, add(store, "desk", 5).await);
+    let Taken::Now(first) = store.take(order(1), &lines(&[(lamp, 2), (desk, 1)])).await.unwrap() else {
+        panic!("all is there");
+    };
+    let seen = store.by_id(lamp).await.unwrap().unwrap();
+    let mut dearer = Product::clone(&seen);
+    (dearer.public.price, dearer.version) = (Money::from_cents(5000).unwrap(), seen.version + 1);
+    store.replace(seen.version, dearer).await.unwrap().expect("nobody else was there");
+    for again in [lines(&[(lamp, 2), (desk, 1)]), lines(&[(desk, 1), (lamp, 2)])] {
+        assert_eq!(store.take(order(1), &again).await.unwrap(), Taken::Already(first.clone()), "at the price of then");
+    }
+    assert_eq!(stock(store, lamp).await, 3, "taken once");
+}
+
+async fn other_lines_under_a_taken_id_are_refused(store: &Store) {
+    let (lamp, desk) = (add(store, "lamp", 5).await, add(store, "desk", 5).await);
+    store.take(order(1), &lines(&[(lamp, 2)])).await.unwrap();
+    for other in [lines(&[(lamp, 3)]), lines(&[(desk, 2)]), lines(&[(lamp, 2), (desk, 1)])] {
+        assert_eq!(store.take(order(1), &other).await.unwrap(), Taken::Refused(Refusal::Mismatch));
+    }
+    assert_eq!((stock(store, lamp).await, stock(store, desk).await), (3, 5));
+}
+
+async fn a_release_gives_back_once(store: &Store) {
+    let lamp = add(store, "lamp", 5).await;
+    store.take(order(1), &lines(&[(lamp, 2)])).await.unwrap();
+    let status = || async { store.reservation(order(1)).await.unwrap().unwrap().status };
+    assert_eq!(status().await, ReservationStatus::Taken);
+    for _ in 0..3 {
+        store.release(order(1)).await.unwrap();
+        assert_eq!((stock(store, lamp).await, status().await), (5, ReservationStatus::Released));
+    }
+}
+
+async fn a_released_id_can_never_be_taken(store: &Store) {
+    let lamp = add(store, "lamp", 5).await;
+    store.take(order(1), &lines(&[(lamp, 2)])).await.unwrap();
+    for released in [order(1), order(2)] {
+        store.release(released).await.unwrap(); // the second was never seen before
+        let late = store.take(released, &lines(&[(lamp, 2)])).await.unwrap();
+        assert_eq!(late, Taken::Refused(Refusal::Released));
+    }
+    assert_eq!(stock(store, lamp).await, 5);
+    assert_eq!(store.reservation(order(2)).await.unwrap().unwrap().lines, []);
+}
+
+async fn a_removed_product_takes_its_stock_along(store: &Store) {
+    let (lamp, desk) = (add(store, "lamp", 5).await, add(store, "desk", 5).await);
+    store.take(order(1), &lines(&[(lamp, 2), (desk, 1)])).await.unwrap();
+    let version = store.by_id(lamp).await.unwrap().unwrap().version;
+    assert!(store.remove(lamp, version).await.unwrap());
+    store.release(order(1)).await.unwrap();
+    assert_eq!(stock(store, desk).await, 5);
+    assert!(store.by_id(lamp).await.unwrap().is_none());
+}
+
+async fn twenty_buyers_of_the_last_unit_and_one_gets_it(store: &Store) {
+    let lamp = add(store, "lamp", 1).await;
+    let buyers = (0..20).map(|n| {
+        let store = Arc::clone(store);
+        tokio::spawn(async move { store.take(order(n), &lines(&[(lamp, 1)])).await.unwrap() })
+    });
+    let outcomes = join_all(buyers).await.into_iter().map(|outcome| outcome.unwrap());
+    assert_eq!(outcomes.filter(|taken| matches!(taken, Taken::Now(_))).count(), 1);
+    assert_eq!(stock(store, lamp).await, 0);
+}
+
+/// What a client may do to the stock.
+#[derive(Clone, Debug)]
+enum Step {
+    Take(u128, Vec<(usize, u32)>),
+    Release(u128),
+    Restock(usize, i64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let wanted = prop::collection::btree_map(0..3_usize, 1..6_u32, 1..4).prop_map(|map| map.into_iter().collect());
+    prop_oneof![
+        3 => (0..8_u128, wanted).prop_map(|(order, wanted)| Step::Take(order, wanted)),
+        2 => (0..8_u128).prop_map(Step::Release),
+        1 => (0..3_usize, 0..20_i64).prop_map(|(product, stock)| Step::Restock(product, stock)),
+    ]
+}
+
+/// Runs lists of steps from four tasks at once, over and over, and counts the units after each round.
+async fn any_takes_and_releases_conserve_the_stock(store: &Store) {
+    let mut runner = TestRunner::deterministic();
+    let mut added = [10_i64, 5, 1];
+    let mut products = Vec::new();
+    for units in added {
+        products.push(add(store, "thing", units).await);
+    }
+    for round in 0..64_u128 {
+        let tasks = prop::collection::vec(prop::collection::vec(step(), 0..40), 4);
+        let tasks = tasks.new_tree(&mut runner).unwrap().current();
+        let running =
+            tasks.into_iter().map(|steps| tokio::spawn(run(Arc::clone(store), products.clone(), steps, round)));
+        for restocked in join_all(running).await {
+            restocked.unwrap().into_iter().for_each(|(product, units)| added[product] += units);
+        }
+        let mut held = BTreeMap::new();
+        for n in 0..(round + 1) * 8 {
+            let reservation = store.reservation(order(n)).await.unwrap();
+            let taken = reservation.filter(|reservation| reservation.status == ReservationStatus::Taken);
+            for line in taken.into_iter().flat_map(|reservation| reservation.lines) {
+                *held.entry(line.product_id).or_insert(0) += i64::from(line.quantity);
+            }
+        }
+        for (product, added) in products.iter().zip(added) {
+            let (left, held) = (stock(store, *product).await, held.get(product).copied().unwrap_or_default());
+            assert!(left >= 0, "round {round}: {left} units of {product}");
+            assert_eq!(left + held, added, "round {round}: {left} left, {held} held, {added} added of {product}");
+        }
+    }
+}
+
+/// One client's steps; what it added to each product.
+async fn run(store: Store, products: Vec<Id>, steps: Vec<Step>, round: u128) -> Vec<(usize, i64)> {
+    let mut added = Vec::new();
+    for step in steps {
+        match step {
+            Step::Take(n, wanted) => {
+                let wanted: Vec<_> = wanted.iter().map(|&(product, units)| (products[product], units)).collect();
+                store.take(order(round * 8 + n), &lines(&wanted)).await.unwrap();
+            }
+            Step::Release(n) => store.release(order(round * 8 + n)).await.unwrap(),
+            Step::Restock(product, units) => {
+                let seen = store.by_id(products[product]).await.unwrap().unwrap();
+                let mut next = Product::clone(&seen);
+                (next.public.stock, next.version) = (units, seen.version + 1);
+                if store.replace(seen.version, next).await.unwrap().is_some() {
+                    added.push((product, units - seen.public.stock));
+                }
+            }
+        }
+    }
+    added
+}

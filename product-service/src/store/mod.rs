@@ -1,0 +1,79 @@
+//! What is kept. The trait and its comments are the contract; [`contract`] is the same, to be run against each store.
+
+#[cfg(test)]
+mod contract;
+mod memory;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use chassis::page::{Page, Rows};
+use jiff::Timestamp;
+use shared::{Id, Money, OrderId};
+
+pub use self::memory::MemoryStore;
+use crate::product::{NewProduct, Product};
+use crate::reservation::{Lines, Reservation, Taken};
+
+/// What the start-up line says of the store in memory.
+pub const MEMORY: &str = "memory (a restart forgets everything)";
+
+/// Products by id, and reservations on their stock. Each call is one atomic step.
+///
+/// Units are conserved: a product's stock and what reservations hold of it change together, and a stock is never below
+/// zero.
+#[async_trait]
+pub trait ProductStore: Send + Sync {
+    /// Adds a product under the next id, which is higher than any before, also than those that were removed.
+    async fn insert(&self, new: NewProduct, created_at: Timestamp) -> Result<Arc<Product>, StoreError>;
+
+    /// The product of this id.
+    async fn by_id(&self, id: Id) -> Result<Option<Arc<Product>>, StoreError>;
+
+    /// The products of these ids that there are, each once, by ascending id.
+    async fn by_ids(&self, ids: &[Id]) -> Result<Vec<Arc<Product>>, StoreError>;
+
+    /// A page of all products by ascending id; with `name`, of those whose name has it as a part, compared by
+    /// [`crate::product::fold`]. Without, it costs the same wherever it is in the list.
+    async fn page(&self, page: Page<Id>, name: Option<&str>) -> Result<Rows<Arc<Product>>, StoreError>;
+
+    /// Puts `product` in the place of the one of its id, if that is still at `version`; `None` if it has changed since,
+    /// its stock included, or is gone.
+    async fn replace(&self, version: i64, product: Product) -> Result<Option<Arc<Product>>, StoreError>;
+
+    /// Removes the product of this id, if it is still at `version`. Whether it did.
+    async fn remove(&self, id: Id, version: i64) -> Result<bool, StoreError>;
+
+    /// Takes the units of all lines for an order, or of none. Safe to repeat: the same lines again are answered as the
+    /// first time, with the names and prices of then. A refused take leaves no trace.
+    async fn take(&self, order_id: OrderId, lines: &Lines) -> Result<Taken, StoreError>;
+
+    /// Releases a reservation for ever: what it holds goes back to the products that still exist, once; and no take
+    /// under this id succeeds again, also if there was none yet. Safe to repeat.
+    async fn release(&self, order_id: OrderId) -> Result<(), StoreError>;
+
+    /// The reservation of this order; `None` if there was neither a take nor a release.
+    async fn reservation(&self, order_id: OrderId) -> Result<Option<Reservation>, StoreError>;
+
+    /// Whether the store answers.
+    async fn ping(&self) -> Result<(), StoreError>;
+}
+
+/// The store does not answer. What became of the call is unknown.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the store does not answer: {0}")]
+pub struct StoreError(pub String);
+
+/// Opens the store in memory, with the products of the tutorial in it if `seed`.
+///
+/// # Errors
+/// If the products cannot be added.
+pub async fn open(seed: bool) -> Result<Arc<dyn ProductStore>, String> {
+    let store = MemoryStore::default();
+    for (name, cents, stock) in [("Laptop", 99_999, 50), ("Phone", 59_900, 100)].into_iter().filter(|_| seed) {
+        let price = Money::from_cents(cents).unwrap_or_default();
+        let new = NewProduct { name: name.to_owned(), price, stock };
+        store.insert(new, chassis::now()).await.map_err(|error| error.to_string())?;
+    }
+    Ok(Arc::new(store))
+}
