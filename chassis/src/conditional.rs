@@ -10,8 +10,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use crate::extract::Header;
-use crate::fields::Detail;
 use crate::problem::{PRECONDITION_FAILED, Problem};
+use crate::values::Detail;
 
 /// The header `If-Match`: a change is made only to the state that the client has seen.
 #[derive(Debug)]
@@ -25,13 +25,13 @@ impl Header for IfMatch {
     }
 }
 
-impl IfMatch {
-    /// Refuses unless `entity` is what the client has seen. Tags are compared strongly: a weak one never matches.
-    pub fn check(&self, entity: &impl Serialize) -> Result<(), Problem> {
-        let (_, tag) = represent(entity)?;
-        let matches = self.0.split(',').map(str::trim).any(|given| given == "*" || given == tag);
-        if matches { Ok(()) } else { Err(Problem::new(&PRECONDITION_FAILED, "It has changed since you read it")) }
-    }
+/// Refuses unless `entity` is what the client has seen, if it says what that is. Tags are compared strongly: a weak one
+/// never matches.
+pub fn check(if_match: Option<&IfMatch>, entity: &impl Serialize) -> Result<(), Problem> {
+    let Some(IfMatch(seen)) = if_match else { return Ok(()) };
+    let (_, tag) = represent(entity)?;
+    let matches = seen.split(',').map(str::trim).any(|given| given == "*" || given == tag);
+    if matches { Ok(()) } else { Err(Problem::new(&PRECONDITION_FAILED, "It has changed since you read it")) }
 }
 
 /// The answer that shows one entity, with its `ETag`: 200, or 304 if the client has it already.
@@ -61,4 +61,52 @@ fn represent(entity: &impl Serialize) -> Result<(Vec<u8>, String), Problem> {
     hasher.write(&json);
     let tag = format!("\"{:016x}\"", hasher.finish());
     Ok((json, tag))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tag_of(entity: &impl Serialize) -> String {
+        represent(entity).unwrap().1
+    }
+
+    #[test]
+    fn equal_entities_have_equal_tags_and_others_others() {
+        assert_eq!(tag_of(&[1, 2]), tag_of(&vec![1, 2]));
+        assert_ne!(tag_of(&[1, 2]), tag_of(&[2, 1]));
+        let tag = tag_of(&"x");
+        assert!(tag.len() == 18 && tag.starts_with('"') && tag.ends_with('"'), "{tag}");
+    }
+
+    #[test]
+    fn a_change_needs_just_the_tag_of_the_state() {
+        let tag = tag_of(&"x");
+        let holds = |given: &str| check(IfMatch::parse(given).ok().as_ref(), &"x").is_ok();
+        for good in [tag.clone(), "*".to_owned(), format!("\"other\", {tag}"), format!("{tag},\"other\"")] {
+            assert!(holds(&good), "{good}");
+        }
+        for bad in
+            [format!("W/{tag}"), tag_of(&"y"), tag.trim_matches('"').to_owned(), String::new(), format!("{tag}x")]
+        {
+            assert!(!holds(&bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_the_client_has_is_not_sent_again() {
+        let tag = tag_of(&"x");
+        let status = |given: &[&str]| {
+            let headers = given.iter().map(|value| (header::IF_NONE_MATCH, HeaderValue::from_str(value).unwrap()));
+            show(&"x", &headers.collect()).unwrap().status()
+        };
+        for known in [tag.clone(), format!("W/{tag}"), "*".to_owned(), format!("\"other\" , W/{tag}")] {
+            assert_eq!(status(&[&known]), StatusCode::NOT_MODIFIED, "{known}");
+        }
+        assert_eq!(status(&["\"other\"", &tag]), StatusCode::NOT_MODIFIED, "on two lines");
+        for other in [String::new(), "\"other\"".to_owned(), tag.trim_matches('"').to_owned(), format!("w/{tag}")] {
+            assert_eq!(status(&[&other]), StatusCode::OK, "{other}");
+        }
+        assert_eq!(status(&[]), StatusCode::OK);
+    }
 }

@@ -92,7 +92,8 @@ pub fn peer_url(text: &str) -> Result<Url, String> {
     if url.scheme() != "http" || url.host().is_none() {
         return Err("must start with http:// and name a host (TLS is a proxy's work here)".to_owned());
     }
-    if url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() {
+    let named = !url.username().is_empty() || url.password().is_some();
+    if url.query().is_some() || url.fragment().is_some() || named {
         return Err("must be no more than a host, a port and a path".to_owned());
     }
     Ok(url)
@@ -102,4 +103,81 @@ fn origin(text: &str) -> Result<HeaderValue, String> {
     let sane = text == "*" || Url::parse(text).is_ok_and(|url| url.origin().ascii_serialization() == text);
     let value = HeaderValue::from_str(text).ok().filter(|_| sane);
     value.ok_or_else(|| "must be `*` or an origin like https://shop.example".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::FromArgMatches;
+
+    use super::*;
+
+    /// What `--flag value` makes of the settings, or why not.
+    fn given(flag: &str, value: &str) -> Result<Settings, String> {
+        let command = Settings::augment_args(clap::Command::new("tiny")).mut_args(|arg| arg.env(None::<&str>));
+        let matches = command.try_get_matches_from(["tiny", &format!("--{flag}={value}")]);
+        matches.and_then(|matches| Settings::from_arg_matches(&matches)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_bounds_of_the_contract_are_the_defaults() {
+        let Settings { max_body_bytes, max_header_bytes, header_timeout, body_timeout, request_timeout, drain, .. } =
+            defaults();
+        assert_eq!((max_body_bytes, max_header_bytes), (65_536, 16_384));
+        assert_eq!([header_timeout, body_timeout, request_timeout, drain].map(|time| time.as_secs()), [15, 10, 10, 2]);
+        let Settings { host, shutdown, cors_allowed_origins, .. } = defaults();
+        assert_eq!(
+            (host.to_string(), shutdown.as_secs(), cors_allowed_origins),
+            ("127.0.0.1".to_owned(), 10, vec![HeaderValue::from_static("*")])
+        );
+    }
+
+    #[test]
+    fn a_bad_setting_is_named() {
+        for (flag, bad) in [
+            ("host", "localhost"),
+            ("max-connections", "0"),
+            ("max-header-bytes", "-1"),
+            ("max-body-bytes", "64k"),
+            ("header-timeout", "-1"),
+            ("body-timeout", "NaN"),
+            ("request-timeout", "inf"),
+            ("drain", "86401"),
+            ("shutdown", ""),
+            ("cors-allowed-origins", "shop.example"),
+            ("cors-allowed-origins", "https://shop.example/"),
+            ("cors-allowed-origins", "https://a.example, https://b.example"),
+            ("cors-allowed-origins", ""),
+        ] {
+            let refused = given(flag, bad).err().unwrap_or_else(|| panic!("--{flag}={bad} was taken"));
+            assert!(refused.contains(flag), "{refused}");
+        }
+    }
+
+    #[test]
+    fn times_may_have_fractions_and_origins_may_be_several() {
+        assert_eq!(given("drain", "0.25").unwrap().drain, Duration::from_millis(250));
+        let origins = given("cors-allowed-origins", "https://a.example,http://localhost:8080").unwrap();
+        assert_eq!(origins.cors_allowed_origins, ["https://a.example", "http://localhost:8080"]);
+    }
+
+    #[test]
+    fn the_address_of_a_peer_is_a_host_and_perhaps_a_path() {
+        for good in ["http://users:3001", "http://users.internal/api", "http://[::1]:3001/"] {
+            assert!(peer_url(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "users:3001",
+            "//users",
+            "https://users",
+            "ftp://users",
+            "http://",
+            "http://users?x=1",
+            "http://users#x",
+            "http://me@users",
+            "http://:secret@users",
+        ] {
+            assert!(peer_url(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -1,16 +1,16 @@
 //! Extractors that reject with a [`Problem`]: axum's own answer a bad request in plain text.
 
 use std::fmt;
-use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use axum::extract::{FromRequest, FromRequestParts, OptionalFromRequestParts, RawPathParams, Request};
+use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, header};
 use bytes::Bytes;
 
-use crate::fields::{self, Detail, FromJson, FromQuery};
+use crate::fields::{self, FromJson, FromQuery};
 use crate::problem::{FieldError, Problem, UNSUPPORTED_MEDIA_TYPE};
+use crate::values::Detail;
 
 /// A body that is a JSON object. Its type may be any `application/json` or `…+json`.
 #[derive(Debug)]
@@ -88,45 +88,43 @@ pub trait Header: Sized {
     fn parse(value: &str) -> Result<Self, Detail>;
 }
 
-/// The value of the header `H`. Twice the same header is a mistake of the client's.
+/// The value of the header `H`, if it is there. Twice the same header is a mistake of the client's.
 #[derive(Debug)]
-pub struct TypedHeader<H>(pub H);
+pub struct OptionalHeader<H>(pub Option<H>);
 
-impl<S: Sync, H: Header> OptionalFromRequestParts<S> for TypedHeader<H> {
+impl<S: Sync, H: Header> FromRequestParts<S> for OptionalHeader<H> {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Problem> {
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         let mut given = parts.headers.get_all(H::NAME).iter();
         let read = match (given.next(), given.next()) {
-            (None, _) => return Ok(None),
+            (None, _) => return Ok(Self(None)),
             (Some(value), None) => value.to_str().map_err(|_| "must be ASCII".into()).and_then(H::parse),
             (Some(_), Some(_)) => Err("is given more than once".into()),
         };
         let bad = |detail: Detail| Problem::invalid(vec![FieldError::of(H::NAME.as_str(), detail)]);
-        read.map(|value| Some(Self(value))).map_err(bad)
+        read.map(|value| Self(Some(value))).map_err(bad)
     }
 }
 
-/// Reads text of so many characters without control characters, U+0000 among them, which no database takes.
-pub fn text(length: RangeInclusive<usize>) -> impl Fn(String) -> Result<String, Detail> {
-    move |text| {
-        if !length.contains(&text.chars().count()) {
-            return Err(format!("must be {} to {} characters", length.start(), length.end()).into());
-        }
-        if text.contains(char::is_control) {
-            return Err("must not have control characters".into());
-        }
-        Ok(text)
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Reads a list of up to `most` values, parted by commas.
-pub fn list<T: FromStr<Err: fmt::Display>>(most: usize) -> impl Fn(&str) -> Result<Vec<T>, Detail> {
-    move |text| {
-        if text.split(',').count() > most {
-            return Err(format!("must be 1 to {most} values").into());
+    #[test]
+    fn json_is_known_by_its_media_type() {
+        let taken = |given: &str| {
+            let value = header::HeaderValue::from_str(given).unwrap();
+            is_json(&HeaderMap::from_iter([(header::CONTENT_TYPE, value)]))
+        };
+        for json in
+            ["application/json", "Application/JSON", "application/json; charset=utf-8", "application/merge-patch+json"]
+        {
+            assert!(taken(json), "{json}");
         }
-        let parse = |part: &str| part.parse().map_err(|error: T::Err| format!("each {error}").into());
-        text.split(',').map(parse).collect()
+        for other in ["", "text/plain", "text/json", "application/jsonp", "application/x-www-form-urlencoded", "json"] {
+            assert!(!taken(other), "{other}");
+        }
+        assert!(!is_json(&HeaderMap::new()));
     }
 }

@@ -15,9 +15,7 @@ use serde_json::value::RawValue;
 use url::form_urlencoded;
 
 use crate::problem::{FieldError, MALFORMED_JSON, Problem};
-
-/// What is wrong with a value, said to the client: `must be 1 to 64 characters`.
-pub type Detail = Cow<'static, str>;
+use crate::values::Detail;
 
 /// A type that is read from a JSON object.
 pub trait FromJson: Sized {
@@ -51,11 +49,6 @@ pub fn read_each<T: FromJson>(body: &Bytes, length: RangeInclusive<usize>) -> Re
 pub fn read_query<T: FromQuery>(query: &str) -> Result<T, Problem> {
     let mut params = Params { pairs: form_urlencoded::parse(query.as_bytes()).collect(), errors: Vec::new() };
     finish(T::from_query(&mut params), params.errors)
-}
-
-/// Reads a number, an id, a status: whatever JSON value `T` is. For [`Fields::required`] and [`Fields::optional`].
-pub fn any<T>(value: T) -> Result<T, Detail> {
-    Ok(value)
 }
 
 /// The members of one JSON object, and the mistakes found so far.
@@ -124,7 +117,7 @@ impl<'a> Fields<'a> {
         &mut self,
         name: &'static str,
         length: RangeInclusive<usize>,
-        read: impl Fn(&mut Fields<'_>) -> Option<U>,
+        mut read: impl FnMut(&mut Fields<'_>) -> Option<U>,
     ) -> Option<Vec<U>> {
         let json = self.member(name)?;
         let items = match json.map_or(Err("is required".into()), |json| items(json, &length)) {
@@ -150,7 +143,7 @@ impl<'a> Fields<'a> {
         good.then_some(values)
     }
 
-    /// Notes that something is wrong with the member `name`, or with one below it: `lines/3/productId`.
+    /// Notes that something is wrong with the member `name`.
     pub fn fail(&mut self, name: &str, detail: impl Into<Detail>) {
         self.errors.push(FieldError::at(format!("{}/{name}", self.place), detail.into()));
     }
@@ -277,16 +270,197 @@ fn malformed(error: &serde_json::Error) -> Problem {
     Problem::new(&MALFORMED_JSON, format!("The body is not JSON: {error}"))
 }
 
-/// What serde_json says of one value, without the position, which would count from the start of that value.
+/// What serde_json says of one value, without the value itself, which may be a password, and without the position, which
+/// would count from the start of that value.
 fn plain(error: &serde_json::Error) -> Detail {
     let text = error.to_string();
-    let end = text.rfind(" at line ").unwrap_or(text.len());
-    text[..end].to_owned().into()
+    let text = text.rsplit_once(" at line ").map_or(&*text, |(text, _)| text);
+    match text.rsplit_once(", expected ") {
+        Some((_, expected)) => format!("must be {expected}").into(),
+        None => text.to_owned().into(),
+    }
 }
 
 fn finish<T>(value: Option<T>, errors: Vec<FieldError>) -> Result<T, Problem> {
     match value {
         Some(value) if errors.is_empty() => Ok(value),
         _ => Err(Problem::invalid(errors)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::values::any;
+
+    /// An order of sorts: with one member of each kind.
+    #[derive(Debug, PartialEq)]
+    struct Order {
+        buyer: u32,
+        note: Option<String>,
+        lines: Vec<(u32, u32)>,
+    }
+
+    impl FromJson for Order {
+        fn from_json(body: &mut Fields<'_>) -> Option<Self> {
+            let buyer = body.required("buyer", any);
+            let note = body.optional("note", any);
+            let lines = body.each("lines", 1..=2, |line| {
+                let (item, count) = (line.required("item", any), line.required("count", positive));
+                Some((item?, count?))
+            });
+            Some(Self { buyer: buyer?, note: note?, lines: lines? })
+        }
+    }
+
+    struct Change(Option<String>);
+
+    impl FromJson for Change {
+        fn from_json(body: &mut Fields<'_>) -> Option<Self> {
+            body.change("note", any).map(Self)
+        }
+    }
+
+    struct Search {
+        word: String,
+        limit: Option<u32>,
+    }
+
+    impl FromQuery for Search {
+        fn from_query(params: &mut Params<'_>) -> Option<Self> {
+            let word = params.required("word", |text| Ok::<_, Detail>(text.to_owned()));
+            let limit = params.optional("limit", |text| text.parse().map_err(|_| "must be a number"));
+            Some(Self { word: word?, limit: limit? })
+        }
+    }
+
+    fn positive(count: u32) -> Result<u32, Detail> {
+        if count > 0 { Ok(count) } else { Err("must be positive".into()) }
+    }
+
+    fn read<T: FromJson>(json: &str) -> Result<T, Problem> {
+        read_object(&Bytes::copy_from_slice(json.as_bytes()))
+    }
+
+    /// Where the mistakes are, and what is said of them.
+    fn blamed<T>(read: Result<T, Problem>) -> Vec<(String, String)> {
+        let body = read.err().expect("a mistake").body("");
+        assert_eq!(body.r#type, "urn:problem-type:invalid-request");
+        let place = |error: FieldError| (error.pointer.or(error.parameter).expect("a place"), error.detail);
+        body.errors.into_iter().map(place).collect()
+    }
+
+    fn places<T>(read: Result<T, Problem>) -> Vec<String> {
+        blamed(read).into_iter().map(|(place, _)| place).collect()
+    }
+
+    #[test]
+    fn a_value_is_read_whatever_stands_beside_it() {
+        let json = r#" {"lines": [{"item": 1, "count": 2, "x": {}}], "\u0062uyer": 7, "note": null, "id": [[]]} "#;
+        assert_eq!(read::<Order>(json).unwrap(), Order { buyer: 7, note: None, lines: vec![(1, 2)] });
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once_each_at_its_place() {
+        let json = r#"{"note": 1, "lines": [{"item": "x"}, {"item": 1, "count": 0}]}"#;
+        let told = [
+            ("/buyer", "is required"),
+            ("/note", "must be a string"),
+            ("/lines/0/item", "must be u32"),
+            ("/lines/0/count", "is required"),
+            ("/lines/1/count", "must be positive"),
+        ];
+        assert_eq!(blamed(read::<Order>(json)), told.map(|(place, detail)| (place.to_owned(), detail.to_owned())));
+    }
+
+    #[test]
+    fn a_member_that_must_be_there_may_not_be_null_either() {
+        assert_eq!(places(read::<Order>(r#"{"buyer": null, "lines": null}"#)), ["/buyer", "/lines"]);
+    }
+
+    #[test]
+    fn a_change_to_null_is_refused_and_no_change_is_none() {
+        assert!(read::<Change>("{}").unwrap().0.is_none());
+        assert_eq!(read::<Change>(r#"{"note": "new"}"#).unwrap().0.as_deref(), Some("new"));
+        assert_eq!(places(read::<Change>(r#"{"note": null}"#)), ["/note"]);
+        assert_eq!(places(read::<Change>(r#"{"note": "new", "note": null}"#)), ["/note"]);
+    }
+
+    #[test]
+    fn a_member_given_twice_is_a_mistake_also_deep_inside() {
+        let json = r#"{"buyer": 1, "buy\u0065r": 1, "lines": [{"item": 1, "item": 1, "count": 1}]}"#;
+        assert_eq!(places(read::<Order>(json)), ["/buyer", "/lines/0/item"]);
+        let unknown = r#"{"buyer": 1, "x": 1, "x": 2, "lines": [{"item": 1, "count": 1}]}"#;
+        assert!(read::<Order>(unknown).is_ok(), "what is ignored may be given as often as one likes");
+    }
+
+    #[test]
+    fn a_list_has_its_length_and_is_made_of_objects() {
+        let of = |lines: Value| read::<Order>(&json!({"buyer": 1, "lines": lines}).to_string());
+        let line = json!({"item": 1, "count": 1});
+        assert_eq!(of(json!([line, line])).unwrap().lines.len(), 2);
+        for bad in [json!([]), json!([line, line, line]), json!({}), json!("x"), json!({"0": line})] {
+            assert_eq!(places(of(bad.clone())), ["/lines"], "{bad}");
+        }
+        assert_eq!(places(of(json!([line, [1, 1]]))), ["/lines/1"], "an array is no object");
+    }
+
+    #[test]
+    fn a_body_is_one_object() {
+        for json in ["null", "7", "\"x\"", "[]", r#"[{"note": "x"}]"#] {
+            assert_eq!(places(read::<Change>(json)), [""], "{json}");
+        }
+        for json in ["", " ", "{", "{}}", "{} {}", "{'note': 1}", "{\"note\": NaN}", "\u{feff}{}"] {
+            let problem = read::<Change>(json).err().expect(json);
+            assert_eq!(problem.kind(), &MALFORMED_JSON, "{json}");
+        }
+    }
+
+    #[test]
+    fn no_mistake_is_told_with_the_value_itself() {
+        for secret in ["1234567890", "[\"1234567890\"]", "{\"1234567890\": 1}", "1234567890.5"] {
+            let told = blamed(read::<Change>(&format!(r#"{{"note": {secret}}}"#)));
+            assert_eq!(told, [("/note".to_owned(), "must be a string".to_owned())], "{secret}");
+        }
+    }
+
+    #[test]
+    fn each_of_many_is_read_on_its_own() {
+        let each = |json: &'static str| read_each::<Change>(&Bytes::from_static(json.as_bytes()), 1..=2);
+        let read = each(r#" [ {"note": "a"} , {"note": 1}] "#).unwrap();
+        assert!(matches!(read.as_slice(), [Ok(Change(Some(note))), Err(_)] if note == "a"));
+        for json in ["[]", "{}", r#"[{}, {}, {}]"#] {
+            assert_eq!(places(each(json)), [""], "{json}");
+        }
+    }
+
+    #[test]
+    fn an_object_within_many_has_its_own_body() {
+        struct Whole(Bytes);
+        impl FromJson for Whole {
+            fn from_json(body: &mut Fields<'_>) -> Option<Self> {
+                Some(Self(body.body().clone()))
+            }
+        }
+        let read = read_each::<Whole>(&Bytes::from_static(br#"[{"a": 1}, {"b": 2}]"#), 1..=2).unwrap();
+        let bodies: Vec<Bytes> = read.into_iter().map(|whole| whole.unwrap().0).collect();
+        assert_eq!(bodies, [r#"{"a": 1}"#, r#"{"b": 2}"#]);
+    }
+
+    #[test]
+    fn a_query_is_read_like_a_body() {
+        let search = read_query::<Search>("limit=5&word=a%20b%2B+c&other=1&other=2").unwrap();
+        assert_eq!((search.word.as_str(), search.limit), ("a b+ c", Some(5)));
+        for (query, blamed) in [
+            ("", vec!["word"]),
+            ("limit=x", vec!["word", "limit"]),
+            ("word=a&limit=", vec!["limit"]),
+            ("word=a&limit=1&limit=1", vec!["limit"]),
+            ("word=a&word=b&limit=x", vec!["word", "limit"]),
+        ] {
+            assert_eq!(places(read_query::<Search>(query)), blamed, "{query}");
+        }
     }
 }

@@ -8,7 +8,7 @@
 //! 3. The listener is bound; one line on stdout says where.
 //! 4. [`server`] accepts connections until a signal comes, then drains.
 //!
-//! A request comes in through [`layers`], is read by [`extract`] and [`fields`], and leaves as JSON (see [`page`] and
+//! A request comes in through [`layers`], is read by [`extract`], [`fields`] and [`values`], and leaves as JSON (see [`page`] and
 //! [`conditional`]) or as a [`problem`]. Calls to other services leave through [`client`], with their [`context`].
 
 pub mod client;
@@ -27,6 +27,7 @@ mod server;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod values;
 
 use std::future::Future;
 use std::io;

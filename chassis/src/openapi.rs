@@ -13,7 +13,7 @@ use utoipa::{PartialSchema, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
-use crate::problem::{Body, FieldError};
+use crate::problem::{self, Body, FieldError};
 
 /// The prefix of the second path family.
 pub(crate) const API: &str = "/api";
@@ -69,7 +69,7 @@ fn complete(document: &mut OpenApi) {
         let body = ContentBuilder::new().schema(Some(Ref::from_schema_name(Body::name()))).build();
         let problem = ResponseBuilder::new()
             .description("What went wrong: `type` says which kind, `errors` which fields are to blame")
-            .content("application/problem+json", body);
+            .content(problem::CONTENT_TYPE, body);
         operation.responses.responses.insert("default".to_owned(), problem.build().into());
     }
 }

@@ -97,3 +97,68 @@ fn parse_limit(text: &str) -> Result<usize, String> {
     let digits = text.bytes().all(|b| b.is_ascii_digit());
     limit.filter(|_| digits).ok_or_else(|| format!("must be an integer from 1 to {MAX_LIMIT}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fields::{FromQuery, read_query};
+
+    impl FromQuery for Page<u32> {
+        fn from_query(params: &mut Params<'_>) -> Option<Self> {
+            Self::from_query(params)
+        }
+    }
+
+    #[test]
+    fn a_page_has_a_hundred_rows_unless_the_client_says_otherwise() {
+        for (query, after, limit) in [("", None, 100), ("limit=1", None, 1), ("after=7&limit=1000", Some(7), 1000)] {
+            assert_eq!(read_query::<Page<u32>>(query).unwrap(), Page { after, limit }, "{query}");
+        }
+    }
+
+    #[test]
+    fn a_limit_out_of_range_is_refused() {
+        for limit in ["", "0", "1001", "-1", "%2B1", "+1", "1.5", "1e2", "0x10", "abc", "99999999999999999999"] {
+            let refused = read_query::<Page<u32>>(&format!("limit={limit}")).expect_err(limit);
+            assert_eq!(refused.body("").errors[0].parameter.as_deref(), Some("limit"), "{limit}");
+        }
+    }
+
+    #[test]
+    fn more_follows_only_behind_a_full_page() {
+        let cut = |rows: u32, limit| {
+            let cut = Rows::cut(0..rows, limit);
+            (cut.rows.len(), cut.more)
+        };
+        assert_eq!([cut(0, 2), cut(1, 2), cut(2, 2), cut(3, 2)], [(0, false), (1, false), (2, false), (2, true)]);
+    }
+
+    fn link(uri: &str, rows: &Rows<u32>) -> Option<String> {
+        let response = rows.answer(&uri.parse().unwrap(), |row| row, |row| row);
+        response.headers().get(header::LINK).map(|link| link.to_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn a_link_leads_behind_the_last_row_and_keeps_the_rest_of_the_query() {
+        let more = Rows { rows: vec![3, 7], more: true };
+        for (uri, target) in [
+            ("/rows", "/rows?after=7"),
+            ("/api/rows?limit=2", "/api/rows?limit=2&after=7"),
+            ("/rows?after=2&limit=2&name=%C3%A9%26%3E+x", "/rows?limit=2&name=%C3%A9%26%3E+x&after=7"),
+            ("/rows?name={a|b}&x", "/rows?name=%7Ba%7Cb%7D&x=&after=7"),
+        ] {
+            assert_eq!(link(uri, &more), Some(format!("<{target}>; rel=\"next\"")), "{uri}");
+        }
+        assert_eq!(link("/rows?limit=2", &Rows::all(vec![3, 7])), None);
+        assert_eq!(link("/rows", &Rows { rows: vec![], more: true }), None);
+    }
+
+    #[test]
+    fn a_link_is_read_as_it_is_written() {
+        let (_, link) = next_link("/rows", "limit=2&after=7").unwrap();
+        assert_eq!(next_query(&link), Some("limit=2&after=7"));
+        for bad in ["", "</rows?after=7>", "</rows?after=7>; rel=\"prev\"", "</rows>; rel=\"next\"", "/rows?after=7"] {
+            assert_eq!(next_query(&HeaderValue::from_static(bad)), None, "{bad}");
+        }
+    }
+}

@@ -64,6 +64,9 @@ pub static STORE_UNAVAILABLE: Kind =
 /// A mistake of ours.
 pub static INTERNAL: Kind = Kind::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error");
 
+/// The media type of a problem.
+pub const CONTENT_TYPE: &str = "application/problem+json";
+
 /// Something that went wrong with a request, and all that is to be said about it.
 #[derive(Clone, Debug)]
 pub struct Problem {
@@ -134,12 +137,12 @@ pub struct Body {
     #[schema(minimum = 400, maximum = 599, example = 404)]
     pub status: u16,
     /// What happened this time.
-    #[schema(example = "User not found")]
+    #[schema(example = "There is nothing here")]
     pub detail: Cow<'static, str>,
     /// The same as `x-request-id`: what to quote when asking about it.
     pub request_id: String,
     /// The same as `detail`.
-    #[schema(example = "User not found")]
+    #[schema(example = "There is nothing here")]
     pub error: Cow<'static, str>,
     /// Every bad field, for `invalid-request` and wherever single fields are to blame.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -236,7 +239,7 @@ impl Problem {
     pub(crate) fn render(&self, request_id: &str) -> Response {
         let mut response = (self.kind.status, Json(self.body(request_id))).into_response();
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
         if let Some(seconds) = self.more.retry_after {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
@@ -253,5 +256,51 @@ impl IntoResponse for Problem {
         let mut response = self.kind.status.into_response();
         response.extensions_mut().insert(self);
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_bad_field_is_named_in_the_detail_and_several_are_counted() {
+        let detail = |errors| Problem::invalid(errors).body("").detail;
+        assert_eq!(detail(vec![FieldError::at("/name", "is required")]), "/name: is required");
+        assert_eq!(detail(vec![FieldError::of("limit", "must be 1")]), "limit: must be 1");
+        assert_eq!(detail(vec![FieldError::at("", "must be a JSON object")]), "must be a JSON object");
+        assert_eq!(detail(vec![FieldError::at("/a", "x"), FieldError::at("/b", "x")]), "2 fields are invalid");
+    }
+
+    #[test]
+    fn a_problem_says_when_to_try_again_only_if_that_may_help() {
+        let retry_after = |problem: Problem| problem.render("").headers().get(header::RETRY_AFTER).cloned();
+        assert_eq!(retry_after(Problem::new(&OVERLOADED, "")), Some(HeaderValue::from_static("1")));
+        assert_eq!(retry_after(Problem::new(&OVERLOADED, "").retry_after(7)), Some(HeaderValue::from_static("7")));
+        assert_eq!(retry_after(Problem::new(&NOT_FOUND, "")), None);
+    }
+
+    #[test]
+    fn the_cause_is_nowhere_in_the_answer() {
+        let problem = Problem::internal("disk on fire");
+        assert_eq!(problem.cause(), Some("disk on fire"));
+        let body = serde_json::to_string(&problem.body("abc-1")).unwrap();
+        assert!(!body.contains("fire") && body.contains("abc-1"), "{body}");
+    }
+
+    #[test]
+    fn a_bare_answer_becomes_the_problem_of_its_status() {
+        for (status, slug) in [
+            (400, "invalid-request"),
+            (404, "not-found"),
+            (405, "method-not-allowed"),
+            (413, "payload-too-large"),
+            (415, "unsupported-media-type"),
+            (500, "internal"),
+            (502, "internal"),
+        ] {
+            let status = StatusCode::from_u16(status).unwrap();
+            assert_eq!(Problem::from_bare(status, None).kind().slug, slug, "{status}");
+        }
     }
 }

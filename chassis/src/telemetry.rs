@@ -13,3 +13,14 @@ pub fn start(filter: &str) -> Result<(), String> {
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(io::stdout().is_terminal());
     lines.with_target(false).try_init().map_err(|error| error.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_filter_is_named() {
+        let refused = start("user_service=loud").expect_err("no level of that name");
+        assert!(refused.starts_with("RUST_LOG=user_service=loud: "), "{refused}");
+    }
+}

@@ -72,6 +72,7 @@ impl From<Refusal> for Problem {
             }
             Refusal::Overtaken => Self::new(&OVERLOADED, "Placing the order took too long; nothing was sold"),
             Refusal::Peer(error) => error.into(),
+            Refusal::Died(cause) => Self::internal(cause),
             Refusal::Store(error) => Self::new(&STORE_UNAVAILABLE, "The store does not answer").caused_by(error),
         }
     }

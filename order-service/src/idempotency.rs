@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 use axum::http::HeaderName;
 use chassis::extract::Header;
-use chassis::fields::Detail;
+use chassis::values::Detail;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 

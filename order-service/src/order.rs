@@ -11,7 +11,8 @@
 use std::collections::HashSet;
 
 use bytes::Bytes;
-use chassis::fields::{Detail, Fields, FromJson, any};
+use chassis::fields::{Fields, FromJson};
+use chassis::values::{any, integer, parsed};
 use shared::orders::{OrderStatus, WantedLine};
 use shared::products::{MAX_LINES, MAX_QUANTITY};
 use shared::{Id, Money};
@@ -125,27 +126,20 @@ pub struct NewOrder {
 impl FromJson for NewOrder {
     fn from_json(body: &mut Fields<'_>) -> Option<Self> {
         let user_id = body.required("userId", any::<Id>);
-        let lines = body.each("products", 1..=MAX_LINES, wanted_line);
         let mut seen = HashSet::new();
-        let twice = lines.iter().flatten().position(|line| !seen.insert(line.product_id));
-        if let Some(twice) = twice {
-            body.fail(&format!("products/{twice}/productId"), "is in an earlier line already");
-            return None;
-        }
+        let lines = body.each("products", 1..=MAX_LINES, |line| wanted_line(line, &mut seen));
         Some(Self { user_id: user_id?, lines: lines?, body: body.body().clone() })
     }
 }
 
-fn wanted_line(fields: &mut Fields<'_>) -> Option<WantedLine> {
-    let product_id = fields.required("productId", any::<Id>);
-    let quantity = fields.required("quantity", quantity);
-    let price = fields.optional("price", any::<Money>);
+fn wanted_line(line: &mut Fields<'_>, seen: &mut HashSet<Id>) -> Option<WantedLine> {
+    let product_id = line.required("productId", any::<Id>);
+    let quantity = line.required("quantity", integer(1..=MAX_QUANTITY));
+    let price = line.optional("price", any::<Money>);
+    if product_id.is_some_and(|id| !seen.insert(id)) {
+        line.fail("productId", "is in an earlier line already");
+    }
     Some(WantedLine { product_id: product_id?, quantity: quantity?, price: price? })
-}
-
-fn quantity(quantity: u32) -> Result<u32, Detail> {
-    let good = (1..=MAX_QUANTITY).contains(&quantity);
-    if good { Ok(quantity) } else { Err(format!("must be 1 to {MAX_QUANTITY}").into()) }
 }
 
 /// The step that a client wants an order to take.
@@ -154,6 +148,7 @@ pub struct StatusChange(pub OrderStatus);
 
 impl FromJson for StatusChange {
     fn from_json(body: &mut Fields<'_>) -> Option<Self> {
-        body.required("status", any::<OrderStatus>).map(Self)
+        // By its name only: a derived enum would also be read from `{"confirmed": null}`.
+        body.required("status", parsed::<OrderStatus>).map(Self)
     }
 }

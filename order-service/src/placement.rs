@@ -27,7 +27,7 @@ use crate::order::NewOrder;
 use crate::peers::{Products, Take, Users};
 use crate::store::{Begun, Intent, OrderStore, StoreError};
 
-/// How long a release may take, when nobody waits for it.
+/// How long a release may take, when nobody waits for it, and how long a replica's claim keeps the others from trying.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Everything it takes to place an order.
@@ -73,6 +73,8 @@ pub enum Refusal {
     Peer(PeerError),
     /// The store is away.
     Store(StoreError),
+    /// A mistake of ours ended it half-way; the reconciler gives it up.
+    Died(String),
 }
 
 impl Placement {
@@ -107,7 +109,7 @@ impl Placement {
     ) -> Result<Placed, Refusal> {
         let (this, context) = (self.clone(), context.within(self.0.timeout));
         let placing = self.0.running.spawn(async move { this.run(new, key, context).await });
-        placing.await.unwrap_or_else(|died| Err(Refusal::Store(StoreError(died.to_string()))))
+        placing.await.unwrap_or_else(|died| Err(Refusal::Died(died.to_string())))
     }
 
     async fn run(&self, new: NewOrder, key: Option<(Key, Fingerprint)>, context: Context) -> Result<Placed, Refusal> {
@@ -125,10 +127,7 @@ impl Placement {
         };
         match settled {
             Ok(order) => Ok(Placed { order, replayed: false }),
-            Err(refusal) => {
-                self.give_up(id).await?;
-                Err(refusal)
-            }
+            Err(refusal) => self.give_up(id, refusal).await,
         }
     }
 
@@ -146,8 +145,12 @@ impl Placement {
             (_, Ok(Take::Unknown(lines))) => Err(Refusal::ProductNotFound(lines)),
             (_, Ok(Take::Short(lines))) => Err(Refusal::InsufficientStock(lines)),
             (_, Ok(Take::Released)) => Err(Refusal::Overtaken),
-            (Err(error), _) | (_, Err(error)) => Err(Refusal::Peer(error)),
-            (Ok(true), Ok(Take::Taken(lines))) => check_prices(&new.lines, lines),
+            (_, Err(error)) => Err(Refusal::Peer(error)),
+            (exists, Ok(Take::Taken(lines))) => {
+                let lines = check_prices(&new.lines, lines)?;
+                exists?;
+                Ok(lines)
+            }
         }
     }
 
@@ -159,10 +162,16 @@ impl Placement {
     }
 
     /// Gives the intent up in the store, so that it can never become an order; the rest needs nobody to wait for it.
-    async fn give_up(&self, id: OrderId) -> Result<(), StoreError> {
-        self.0.store.abort(id).await?;
-        self.release_later(id);
-        Ok(())
+    ///
+    /// An intent that is one no more was given up by somebody else, who will also release it, or it became an order and
+    /// only the store's word of that was lost.
+    async fn give_up(&self, id: OrderId, refusal: Refusal) -> Result<Placed, Refusal> {
+        if self.0.store.abort(id).await? {
+            self.release_later(id);
+            return Err(refusal);
+        }
+        let order = self.0.store.by_id(id).await?;
+        order.map(|order| Placed { order, replayed: false }).ok_or(refusal)
     }
 
     /// Begins to give the stock of an order back. If that fails, the reconciler will see to it.
@@ -193,7 +202,7 @@ impl Placement {
     /// Gives up what was left behind, and finishes up to `most` of what waits for its release; how many it was.
     pub async fn reconcile(&self, most: usize) -> Result<usize, StoreError> {
         let now = chassis::now();
-        let left = self.0.store.claim(now, before(now, self.patience()), RELEASE_TIMEOUT * 2, most).await?;
+        let left = self.0.store.claim(now, before(now, self.patience()), RELEASE_TIMEOUT, most).await?;
         let releases = left.iter().map(|id| self.release(*id));
         for (id, released) in left.iter().zip(futures_util::future::join_all(releases).await) {
             match released {

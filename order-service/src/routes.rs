@@ -5,7 +5,7 @@ use axum::http::{HeaderMap, HeaderValue};
 use axum::response::Response;
 use chassis::conditional::{self, IfMatch};
 use chassis::context::Context;
-use chassis::extract::{Json, Path, Query, TypedHeader};
+use chassis::extract::{Json, OptionalHeader, Path, Query};
 use chassis::fields::{FromQuery, Params};
 use chassis::page::Page;
 use chassis::problem::{MALFORMED_JSON, Problem};
@@ -65,10 +65,10 @@ async fn place(
     State(app): State<AppState>,
     OriginalUri(uri): OriginalUri,
     context: Context,
-    key: Option<TypedHeader<Key>>,
+    OptionalHeader(key): OptionalHeader<Key>,
     Json(new): Json<NewOrder>,
 ) -> Result<Response, Error> {
-    let keyed = key.map(|TypedHeader(key)| Ok((key, Fingerprint::of(&new.body)?))).transpose();
+    let keyed = key.map(|key| Ok((key, Fingerprint::of(&new.body)?))).transpose();
     let keyed = keyed.map_err(|error: serde_json::Error| Problem::new(&MALFORMED_JSON, error.to_string()))?;
     let placed = app.placement.place(new, keyed, &context).await?;
     let mut response = conditional::created(&*placed.order, &format!("{}/{}", uri.path(), placed.order.id))?;
@@ -94,15 +94,13 @@ async fn read(State(app): State<AppState>, Path(id): Path<OrderId>, headers: Hea
 async fn update(
     State(app): State<AppState>,
     Path(id): Path<OrderId>,
-    if_match: Option<TypedHeader<IfMatch>>,
+    OptionalHeader(if_match): OptionalHeader<IfMatch>,
     Json(StatusChange(to)): Json<StatusChange>,
 ) -> Result<Response, Error> {
     let store = app.placement.store();
     loop {
         let seen = store.by_id(id).await?.ok_or(Error::NotFound)?;
-        if let Some(TypedHeader(if_match)) = &if_match {
-            if_match.check(&*seen)?;
-        }
+        conditional::check(if_match.as_ref(), &*seen)?;
         let next = OrderState::of(seen.status).step(to).ok_or(Error::IllegalStep(seen.status, to))?;
         // Only if it is still what was seen; else somebody was quicker, and it is looked at again.
         if let Some(order) = store.step(id, seen.status, next).await? {

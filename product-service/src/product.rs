@@ -1,12 +1,13 @@
 //! Every rule about a product.
 
-use chassis::extract::text;
-use chassis::fields::{Detail, Fields, FromJson};
+use chassis::fields::{Fields, FromJson};
+use chassis::values::{Detail, integer, text};
+use serde::Deserialize;
+use serde_json::Value;
 use shared::{Money, products};
 
 const MAX_NAME: usize = 200;
-/// 1,000,000.00
-const MAX_PRICE_CENTS: i64 = 100_000_000;
+const MAX_PRICE: Money = Money::from_cents(100_000_000).expect("an amount of money");
 /// More units than anyone sells, and far from where sums overflow.
 const MAX_STOCK: i64 = 1_000_000_000_000;
 
@@ -34,7 +35,7 @@ impl FromJson for NewProduct {
     fn from_json(body: &mut Fields<'_>) -> Option<Self> {
         let name = body.required("name", text(1..=MAX_NAME));
         let price = body.optional("price", price);
-        let stock = body.optional("stock", stock);
+        let stock = body.optional("stock", integer(0..=MAX_STOCK));
         Some(Self { name: name?, price: price?.unwrap_or_default(), stock: stock?.unwrap_or_default() })
     }
 }
@@ -51,7 +52,7 @@ impl FromJson for ProductChange {
     fn from_json(body: &mut Fields<'_>) -> Option<Self> {
         let name = body.change("name", text(1..=MAX_NAME));
         let price = body.change("price", price);
-        let stock = body.change("stock", stock);
+        let stock = body.change("stock", integer(0..=MAX_STOCK));
         Some(Self { name: name?, price: price?, stock: stock? })
     }
 }
@@ -69,14 +70,14 @@ impl ProductChange {
 }
 
 /// What a part of a name is looked for by: case does not matter.
+///
+/// It goes letter by letter, so that a part of a name folds to a part of what the name folds to. `str::to_lowercase`
+/// does not: a Σ at the end becomes another letter than one in the middle.
 pub fn fold(name: &str) -> String {
-    name.to_lowercase()
+    name.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect()
 }
 
-fn price(price: Money) -> Result<Money, Detail> {
-    if price.cents() > MAX_PRICE_CENTS { Err("must be 0.00 to 1000000.00".into()) } else { Ok(price) }
-}
-
-fn stock(stock: i64) -> Result<i64, Detail> {
-    if (0..=MAX_STOCK).contains(&stock) { Ok(stock) } else { Err(format!("must be 0 to {MAX_STOCK}").into()) }
+fn price(given: Value) -> Result<Money, Detail> {
+    let money = Money::deserialize(given).ok().filter(|price| *price <= MAX_PRICE);
+    money.ok_or_else(|| format!("must be an amount from 0 to {MAX_PRICE} with at most two decimals").into())
 }

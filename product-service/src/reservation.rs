@@ -4,10 +4,11 @@
 
 use std::collections::HashSet;
 
-use chassis::fields::{Detail, Fields, FromJson, FromQuery, Params, any};
+use chassis::fields::{Fields, FromJson, FromQuery, Params};
 use chassis::problem::{FieldError, Problem};
-use shared::products::{Line, MAX_BATCH, MAX_LINES, MAX_QUANTITY, Reserved, ReservedLine};
-use shared::{Id, OrderId};
+use chassis::values::{any, integer, list};
+use shared::products::{Line, MAX_LINES, MAX_QUANTITY, Reserved, ReservedLine};
+use shared::{Id, MAX_BATCH, OrderId};
 
 pub use shared::products::{Reservation, ReservationStatus};
 
@@ -21,16 +22,11 @@ impl Lines {
         &self.0
     }
 
-    /// These lines.
-    ///
-    /// # Errors
-    /// With the index of the first product that is there twice.
-    pub fn new(lines: Vec<Line>) -> Result<Self, usize> {
+    /// These lines, if no product is there twice.
+    pub fn new(lines: Vec<Line>) -> Option<Self> {
         let mut seen = HashSet::with_capacity(lines.len());
-        match lines.iter().position(|line| !seen.insert(line.product_id)) {
-            Some(twice) => Err(twice),
-            None => Ok(Self(lines)),
-        }
+        let unique = lines.iter().all(|line| seen.insert(line.product_id));
+        unique.then_some(Self(lines))
     }
 
     /// Whether a reservation holds the same units, in whatever order.
@@ -46,24 +42,18 @@ impl Lines {
 
 impl FromJson for Lines {
     fn from_json(body: &mut Fields<'_>) -> Option<Self> {
-        let lines = body.each("lines", 1..=MAX_LINES, line)?;
-        let unique = Self::new(lines);
-        if let Err(twice) = unique {
-            body.fail(&format!("lines/{twice}/productId"), "is in an earlier line already");
-        }
-        unique.ok()
+        let mut seen = HashSet::new();
+        body.each("lines", 1..=MAX_LINES, |fields| line(fields, &mut seen)).map(Self)
     }
 }
 
-fn line(fields: &mut Fields<'_>) -> Option<Line> {
-    let product_id = fields.required("productId", any::<Id>);
-    let quantity = fields.required("quantity", quantity);
+fn line(line: &mut Fields<'_>, seen: &mut HashSet<Id>) -> Option<Line> {
+    let product_id = line.required("productId", any::<Id>);
+    let quantity = line.required("quantity", integer(1..=MAX_QUANTITY));
+    if product_id.is_some_and(|id| !seen.insert(id)) {
+        line.fail("productId", "is in an earlier line already");
+    }
     Some(Line { product_id: product_id?, quantity: quantity? })
-}
-
-fn quantity(quantity: u32) -> Result<u32, Detail> {
-    let good = (1..=MAX_QUANTITY).contains(&quantity);
-    if good { Ok(quantity) } else { Err(format!("must be 1 to {MAX_QUANTITY}").into()) }
 }
 
 /// One of several takes.
@@ -89,7 +79,7 @@ pub struct OrderIds(pub Vec<OrderId>);
 
 impl FromQuery for OrderIds {
     fn from_query(params: &mut Params<'_>) -> Option<Self> {
-        params.required("ids", chassis::extract::list(MAX_BATCH)).map(Self)
+        params.required("ids", list(MAX_BATCH)).map(Self)
     }
 }
 

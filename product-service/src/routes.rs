@@ -7,16 +7,17 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chassis::conditional::{self, IfMatch};
 use chassis::context::Context;
-use chassis::extract::{self, Json, JsonEach, Path, Query, TypedHeader};
-use chassis::fields::{Detail, FromQuery, Params};
+use chassis::extract::{Json, JsonEach, OptionalHeader, Path, Query};
+use chassis::fields::{FromQuery, Params};
 use chassis::page::{self, Page, Rows};
 use chassis::problem::{self, Problem};
+use chassis::values::{self, Detail};
 use serde::Serialize;
 use shared::products::{
-    CreateProduct, MAX_BATCH, Product as WireProduct, Reservation, Reserve, ReserveFor, Reserved, UpdateProduct,
+    CreateProduct, Product as WireProduct, Reservation, Reserve, ReserveFor, Reserved, UpdateProduct,
 };
 use shared::users::User;
-use shared::{Id, OrderId};
+use shared::{Id, MAX_BATCH, OrderId};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -48,7 +49,7 @@ impl FromQuery for Wanted {
     fn from_query(params: &mut Params<'_>) -> Option<Self> {
         let page = Page::from_query(params);
         let name = params.optional("name", |text| Ok::<_, Detail>(text.to_owned()));
-        let ids = params.optional("ids", extract::list(MAX_BATCH));
+        let ids = params.optional("ids", values::list(MAX_BATCH));
         Some(Self { page: page?, name: name?, ids: ids? })
     }
 }
@@ -100,14 +101,12 @@ async fn read(State(app): State<AppState>, Path(id): Path<Id>, headers: HeaderMa
 async fn update(
     State(app): State<AppState>,
     Path(id): Path<Id>,
-    if_match: Option<TypedHeader<IfMatch>>,
+    OptionalHeader(if_match): OptionalHeader<IfMatch>,
     Json(change): Json<ProductChange>,
 ) -> Result<Response, Error> {
     loop {
         let seen = app.store.by_id(id).await?.ok_or(Error::NotFound)?;
-        if let Some(TypedHeader(if_match)) = &if_match {
-            if_match.check(&seen.public)?;
-        }
+        conditional::check(if_match.as_ref(), &seen.public)?;
         // Only if it is still what was seen; else somebody was quicker, and it is looked at again.
         if let Some(product) = app.store.replace(seen.version, change.apply(&seen)).await? {
             return Ok(conditional::show(&product.public, &HeaderMap::new())?);
@@ -121,13 +120,11 @@ async fn update(
 async fn delete(
     State(app): State<AppState>,
     Path(id): Path<Id>,
-    if_match: Option<TypedHeader<IfMatch>>,
+    OptionalHeader(if_match): OptionalHeader<IfMatch>,
 ) -> Result<StatusCode, Error> {
     loop {
         let seen = app.store.by_id(id).await?.ok_or(Error::NotFound)?;
-        if let Some(TypedHeader(if_match)) = &if_match {
-            if_match.check(&seen.public)?;
-        }
+        conditional::check(if_match.as_ref(), &seen.public)?;
         if app.store.remove(id, seen.version).await? {
             return Ok(StatusCode::NO_CONTENT);
         }

@@ -10,6 +10,9 @@ pub mod orders;
 pub mod products;
 pub mod users;
 
+/// Most ids, or reservations, in one call.
+pub const MAX_BATCH: usize = 128;
+
 pub use id::Id;
 pub use money::Money;
 pub use order_id::OrderId;

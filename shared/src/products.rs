@@ -12,8 +12,6 @@ use crate::order_id::OrderId;
 pub const MAX_LINES: usize = 100;
 /// Most units of one line.
 pub const MAX_QUANTITY: u32 = 10_000;
-/// Most ids, or reservations, in one call.
-pub const MAX_BATCH: usize = 128;
 
 /// The slugs of product-service's problems that its callers tell apart.
 pub mod problems {

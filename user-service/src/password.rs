@@ -5,7 +5,7 @@ use std::thread;
 
 use argon2::Argon2;
 use argon2::password_hash::PasswordHasher;
-use chassis::fields::Detail;
+use chassis::values::Detail;
 use tokio::sync::Semaphore;
 use tokio::task;
 

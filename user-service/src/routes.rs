@@ -4,20 +4,18 @@ use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use chassis::conditional::{self, IfMatch};
-use chassis::extract::{self, Json, Path, Query, TypedHeader};
-use chassis::fields::{Detail, FromQuery, Params};
+use chassis::extract::{Json, OptionalHeader, Path, Query};
+use chassis::fields::{FromQuery, Params};
 use chassis::page::{Page, Rows};
-use shared::Id;
+use chassis::values::{self, Detail};
 use shared::users::{CreateUser, UpdateUser, User as WireUser};
+use shared::{Id, MAX_BATCH};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::AppState;
 use crate::error::Error;
 use crate::user::{NewUser, UserChange};
-
-/// Most ids in one call.
-const MAX_IDS: usize = 128;
 
 /// All routes of this service.
 pub(crate) fn router() -> OpenApiRouter<AppState> {
@@ -35,7 +33,7 @@ impl FromQuery for Wanted {
     fn from_query(params: &mut Params<'_>) -> Option<Self> {
         let page = Page::from_query(params);
         let username = params.optional("username", |text| Ok::<_, Detail>(text.to_owned()));
-        let ids = params.optional("ids", extract::list(MAX_IDS));
+        let ids = params.optional("ids", values::list(MAX_BATCH));
         Some(Self { page: page?, username: username?, ids: ids? })
     }
 }
@@ -93,15 +91,13 @@ async fn read(State(app): State<AppState>, Path(id): Path<Id>, headers: HeaderMa
 async fn update(
     State(app): State<AppState>,
     Path(id): Path<Id>,
-    if_match: Option<TypedHeader<IfMatch>>,
+    OptionalHeader(if_match): OptionalHeader<IfMatch>,
     Json(change): Json<UserChange>,
 ) -> Result<Response, Error> {
     let change = change.hashed(&app.hasher).await?;
     loop {
         let seen = app.store.by_id(id).await?.ok_or(Error::NotFound)?;
-        if let Some(TypedHeader(if_match)) = &if_match {
-            if_match.check(&seen.public)?;
-        }
+        conditional::check(if_match.as_ref(), &seen.public)?;
         // Only if it is still what was seen; else somebody was quicker, and it is looked at again.
         if let Some(user) = app.store.replace(seen.version, change.apply(&seen)).await? {
             return Ok(conditional::show(&user.public, &HeaderMap::new())?);
@@ -115,13 +111,11 @@ async fn update(
 async fn delete(
     State(app): State<AppState>,
     Path(id): Path<Id>,
-    if_match: Option<TypedHeader<IfMatch>>,
+    OptionalHeader(if_match): OptionalHeader<IfMatch>,
 ) -> Result<StatusCode, Error> {
     loop {
         let seen = app.store.by_id(id).await?.ok_or(Error::NotFound)?;
-        if let Some(TypedHeader(if_match)) = &if_match {
-            if_match.check(&seen.public)?;
-        }
+        conditional::check(if_match.as_ref(), &seen.public)?;
         if app.store.remove(id, seen.version).await? {
             return Ok(StatusCode::NO_CONTENT);
         }

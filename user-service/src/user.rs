@@ -1,7 +1,7 @@
 //! Every rule about a user.
 
-use chassis::extract::text;
-use chassis::fields::{Detail, Fields, FromJson};
+use chassis::fields::{Fields, FromJson};
+use chassis::values::{Detail, text};
 use shared::users;
 use unicode_normalization::UnicodeNormalization;
 

@@ -46,8 +46,8 @@ impl Users {
         let answer = self.0.get(&path, context).await?;
         match answer.status {
             StatusCode::OK => {
-                let rows = answer.json::<Vec<IgnoredAny>>().map_err(|error| self.0.unexpected(&answer, error));
-                rows.map(|_| Listed::Rows(answer.body.clone(), next_query(&answer)))
+                check_array(&answer.body).map_err(|error| self.0.unexpected(&answer, error))?;
+                Ok(Listed::Rows(answer.body.clone(), next_query(&answer)))
             }
             StatusCode::BAD_REQUEST => match answer.problem() {
                 Some(problem) => Ok(Listed::Invalid(problem.errors)),
@@ -56,6 +56,13 @@ impl Users {
             _ => Err(self.0.unexpected(&answer, "no list of users")),
         }
     }
+}
+
+/// Whether this is a JSON array, of whatever.
+fn check_array(body: &[u8]) -> Result<(), String> {
+    // serde_json looks at the UTF-8 only of strings that it keeps, so that comes first.
+    let text = str::from_utf8(body).map_err(|error| error.to_string())?;
+    serde_json::from_str::<Vec<IgnoredAny>>(text).map(drop).map_err(|error| error.to_string())
 }
 
 fn next_query(answer: &Answer) -> Option<String> {

@@ -1,0 +1,25 @@
+# What there is to do here. `make` alone lists it.
+CARGO ?= cargo
+
+.PHONY: help run demo test check openapi
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## the three services on ports 3001, 3002 and 3003, until Ctrl-C
+	@$(CARGO) run -q --locked -p system-tests --bin run
+
+demo: ## what the system promises, told and checked with the three real services
+	@$(CARGO) run -q --locked -p system-tests --bin demo
+
+test: ## every test
+	$(CARGO) test --locked --workspace
+
+check: ## what has to be clean before a commit: format, lints, documentation, the walls of the house
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
+	.ci/invariants
+
+openapi: ## write the OpenAPI documents anew, after the API was changed on purpose
+	UPDATE_OPENAPI=1 $(CARGO) test -q --locked -p user-service -p product-service -p order-service --test api document

@@ -1,0 +1,93 @@
+//! What a member or a parameter may hold: parsers to be handed to [`crate::fields`].
+
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+use serde_json::Value;
+
+/// What is wrong with a value, said to the client: `must be 1 to 64 characters`.
+pub type Detail = Cow<'static, str>;
+
+/// Whatever JSON value `T` is.
+pub fn any<T>(value: T) -> Result<T, Detail> {
+    Ok(value)
+}
+
+/// Text of so many characters without control characters, U+0000 among them, which no database takes.
+pub fn text(length: RangeInclusive<usize>) -> impl Fn(String) -> Result<String, Detail> {
+    move |text| {
+        if !length.contains(&text.chars().count()) {
+            return Err(format!("must be {} to {} characters", length.start(), length.end()).into());
+        }
+        if text.contains(char::is_control) {
+            return Err("must not have control characters".into());
+        }
+        Ok(text)
+    }
+}
+
+/// An integer in this range. A number with a fraction is none, nor are digits in quotes.
+pub fn integer<T: TryFrom<i64> + Into<i64> + Copy>(range: RangeInclusive<T>) -> impl Fn(Value) -> Result<T, Detail> {
+    let (least, most) = ((*range.start()).into(), (*range.end()).into());
+    move |value| {
+        let integer = value.as_i64().filter(|integer| (least..=most).contains(integer));
+        let integer = integer.and_then(|integer| T::try_from(integer).ok());
+        integer.ok_or_else(|| format!("must be an integer from {least} to {most}").into())
+    }
+}
+
+/// A string that `T` is parsed from.
+pub fn parsed<T: FromStr<Err: fmt::Display>>(text: String) -> Result<T, Detail> {
+    text.parse().map_err(|error: T::Err| error.to_string().into())
+}
+
+/// A list of up to `most` values, parted by commas.
+pub fn list<T: FromStr<Err: fmt::Display>>(most: usize) -> impl Fn(&str) -> Result<Vec<T>, Detail> {
+    move |text| {
+        if text.split(',').count() > most {
+            return Err(format!("must be 1 to {most} values").into());
+        }
+        let parse = |part: &str| part.parse().map_err(|error: T::Err| format!("each {error}").into());
+        text.split(',').map(parse).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn text_is_counted_in_characters_and_has_no_control_characters() {
+        let good = |given: &str| text(1..=3)(given.to_owned()).is_ok();
+        for given in ["a", "äöü", "日本語", "🦀🦀🦀", " "] {
+            assert!(good(given), "{given:?}");
+        }
+        for given in ["", "abcd", "🦀🦀🦀🦀", "\0", "a\n", "\u{7f}", "\u{85}"] {
+            assert!(!good(given), "{given:?}");
+        }
+    }
+
+    #[test]
+    fn a_list_is_parted_by_commas_and_has_no_gaps() {
+        let numbers = |given: &str| list::<u32>(3)(given).ok();
+        assert_eq!(numbers("1"), Some(vec![1]));
+        assert_eq!(numbers("3,1,3"), Some(vec![3, 1, 3]), "in the order given");
+        for bad in ["", ",", "1,", ",1", "1,,2", "1;2", "1, 2", "1,x", "1,2,3,4"] {
+            assert_eq!(numbers(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_integer_is_a_number_without_a_fraction_in_its_range() {
+        let good = |value: Value| integer(1..=10_u32)(value).is_ok();
+        assert!(good(json!(1)) && good(json!(10)));
+        for bad in [json!(0), json!(-1), json!(11), json!(1.5), json!(1.0), json!("1"), json!(null), json!(u64::MAX)] {
+            let told = integer(1..=10_u32)(bad.clone()).expect_err("no such integer");
+            assert_eq!(told, "must be an integer from 1 to 10", "{bad}");
+        }
+    }
+}

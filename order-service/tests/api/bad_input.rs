@@ -1,0 +1,273 @@
+//! Requests that are wrong in themselves: each row says why. Nobody is asked for anything, and nothing happens.
+
+use chassis::testing::{Received, Sending};
+use serde_json::{Value, json};
+
+use crate::support::{ANN, LAPTOP, PEN, World, expect_bad, id, order};
+
+/// Sends a request that is to be refused by order-service alone.
+async fn refused(world: &World, request: Sending) -> Received {
+    let answer = request.send().await;
+    assert!(answer.status.is_client_error(), "{answer}");
+    world.expect_no_calls();
+    world.nothing_happened().await;
+    answer
+}
+
+fn sending(world: &World, body: &str) -> Sending {
+    world.client.request("POST", "/orders").bytes("application/json", body.to_owned())
+}
+
+fn lines(count: i64) -> Value {
+    (0..count).map(|n| json!({"productId": 1000 + n, "quantity": 1})).collect()
+}
+
+#[tokio::test]
+async fn every_bad_field_is_pointed_at() {
+    let world = World::new().await;
+    let none_or_too_many = [json!([]), lines(101), lines(500)];
+    let no_list = [json!(null), json!({}), json!({"0": {}}), json!("1"), json!(1), json!(true)];
+    for products in none_or_too_many.into_iter().chain(no_list) {
+        let body = json!({"userId": ANN, "products": products}).to_string();
+        refused(&world, sending(&world, &body)).await.expect_invalid(&["/products"]);
+    }
+    for (line, why, blamed) in [
+        ("null", "no object", "/products/0"),
+        ("[]", "no object", "/products/0"),
+        ("[1,1]", "no object", "/products/0"),
+        ("1", "no object", "/products/0"),
+        ("\"1\"", "no object", "/products/0"),
+        (r#"{"quantity":1}"#, "no product", "/products/0/productId"),
+        (r#"{"productId":null,"quantity":1}"#, "no product", "/products/0/productId"),
+        (r#"{"productId":0,"quantity":1}"#, "ids begin at 1", "/products/0/productId"),
+        (r#"{"productId":-1,"quantity":1}"#, "negative", "/products/0/productId"),
+        (r#"{"productId":1.0,"quantity":1}"#, "a fraction", "/products/0/productId"),
+        (r#"{"productId":"01","quantity":1}"#, "a leading zero", "/products/0/productId"),
+        (r#"{"productId":"","quantity":1}"#, "empty", "/products/0/productId"),
+        (r#"{"productId":[1],"quantity":1}"#, "a list", "/products/0/productId"),
+        (r#"{"productId":9223372036854775808,"quantity":1}"#, "too large", "/products/0/productId"),
+        (r#"{"productId":1}"#, "how many?", "/products/0/quantity"),
+        (r#"{"productId":1,"quantity":null}"#, "how many?", "/products/0/quantity"),
+        (r#"{"productId":1,"quantity":0}"#, "none", "/products/0/quantity"),
+        (r#"{"productId":1,"quantity":10001}"#, "one too many", "/products/0/quantity"),
+        (r#"{"productId":1,"quantity":-1}"#, "a gift", "/products/0/quantity"),
+        (r#"{"productId":1,"quantity":1.5}"#, "a piece", "/products/0/quantity"),
+        (r#"{"productId":1,"quantity":"1"}"#, "text", "/products/0/quantity"),
+        (r#"{"productId":1,"quantity":4294967297}"#, "1 in 32 bits", "/products/0/quantity"),
+        (r#"{"productId":1,"quantity":1e999}"#, "beyond all bounds", "/products/0/quantity"),
+        (r#"{"productId":1,"quantity":true}"#, "no number", "/products/0/quantity"),
+        (r#"{"productId":1,"quantity":1,"price":-1}"#, "negative", "/products/0/price"),
+        (r#"{"productId":1,"quantity":1,"price":19.999}"#, "a tenth of a cent", "/products/0/price"),
+        (r#"{"productId":1,"quantity":1,"price":"1"}"#, "text", "/products/0/price"),
+        (r#"{"productId":1,"quantity":1,"price":1e999}"#, "beyond all bounds", "/products/0/price"),
+        (r#"{"productId":1,"quantity":1,"price":[]}"#, "a list", "/products/0/price"),
+        (r#"{"productId":1,"quantity":1,"quantity":1}"#, "said twice", "/products/0/quantity"),
+        (r#"{"productId":1,"productId":2,"quantity":1}"#, "said twice", "/products/0/productId"),
+        (r#"{"productId":1,"quantity":1,"price":null,"price":1}"#, "said twice", "/products/0/price"),
+        (r#"{"productId":1,"quantity":1},{"productId":"1","quantity":2}"#, "a product twice", "/products/1/productId"),
+    ] {
+        println!("{line}: {why}");
+        let body = format!(r#"{{"userId":1,"products":[{line}]}}"#);
+        refused(&world, sending(&world, &body)).await.expect_invalid(&[blamed]);
+    }
+    for (user, why) in [
+        (r#""userId":0,"#, "ids begin at 1"),
+        (r#""userId":null,"#, "nobody"),
+        ("", "nobody"),
+        (r#""userId":"x","#, "no number"),
+        (r#""userId":"","#, "empty"),
+        (r#""userId":"01","#, "a leading zero"),
+        (r#""userId":"+1","#, "a sign"),
+        (r#""userId":1.5,"#, "a fraction"),
+        (r#""userId":-1,"#, "negative"),
+        (r#""userId":9223372036854775808,"#, "too large"),
+        (r#""userId":"9223372036854775808","#, "too large"),
+        (r#""userId":{"id":1},"#, "a whole user"),
+        (r#""userId":1,"userId":1,"#, "said twice"),
+        (r#""userid":1,"#, "another member"),
+    ] {
+        println!("{user}: {why}");
+        let body = format!(r#"{{{user}"products":[{{"productId":1,"quantity":1}}]}}"#);
+        refused(&world, sending(&world, &body)).await.expect_invalid(&["/userId"]);
+    }
+}
+
+#[tokio::test]
+async fn all_bad_fields_are_told_at_once() {
+    let world = World::new().await;
+    for (body, blamed) in [
+        ("{}", vec!["/userId", "/products"]),
+        (r#"{"userId":0,"products":null}"#, vec!["/userId", "/products"]),
+        (
+            r#"{"products":[{},7,{"productId":1,"quantity":0,"price":-1}]}"#,
+            vec![
+                "/userId",
+                "/products/0/productId",
+                "/products/0/quantity",
+                "/products/1",
+                "/products/2/quantity",
+                "/products/2/price",
+            ],
+        ),
+        (
+            r#"{"userId":0,"products":[{"productId":1,"quantity":1},{"productId":2,"quantity":1},{"productId":1,"quantity":1},{"productId":2,"quantity":1},{"productId":1,"quantity":1}]}"#,
+            vec!["/userId", "/products/2/productId", "/products/3/productId", "/products/4/productId"],
+        ),
+        (
+            r#"{"userId":1,"products":[{"productId":1,"quantity":0},{"productId":1,"quantity":1},{"productId":1,"quantity":1}]}"#,
+            vec!["/products/0/quantity", "/products/1/productId", "/products/2/productId"],
+        ),
+        (r#"{"userId":1,"userId":2,"products":[],"products":[]}"#, vec!["/userId", "/products"]),
+    ] {
+        println!("{body}");
+        refused(&world, sending(&world, body)).await.expect_invalid(&blamed);
+    }
+}
+
+#[tokio::test]
+async fn just_within_the_bounds_is_good() {
+    let world = World::new().await;
+    for n in 0..100 {
+        world.shop.offer(1000 + n, "Thing", 1, 1);
+    }
+    world.place(json!({"userId": ANN, "products": lines(100)})).await;
+    world.place(order(ANN, &[(PEN, 10_000)])).await;
+    let last = i64::MAX;
+    world.shop.offer(last, "The last thing", 100_000_000, 1);
+    world.place(json!({"userId": ANN, "products": [{"productId": last, "quantity": 1, "price": 1_000_000}]})).await;
+    let nobody = json!({"userId": last.to_string(), "products": [{"productId": PEN, "quantity": 1}]});
+    world.client.post("/orders", nobody).await.expect_problem(400, "user-not-found");
+}
+
+#[tokio::test]
+async fn a_body_is_a_json_object() {
+    let world = World::new().await;
+    let good = order(ANN, &[(PEN, 1)]).to_string();
+    for body in ["[]", &format!("[{good}]"), "null", "1", "\"x\"", "true"] {
+        refused(&world, sending(&world, body)).await.expect_invalid(&[""]);
+    }
+    for body in ["", " ", "{", "}", "userId=1", "{'userId':1}", &good[1..], &format!("{good}{good}"), "\u{feff}{}"] {
+        refused(&world, sending(&world, body)).await.expect_problem(400, "malformed-json");
+    }
+    for content_type in ["text/plain", "application/x-www-form-urlencoded", "text/json", ""] {
+        let request = world.client.request("POST", "/orders").bytes(content_type, good.clone());
+        refused(&world, request).await.expect_problem(415, "unsupported-media-type");
+    }
+    let untyped = world.posting(&order(ANN, &[(PEN, 1)])).without("content-type");
+    refused(&world, untyped).await.expect_problem(415, "unsupported-media-type");
+    let large = format!("{{\"x\":\"{}\"}}", "x".repeat(64 << 10));
+    refused(&world, sending(&world, &large)).await.expect_problem(413, "payload-too-large");
+}
+
+#[tokio::test]
+async fn a_key_is_1_to_255_visible_characters_given_once() {
+    let world = World::new().await;
+    let (longest, too_long) = ("x".repeat(255), "x".repeat(256));
+    let quoted = format!("\"{too_long}\"");
+    let bad = ["", "\"\"", " ", "a b", "\"a b\"", "a\tb", "caf\u{e9}", "\u{1f511}", too_long.as_str(), &quoted];
+    for key in bad {
+        println!("{key:?}");
+        expect_bad(refused(&world, world.keyed(key, &order(ANN, &[(PEN, 1)]))).await, &["idempotency-key"]);
+    }
+    for (one, other) in [("a", "b"), ("a", "a")] {
+        let twice = world.keyed(one, &order(ANN, &[(PEN, 1)])).header("idempotency-key", other);
+        expect_bad(refused(&world, twice).await, &["idempotency-key"]);
+    }
+    for key in ["a", "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~", "\"", &longest, &format!("\"{}\"", "y".repeat(255))] {
+        world.keyed(key, &order(ANN, &[(PEN, 1)])).send().await.expect(201);
+    }
+}
+
+#[tokio::test]
+async fn a_bad_body_does_not_use_a_key_up() {
+    let world = World::new().await;
+    refused(&world, world.keyed("k", &order(ANN, &[(PEN, 0)]))).await.expect_invalid(&["/products/0/quantity"]);
+    let placed = world.keyed("k", &order(ANN, &[(PEN, 1)])).send().await.expect(201);
+    assert!(!placed.headers.contains_key("idempotent-replayed"), "{placed}");
+}
+
+#[tokio::test]
+async fn a_step_leads_to_one_of_five_states() {
+    let world = World::new().await;
+    let placed = world.place(order(ANN, &[(LAPTOP, 1)])).await;
+    let path = format!("/orders/{}", id(&placed));
+    for (body, why) in [
+        ("{}", "none"),
+        (r#"{"status":null}"#, "none"),
+        (r#"{"status":""}"#, "empty"),
+        (r#"{"status":"paid"}"#, "there is no such"),
+        (r#"{"status":"Confirmed"}"#, "another case"),
+        (r#"{"status":" confirmed"}"#, "a space"),
+        (r#"{"status":"placing"}"#, "not for clients"),
+        (r#"{"status":"aborting"}"#, "not for clients"),
+        (r#"{"status":"cancelling"}"#, "not for clients"),
+        (r#"{"status":1}"#, "no text"),
+        (r#"{"status":["confirmed"]}"#, "a list"),
+        (r#"{"status":{"confirmed":null}}"#, "an object"),
+        (r#"{"status":"confirmed","status":"confirmed"}"#, "said twice"),
+        (r#"{"Status":"confirmed"}"#, "another member"),
+    ] {
+        println!("{body}: {why}");
+        let request = world.client.request("PATCH", &path).bytes("application/json", body);
+        request.send().await.expect_invalid(&["/status"]);
+        assert_eq!(world.read(id(&placed)).await, placed);
+    }
+    let request = world.client.request("PATCH", &path).bytes("application/json", "\"confirmed\"");
+    request.send().await.expect_invalid(&[""]);
+    let request = world.client.request("PATCH", &path).bytes("application/json", "confirmed");
+    request.send().await.expect_problem(400, "malformed-json");
+    let request = world.client.request("PATCH", &path).bytes("text/plain", r#"{"status":"confirmed"}"#);
+    request.send().await.expect_problem(415, "unsupported-media-type");
+    assert_eq!(world.read(id(&placed)).await, placed);
+}
+
+#[tokio::test]
+async fn an_id_is_a_uuid_with_hyphens() {
+    let world = World::new().await;
+    let placed = world.place(order(ANN, &[(PEN, 1)])).await;
+    let simple = id(&placed).replace('-', "");
+    for bad in ["1", "x", "undefined", &simple, &format!("%7B{}%7D", id(&placed)), &format!("urn:uuid:{}", id(&placed))]
+    {
+        for path in [format!("/orders/{bad}"), format!("/api/orders/{bad}")] {
+            expect_bad(world.client.get(&path).await, &["id"]);
+            expect_bad(world.client.patch(&path, json!({"status": "cancelled"})).await, &["id"]);
+        }
+    }
+    assert_eq!(world.orders().await, [placed]);
+}
+
+#[tokio::test]
+async fn a_query_is_read_strictly() {
+    let world = World::new().await;
+    let placed = world.place(order(ANN, &[(PEN, 1)])).await;
+    for (query, why, blamed) in [
+        ("userId=0", "ids begin at 1", vec!["userId"]),
+        ("userId=x", "no number", vec!["userId"]),
+        ("userId=01", "a leading zero", vec!["userId"]),
+        ("userId=", "empty", vec!["userId"]),
+        ("userId=1,2", "two", vec!["userId"]),
+        ("userId=9223372036854775808", "too large", vec!["userId"]),
+        ("userId=1&userId=2", "twice", vec!["userId"]),
+        ("status=", "empty", vec!["status"]),
+        ("status=paid", "there is no such", vec!["status"]),
+        ("status=PENDING", "another case", vec!["status"]),
+        ("status=placing", "not for clients", vec!["status"]),
+        ("status=cancelling", "not for clients", vec!["status"]),
+        ("status=pending&status=pending", "twice", vec!["status"]),
+        ("limit=0", "nothing", vec!["limit"]),
+        ("limit=1001", "no silent cap", vec!["limit"]),
+        ("limit=-1", "negative", vec!["limit"]),
+        ("limit=x", "no number", vec!["limit"]),
+        ("after=1", "no id", vec!["after"]),
+        ("after=", "empty", vec!["after"]),
+        ("limit=0&after=x&userId=x&status=x", "all of them", vec!["limit", "after", "userId", "status"]),
+    ] {
+        println!("{query}: {why}");
+        for path in ["/orders", "/api/orders"] {
+            expect_bad(world.client.get(&format!("{path}?{query}")).await, &blamed);
+        }
+    }
+    for good in ["", "limit=1000", "after=00000000-0000-0000-0000-000000000000", "color=red&color=blue"] {
+        assert_eq!(world.client.get(&format!("/orders?{good}")).await.expect(200).json(), json!([placed]), "{good}");
+    }
+}

@@ -1,0 +1,139 @@
+//! What holds beside the orders: routes, health, settings, the OpenAPI document.
+
+use std::path::Path;
+
+use chassis::config::defaults;
+use chassis::testing::{check_openapi, dead_peer};
+use order_service::config::Config;
+use order_service::{AppState, app, store};
+use serde_json::{Value, json};
+
+use crate::fakes::Mood;
+use crate::support::{ANN, HOUR, Limits, PEN, World, client, id, in_time, order, placement};
+
+#[tokio::test]
+async fn a_wrong_method_is_told_the_right_ones() {
+    let world = World::new().await;
+    let placed = world.place(order(ANN, &[(PEN, 1)])).await;
+    let one = format!("/orders/{}", id(&placed));
+    for (path, allowed) in [("/orders", ["GET", "HEAD", "POST"]), (one.as_str(), ["GET", "HEAD", "PATCH"])] {
+        for path in [path.to_owned(), format!("/api{path}")] {
+            for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] {
+                if allowed.contains(&method) {
+                    continue;
+                }
+                let answer = world.client.request(method, &path).json(&json!({"status": "cancelled"})).send().await;
+                let mut told: Vec<&str> = answer.header("allow").split(',').map(str::trim).collect();
+                told.sort_unstable();
+                assert_eq!(told, allowed, "{method} {path}");
+                answer.expect_problem(405, "method-not-allowed");
+            }
+        }
+    }
+    assert_eq!(world.orders().await, [placed]);
+}
+
+#[tokio::test]
+async fn there_is_nothing_beside_the_routes() {
+    let world = World::new().await;
+    for path in
+        ["/", "/api", "/order", "/orders/", "/Orders", "/api/api/orders", "/users", "/products", "/reservations"]
+    {
+        world.client.get(path).await.expect_problem(404, "not-found");
+    }
+    let placed = world.place(order(ANN, &[(PEN, 1)])).await;
+    world.client.get(&format!("/orders/{}/products", id(&placed))).await.expect_problem(404, "not-found");
+}
+
+#[tokio::test]
+async fn readiness_tells_of_the_peers_and_does_not_depend_on_them() {
+    let world = World::new().await;
+    let ready = async |client: &chassis::testing::Client| {
+        let answer = in_time("readiness", client.get("/readyz")).await.expect(200).json();
+        assert_eq!(answer["status"], "ready");
+        answer["peers"].clone()
+    };
+    assert_eq!(ready(&world.client).await, json!({"user-service": "up", "product-service": "up"}));
+    world.people.reads.is(Mood::Hanging);
+    world.shop.takes.is(Mood::Broken);
+    assert_eq!(
+        ready(&world.client).await,
+        json!({"user-service": "up", "product-service": "up"}),
+        "they are asked nothing but that"
+    );
+
+    let peers = world.placement.peers();
+    let (users, products, dead) = (peers[0].base().clone(), peers[1].base().clone(), dead_peer().await);
+    for (users, products, expected) in [
+        (dead.clone(), products, json!({"user-service": "down", "product-service": "up"})),
+        (users, dead.clone(), json!({"user-service": "up", "product-service": "down"})),
+        (dead.clone(), dead, json!({"user-service": "down", "product-service": "down"})),
+    ] {
+        let client = client(placement(store::open(), users, products, Limits { call: HOUR, order: HOUR }));
+        assert_eq!(ready(&client).await, expected);
+        assert_eq!(client.get("/livez").await.expect(200).json(), json!({"status": "alive"}));
+    }
+}
+
+#[test]
+fn the_bounds_of_the_contract_are_the_defaults() {
+    let config: Config = defaults();
+    assert_eq!(config.port, 3003);
+    assert_eq!(config.user_service_url.as_str(), "http://127.0.0.1:3001/");
+    assert_eq!(config.product_service_url.as_str(), "http://127.0.0.1:3002/");
+    assert_eq!((config.order_timeout.as_secs(), config.reconcile.as_secs()), (5, 1));
+    assert!(config.peers.timeout < config.order_timeout, "one slow call leaves time for another try");
+    assert!(config.order_timeout < config.settings.request_timeout, "the placement knows first that it is too late");
+}
+
+#[tokio::test]
+async fn the_committed_document_is_the_served_one() {
+    let app = app(AppState::new(World::new().await.placement), &defaults());
+    check_openapi(&app, &Path::new(env!("CARGO_MANIFEST_DIR")).join("openapi.json"));
+}
+
+#[tokio::test]
+async fn every_call_is_documented_with_its_answers() {
+    let document = World::new().await.client.get("/openapi.json").await.expect(200).json();
+    for (path, method, status, headers) in [
+        ("/orders", "get", "200", &["link"][..]),
+        ("/orders", "post", "201", &["location", "etag", "idempotent-replayed"]),
+        ("/orders/{id}", "get", "200", &["etag"]),
+        ("/orders/{id}", "get", "304", &[]),
+        ("/orders/{id}", "patch", "200", &["etag"]),
+        ("/livez", "get", "200", &[]),
+        ("/readyz", "get", "200", &[]),
+    ] {
+        let answers = &document["paths"][path][method]["responses"];
+        assert!(answers[status].is_object(), "{method} {path} {status}");
+        for header in headers {
+            assert!(answers[status]["headers"][header].is_object(), "{method} {path} {status} {header}");
+        }
+        assert!(answers["default"]["content"]["application/problem+json"].is_object(), "{method} {path}");
+    }
+    let parameters = |path: &str, method: &str| -> Vec<String> {
+        let parameters = document["paths"][path][method]["parameters"].as_array().unwrap();
+        parameters.iter().map(|parameter| parameter["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(parameters("/orders", "get"), ["limit", "after", "userId", "status"]);
+    assert_eq!(parameters("/orders", "post"), ["idempotency-key"]);
+    assert_eq!(parameters("/orders/{id}", "patch"), ["id", "if-match"]);
+}
+
+/// What is answered has just the members that the document has.
+#[tokio::test]
+async fn an_order_has_the_members_of_the_document() {
+    let world = World::new().await;
+    let document = world.client.get("/openapi.json").await.expect(200).json();
+    let placed = world.place(order(ANN, &[(PEN, 1)])).await;
+    let keys = |object: &Value| -> Vec<String> {
+        let mut keys: Vec<String> = object.as_object().unwrap().keys().cloned().collect();
+        keys.sort();
+        keys
+    };
+    let schemas = &document["components"]["schemas"];
+    assert_eq!(keys(&placed), keys(&schemas["Order"]["properties"]));
+    assert_eq!(keys(&placed["products"][0]), keys(&schemas["OrderLine"]["properties"]));
+    let statuses = json!(["pending", "confirmed", "shipped", "delivered", "cancelled"]);
+    assert!(schemas["OrderStatus"].to_string().contains(statuses.to_string().trim_matches(['[', ']'])), "{schemas}");
+}

@@ -1,0 +1,315 @@
+//! The two services that order-service calls, as far as it calls them: small, in memory, and as faulty as a test tells
+//! them to be. They read and write the wire's JSON by hand, so that they, and none of our types, say what it is.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use axum::body::{Body, Bytes};
+use axum::extract::{OriginalUri, Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, put};
+use axum::{Json, Router};
+use chassis::testing::stub_peer;
+use futures_util::{future, stream};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use url::Url;
+
+use crate::support::until;
+
+/// More than order-service takes of an answer: its limit in these tests is half of it.
+pub(crate) const TOO_MUCH: usize = 64 << 10;
+
+/// How a fake treats a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mood {
+    /// It does and answers what the contract says.
+    Well,
+    /// It waits until its mood is another, and then goes on in that, whether or not anybody still waits for it: so a
+    /// call can be late.
+    Hanging,
+    /// It answers 500.
+    Broken,
+    /// It answers 200 with something that means nothing.
+    Babbling,
+    /// It answers 200 with more than anybody takes.
+    Verbose,
+    /// The connection breaks before it has done anything: the call is lost.
+    LosingCalls,
+    /// The connection breaks after it has done everything: the answer is lost.
+    LosingAnswers,
+}
+
+/// All that can be wrong with a call. (One that hangs has to be waited for, so it is tested apart.)
+pub(crate) const FAULTS: [Mood; 5] =
+    [Mood::Broken, Mood::Babbling, Mood::Verbose, Mood::LosingCalls, Mood::LosingAnswers];
+
+/// Where one kind of call comes in.
+#[derive(Clone)]
+pub(crate) struct Door {
+    mood: watch::Sender<Mood>,
+    calls: Arc<Mutex<Vec<Call>>>,
+}
+
+/// A call that has come.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    pub(crate) path: String,
+    pub(crate) headers: HeaderMap,
+}
+
+impl Door {
+    fn open() -> Self {
+        Self { mood: watch::Sender::new(Mood::Well), calls: Arc::default() }
+    }
+
+    /// From now on, calls are treated like this; also those that hang.
+    pub(crate) fn is(&self, mood: Mood) {
+        self.mood.send_replace(mood);
+    }
+
+    /// The calls that have come so far.
+    pub(crate) fn calls(&self) -> Vec<Call> {
+        lock(&self.calls).clone()
+    }
+
+    /// Until so many calls have come.
+    pub(crate) async fn called(&self, times: usize) {
+        until("a call", async || lock(&self.calls).len() >= times).await;
+    }
+
+    async fn enter(&self, call: Call, act: impl FnOnce() -> Response + Send + 'static) -> Response {
+        lock(&self.calls).push(call);
+        let mut mood = self.mood.subscribe();
+        let acting = tokio::spawn(async move {
+            let mood = *mood.wait_for(|mood| *mood != Mood::Hanging).await.expect("the door outlives its calls");
+            match mood {
+                Mood::Well => act(),
+                Mood::Broken => (StatusCode::INTERNAL_SERVER_ERROR, "no problem+json").into_response(),
+                Mood::Babbling => "how do you do".into_response(),
+                Mood::Verbose => "x".repeat(TOO_MUCH).into_response(),
+                Mood::Hanging | Mood::LosingCalls => broken_off(StatusCode::INTERNAL_SERVER_ERROR),
+                Mood::LosingAnswers => match act().status() {
+                    StatusCode::NO_CONTENT => broken_off(StatusCode::OK), // a 204 has nothing to break off
+                    status => broken_off(status),
+                },
+            }
+        });
+        acting.await.expect("a fake does not panic")
+    }
+}
+
+/// An answer in the midst of which the connection breaks.
+fn broken_off(status: StatusCode) -> Response {
+    let end = stream::once(future::ready(Err::<Bytes, _>(io::Error::other("hung up"))));
+    (status, Body::from_stream(end)).into_response()
+}
+
+/// The fake user-service.
+#[derive(Clone)]
+pub(crate) struct People {
+    /// `GET /users/{id}`, at the root and under `/api/v2`.
+    pub(crate) reads: Door,
+    known: Arc<[i64]>,
+}
+
+impl People {
+    /// A user-service that knows just these, and where it is.
+    pub(crate) async fn serve(known: &[i64]) -> (Self, Url) {
+        let people = Self { reads: Door::open(), known: known.into() };
+        let routes = Router::new().route("/users/{id}", get(read)).with_state(people.clone());
+        (people, stub_peer(routes.clone().nest("/api/v2", routes)).await)
+    }
+}
+
+async fn read(
+    State(people): State<People>,
+    OriginalUri(uri): OriginalUri,
+    Path(id): Path<i64>,
+    headers: HeaderMap,
+) -> Response {
+    let known = people.known.contains(&id);
+    let act =
+        move || if known { Json(json!({"id": id})).into_response() } else { StatusCode::NOT_FOUND.into_response() };
+    people.reads.enter(Call { path: uri.path().to_owned(), headers }, act).await
+}
+
+/// The fake product-service.
+#[derive(Clone)]
+pub(crate) struct Shop {
+    /// `PUT /reservations/{id}`.
+    pub(crate) takes: Door,
+    /// `DELETE /reservations/{id}`.
+    pub(crate) releases: Door,
+    shelves: Arc<Mutex<Shelves>>,
+}
+
+#[derive(Default)]
+struct Shelves {
+    products: BTreeMap<i64, Product>,
+    reservations: BTreeMap<String, Reservation>,
+}
+
+struct Product {
+    name: String,
+    cents: i64,
+    stock: i64,
+}
+
+/// Units that an order has taken, as `(product, quantity)`, or given back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Reservation {
+    pub(crate) status: &'static str,
+    pub(crate) units: Vec<(i64, i64)>,
+    answer: Value,
+}
+
+impl Shop {
+    /// A product-service with nothing to sell yet, and where it is.
+    pub(crate) async fn serve() -> (Self, Url) {
+        let shop = Self { takes: Door::open(), releases: Door::open(), shelves: Arc::default() };
+        let reservation = put(take).delete(release).get(reservation);
+        let routes = Router::new().route("/reservations/{id}", reservation).with_state(shop.clone());
+        (shop, stub_peer(routes).await)
+    }
+
+    /// Puts a product on the shelf, in the place of the one that had its id.
+    pub(crate) fn offer(&self, id: i64, name: &str, cents: i64, stock: i64) {
+        lock(&self.shelves).products.insert(id, Product { name: name.to_owned(), cents, stock });
+    }
+
+    /// The units still free to sell.
+    pub(crate) fn stock(&self, id: i64) -> i64 {
+        lock(&self.shelves).products[&id].stock
+    }
+
+    /// The units still free to sell of each product.
+    pub(crate) fn stocks(&self) -> BTreeMap<i64, i64> {
+        lock(&self.shelves).products.iter().map(|(id, product)| (*id, product.stock)).collect()
+    }
+
+    /// Every reservation ever heard of, by its order's id.
+    pub(crate) fn reservations(&self) -> BTreeMap<String, Reservation> {
+        lock(&self.shelves).reservations.clone()
+    }
+
+    /// How the reservation of this order stands: `taken`, `released`, or empty if nobody has heard of it.
+    pub(crate) fn status(&self, order: &str) -> &'static str {
+        lock(&self.shelves).reservations.get(order).map_or("", |reservation| reservation.status)
+    }
+
+    /// What a `PUT` does and answers.
+    pub(crate) fn take(&self, order: &str, wanted: &Value) -> (u16, Value) {
+        lock(&self.shelves).take(order, wanted)
+    }
+}
+
+impl Shelves {
+    fn take(&mut self, order: &str, wanted: &Value) -> (u16, Value) {
+        let Some(units) = units(wanted) else { return problem(400, "invalid-request", &[]) };
+        match self.reservations.get(order) {
+            Some(held) if held.status == "released" => return problem(409, "reservation-released", &[]),
+            Some(held) if held.units == units => return (200, held.answer.clone()),
+            Some(_) => return problem(409, "reservation-mismatch", &[]),
+            None => {}
+        }
+        let (mut unknown, mut short, mut lines) = (Vec::new(), Vec::new(), Vec::new());
+        for (at, (id, quantity)) in units.iter().enumerate() {
+            match self.products.get(id) {
+                None => unknown.push(json!({"pointer": format!("/lines/{at}/productId"), "detail": "does not exist"})),
+                Some(Product { stock, .. }) if stock < quantity => {
+                    let pointer = format!("/lines/{at}/quantity");
+                    short.push(json!({"pointer": pointer, "detail": format!("only {stock} left"), "actual": stock}));
+                }
+                Some(Product { name, cents, .. }) => {
+                    lines.push(json!({"productId": id, "name": name, "price": money(*cents), "quantity": quantity}));
+                }
+            }
+        }
+        if !unknown.is_empty() {
+            return problem(400, "product-not-found", &unknown);
+        }
+        if !short.is_empty() {
+            return problem(409, "insufficient-stock", &short);
+        }
+        self.restock(&units, -1);
+        let answer = json!({"orderId": order, "lines": lines});
+        let reservation = Reservation { status: "taken", units, answer: answer.clone() };
+        self.reservations.insert(order.to_owned(), reservation);
+        (201, answer)
+    }
+
+    fn release(&mut self, order: &str) {
+        let released = Reservation { status: "released", units: Vec::new(), answer: Value::Null };
+        if let Some(held) = self.reservations.insert(order.to_owned(), released) {
+            self.restock(&held.units, 1); // of a released one there are none
+        }
+    }
+
+    fn restock(&mut self, units: &[(i64, i64)], sign: i64) {
+        for (id, quantity) in units {
+            self.products.get_mut(id).expect("products are never taken away").stock += sign * quantity;
+        }
+    }
+}
+
+/// The units that a take asks for, if its body is what the contract says and no more.
+fn units(wanted: &Value) -> Option<Vec<(i64, i64)>> {
+    let line = |line: &Value| {
+        let (id, quantity) = (line["productId"].as_i64()?, line["quantity"].as_i64()?);
+        (line.as_object()?.len() == 2).then_some((id, quantity))
+    };
+    let lines = wanted["lines"].as_array().filter(|lines| (1..=100).contains(&lines.len()))?;
+    lines.iter().map(line).collect()
+}
+
+/// An amount as a JSON number with two decimals.
+pub(crate) fn money(cents: i64) -> Value {
+    serde_json::from_str(&format!("{}.{:02}", cents / 100, cents % 100)).expect("a decimal is JSON")
+}
+
+fn problem(status: u16, slug: &str, errors: &[Value]) -> (u16, Value) {
+    let r#type = format!("urn:problem-type:{slug}");
+    let problem = json!({"type": r#type, "title": slug, "status": status, "detail": slug, "requestId": "fake", "error": slug, "errors": errors});
+    (status, problem)
+}
+
+async fn take(
+    State(shop): State<Shop>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    Json(wanted): Json<Value>,
+) -> Response {
+    let call = Call { path: format!("/reservations/{id}"), headers };
+    let acting = shop.clone();
+    let act = move || {
+        let (status, body) = acting.take(&id, &wanted);
+        let kind = if status < 400 { "application/json" } else { "application/problem+json" };
+        let status = StatusCode::from_u16(status).expect("a status");
+        (status, [(header::CONTENT_TYPE, kind)], body.to_string()).into_response()
+    };
+    shop.takes.enter(call, act).await
+}
+
+async fn release(State(shop): State<Shop>, Path(id): Path<String>, headers: HeaderMap) -> Response {
+    let call = Call { path: format!("/reservations/{id}"), headers };
+    let acting = shop.clone();
+    let act = move || {
+        lock(&acting.shelves).release(&id);
+        StatusCode::NO_CONTENT.into_response()
+    };
+    shop.releases.enter(call, act).await
+}
+
+async fn reservation(State(shop): State<Shop>, Path(id): Path<String>) -> Response {
+    let held = shop.reservations().remove(&id);
+    let held = held.map(|held| Json(json!({"orderId": id, "status": held.status, "lines": held.answer["lines"]})));
+    held.ok_or(StatusCode::NOT_FOUND).into_response()
+}
+
+/// Locks; a test that panicked elsewhere is none of a fake's business.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -1,0 +1,193 @@
+//! Peers that are away, slow or out of their minds: 503 within the deadline, and nothing is sold.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chassis::testing::{Received, dead_peer};
+use order_service::store::MemoryStore;
+use serde_json::json;
+
+use crate::fakes::{FAULTS, Mood};
+use crate::support::{
+    ANN, HOUR, LAPTOP, Limits, PEN, PHONE, SOON, World, answer, begin, client, id, in_time, order, placement, until,
+};
+
+/// For calls that fail by themselves: more time than that takes, and an end to trying again.
+const PATIENT: Limits = Limits { call: HOUR, order: Duration::from_secs(5) };
+
+#[track_caller]
+fn expect_peer_problem(answer: Received, peer: &str) {
+    let problem = answer.expect_problem(503, "peer-unavailable");
+    assert_eq!(problem["error"], format!("{peer} does not answer"), "{problem}");
+}
+
+#[tokio::test]
+async fn a_fault_of_either_peer_is_503_and_nothing_is_sold() {
+    for fault in FAULTS {
+        println!("product-service {fault:?}");
+        let world = World::with(PATIENT).await;
+        world.shop.takes.is(fault);
+        let answer = world.client.post("/orders", order(ANN, &[(LAPTOP, 5), (PEN, 1)])).await;
+        expect_peer_problem(answer, "product-service");
+        world.shop.takes.is(Mood::Well);
+        world.nothing_happened().await;
+        world.place(order(ANN, &[(LAPTOP, 50)])).await;
+    }
+    for fault in [Mood::Broken, Mood::LosingCalls] {
+        println!("user-service {fault:?}");
+        let world = World::with(PATIENT).await;
+        world.people.reads.is(fault);
+        let answer = world.client.post("/orders", order(ANN, &[(LAPTOP, 5), (PEN, 1)])).await;
+        expect_peer_problem(answer, "user-service");
+        world.people.reads.is(Mood::Well);
+        world.nothing_happened().await;
+        world.place(order(ANN, &[(LAPTOP, 50)])).await;
+    }
+}
+
+#[tokio::test]
+async fn both_peers_at_fault_are_503_too() {
+    for fault in [Mood::Broken, Mood::LosingCalls, Mood::LosingAnswers] {
+        let world = World::with(PATIENT).await;
+        world.people.reads.is(Mood::Broken);
+        world.shop.takes.is(fault);
+        world.client.post("/orders", order(ANN, &[(LAPTOP, 5)])).await.expect_problem(503, "peer-unavailable");
+        world.nothing_happened().await;
+    }
+}
+
+/// The wire's other words that mean neither yes nor no.
+#[tokio::test]
+async fn an_answer_that_the_contract_does_not_have_is_none() {
+    let world = World::with(PATIENT).await;
+    let users = world.placement.peers()[0].base().clone();
+    let line = json!({"productId": PEN, "name": "Pen", "price": 0.1, "quantity": 2});
+    let lines = |line: serde_json::Value| json!({"orderId": "x", "lines": [line]}).to_string();
+    let with = |member: &str, value: serde_json::Value| {
+        let mut line = line.clone();
+        line[member] = value;
+        lines(line)
+    };
+    for (status, body, why) in [
+        (200, String::new(), "nothing"),
+        (201, "{}".to_owned(), "no lines"),
+        (201, json!({"lines": []}).to_string(), "no lines"),
+        (201, lines(line.clone()), "an id that is none"),
+        (201, with("productId", json!(PHONE)), "another product"),
+        (201, with("quantity", json!(1)), "another quantity"),
+        (201, with("price", json!(-1)), "a price that is none"),
+        (201, with("price", json!(0.001)), "a price that is none"),
+        (204, String::new(), "yes to what?"),
+        (302, String::new(), "elsewhere"),
+        (400, "User not found".to_owned(), "no problem+json"),
+        (404, r#"{"error":"Not found"}"#.to_owned(), "there is no such route"),
+        (409, r#"{"type":"urn:problem-type:insufficient-stock"}"#.to_owned(), "half a problem"),
+        (409, "{}".to_owned(), "no problem"),
+        (429, String::new(), "not now"),
+        (503, String::new(), "draining"),
+    ] {
+        println!("{status} {body}: {why}");
+        let status = axum::http::StatusCode::from_u16(status).unwrap();
+        let routes = axum::Router::new().fallback(async move || (status, body));
+        let products = chassis::testing::stub_peer(routes).await;
+        let client = client(placement(Arc::new(MemoryStore::default()), users.clone(), products, PATIENT));
+        expect_peer_problem(client.post("/orders", order(ANN, &[(PEN, 2)])).await, "product-service");
+        assert_eq!(client.get("/orders").await.expect(200).json(), json!([]));
+    }
+    let products = world.placement.peers()[1].base();
+    for status in [201, 204, 301, 400, 401, 403, 410, 429, 500, 502, 503] {
+        println!("user-service answers {status}");
+        let status = axum::http::StatusCode::from_u16(status).unwrap();
+        let routes = axum::Router::new().fallback(async move || (status, [("location", "/users/1")]));
+        let users = chassis::testing::stub_peer(routes).await;
+        let client = client(placement(Arc::new(MemoryStore::default()), users, products.clone(), PATIENT));
+        expect_peer_problem(client.post("/orders", order(ANN, &[(PEN, 2)])).await, "user-service");
+    }
+    until("all units", async || world.shop.stocks() == world.stocks).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_is_not_there_is_503() {
+    let world = World::with(PATIENT).await;
+    let peers = world.placement.peers();
+    let (users, products) = (peers[0].base(), peers[1].base());
+    let dead = dead_peer().await;
+    for (users, products, to_blame) in [(&dead, products, "user-service"), (users, &dead, "product-service")] {
+        let client = client(placement(Arc::new(MemoryStore::default()), users.clone(), products.clone(), PATIENT));
+        expect_peer_problem(client.post("/orders", order(ANN, &[(LAPTOP, 5)])).await, to_blame);
+        assert_eq!(client.get("/orders").await.expect(200).json(), json!([]));
+    }
+    until("all units", async || world.shop.stocks() == world.stocks).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_hangs_is_503_within_the_time_of_a_call_or_of_an_order() {
+    for limits in [Limits { call: SOON, order: HOUR }, Limits { call: HOUR, order: SOON }] {
+        for users_hang in [true, false] {
+            let world = World::with(limits).await;
+            let hanging = if users_hang { &world.people.reads } else { &world.shop.takes };
+            hanging.is(Mood::Hanging);
+            let answer = in_time("503", world.client.post("/orders", order(ANN, &[(LAPTOP, 5)]))).await;
+            expect_peer_problem(answer, if users_hang { "user-service" } else { "product-service" });
+            assert_eq!(world.orders().await, [] as [serde_json::Value; 0]);
+            hanging.is(Mood::Well);
+            world.at_rest_with_help().await;
+            world.nothing_happened().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_take_that_comes_after_its_release_takes_nothing() {
+    let world = World::with(Limits { call: HOUR, order: SOON }).await;
+    world.shop.takes.is(Mood::Hanging);
+    let answer = in_time("503", world.client.post("/orders", order(ANN, &[(LAPTOP, 5)]))).await;
+    expect_peer_problem(answer, "product-service");
+    world.shop.releases.called(1).await;
+    world.at_rest().await;
+    assert_eq!(world.shop.status(&world.last_taken()), "released", "before anything was taken");
+    world.shop.takes.is(Mood::Well);
+    world.nothing_happened().await;
+}
+
+/// Not in the client's way: the answer does not wait for the release, and a client may try again at once.
+#[tokio::test]
+async fn a_refusal_does_not_wait_for_the_release() {
+    let world = World::new().await;
+    world.shop.releases.is(Mood::Hanging);
+    let refused = in_time("409", world.client.post("/orders", order(ANN, &[(LAPTOP, 51)]))).await;
+    refused.expect_problem(409, "insufficient-stock");
+    world.place(order(ANN, &[(LAPTOP, 50)])).await;
+    world.shop.releases.called(1).await;
+    world.shop.releases.is(Mood::Well);
+    world.at_rest().await;
+    assert_eq!(world.shop.stock(LAPTOP), 0);
+}
+
+#[tokio::test]
+async fn orders_are_read_though_both_peers_are_away() {
+    let world = World::with(PATIENT).await;
+    let placed = world.place(order(ANN, &[(LAPTOP, 1)])).await;
+    world.people.reads.is(Mood::Hanging);
+    world.shop.takes.is(Mood::Hanging);
+    world.shop.releases.is(Mood::Hanging);
+    assert_eq!(world.read(id(&placed)).await, placed);
+    assert_eq!(world.orders().await, std::slice::from_ref(&placed));
+    world.step(id(&placed), "confirmed").await.expect(200);
+    let cancelled = world.step(id(&placed), "cancelled").await.expect(200).json();
+    assert_eq!(cancelled["status"], "cancelled");
+    assert_eq!(world.read(id(&placed)).await, cancelled);
+}
+
+#[tokio::test]
+async fn a_peer_that_hangs_for_many_at_once_is_503_for_each_and_nothing_is_sold() {
+    let world = World::with(Limits { call: SOON, order: HOUR }).await;
+    world.shop.takes.is(Mood::Hanging);
+    let requests: Vec<_> = (0..20).map(|_| begin(world.posting(&order(ANN, &[(LAPTOP, 1)])))).collect();
+    for request in requests {
+        expect_peer_problem(answer(request).await, "product-service");
+    }
+    world.shop.takes.is(Mood::LosingAnswers);
+    world.at_rest_with_help().await;
+    world.nothing_happened().await;
+}

@@ -1,0 +1,93 @@
+//! A store that is as faulty as a test wants it: it can be away, and a rival can be quicker.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use chassis::page::{Page, Rows};
+use jiff::Timestamp;
+use product_service::product::{NewProduct, Product};
+use product_service::reservation::{Lines, Reservation, Taken};
+use product_service::store::{self, ProductStore, StoreError};
+use shared::products::Line;
+use shared::{Id, OrderId};
+
+/// What the store says when it is away, and no client may read.
+pub(crate) const CAUSE: &str = "disk on fire";
+
+/// The store of a shop that has just opened, with whatever goes wrong.
+pub(crate) struct ShakyStore {
+    store: Arc<dyn ProductStore>,
+    away: AtomicBool,
+    rival: AtomicBool,
+}
+
+impl ShakyStore {
+    /// With which nothing is wrong yet.
+    pub(crate) async fn open() -> Arc<Self> {
+        let store = store::open(true).await.expect("a store in memory");
+        Arc::new(Self { store, away: AtomicBool::new(false), rival: AtomicBool::new(false) })
+    }
+
+    /// From now on it does not answer; or does so again.
+    pub(crate) fn set_away(&self, away: bool) {
+        self.away.store(away, Ordering::SeqCst);
+    }
+
+    /// The next who looks at a product will find, when he changes it, that one unit was taken since.
+    pub(crate) fn send_rival(&self) {
+        self.rival.store(true, Ordering::SeqCst);
+    }
+
+    fn up(&self) -> Result<&dyn ProductStore, StoreError> {
+        if self.away.load(Ordering::SeqCst) { Err(StoreError(CAUSE.to_owned())) } else { Ok(&*self.store) }
+    }
+}
+
+#[async_trait]
+impl ProductStore for ShakyStore {
+    async fn insert(&self, new: NewProduct, created_at: Timestamp) -> Result<Arc<Product>, StoreError> {
+        self.up()?.insert(new, created_at).await
+    }
+
+    async fn by_id(&self, id: Id) -> Result<Option<Arc<Product>>, StoreError> {
+        let seen = self.up()?.by_id(id).await;
+        if self.rival.swap(false, Ordering::SeqCst) {
+            let one = Lines::new(vec![Line { product_id: id, quantity: 1 }]).expect("one line");
+            self.store.take(OrderId::MAX, &one).await?;
+        }
+        seen
+    }
+
+    async fn by_ids(&self, ids: &[Id]) -> Result<Vec<Arc<Product>>, StoreError> {
+        self.up()?.by_ids(ids).await
+    }
+
+    async fn page(&self, page: Page<Id>, name: Option<&str>) -> Result<Rows<Arc<Product>>, StoreError> {
+        self.up()?.page(page, name).await
+    }
+
+    async fn replace(&self, version: i64, product: Product) -> Result<Option<Arc<Product>>, StoreError> {
+        self.up()?.replace(version, product).await
+    }
+
+    async fn remove(&self, id: Id, version: i64) -> Result<bool, StoreError> {
+        self.up()?.remove(id, version).await
+    }
+
+    async fn take(&self, order_id: OrderId, lines: &Lines) -> Result<Taken, StoreError> {
+        self.up()?.take(order_id, lines).await
+    }
+
+    async fn release(&self, order_id: OrderId) -> Result<(), StoreError> {
+        self.up()?.release(order_id).await
+    }
+
+    async fn reservation(&self, order_id: OrderId) -> Result<Option<Reservation>, StoreError> {
+        self.up()?.reservation(order_id).await
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        self.up()?.ping().await
+    }
+}

@@ -1,0 +1,92 @@
+//! Prices: JSON numbers, exact to the cent on their way in, in the shop and on their way out.
+
+use std::collections::BTreeMap;
+
+use chassis::testing::Received;
+use serde_json::value::RawValue;
+
+use crate::support::{Shop, order};
+
+/// The price in an answer, as it is written.
+fn written(answer: &Received) -> String {
+    let members: BTreeMap<String, &RawValue> = serde_json::from_slice(&answer.body).expect("a product");
+    members["price"].get().to_owned()
+}
+
+fn lamp_at(price: &str) -> String {
+    format!(r#"{{"name": "Lamp", "price": {price}, "stock": 5}}"#)
+}
+
+#[tokio::test]
+async fn a_price_is_kept_to_the_cent() {
+    let shop = Shop::empty().await;
+    for (given, kept) in [
+        ("0", "0"),
+        ("0.00", "0"),
+        ("0.01", "0.01"),
+        ("0.1", "0.1"),
+        ("0.29", "0.29"), // in binary a little less than 29 cents
+        ("1.10", "1.1"),
+        ("4.35", "4.35"), // and 434.99999999999994 times a cent
+        ("19.99", "19.99"),
+        ("19.990", "19.99"),
+        ("599.00", "599"),
+        ("1e2", "100"),
+        ("1999E-2", "19.99"),
+        ("999999.99", "999999.99"),
+        ("1000000", "1000000"),
+        ("1000000.00", "1000000"),
+    ] {
+        let added = shop.send("POST", "/products", lamp_at(given)).await.expect(201);
+        assert_eq!(written(&added), kept, "{given}: {added}");
+        let path = added.header("location");
+        assert_eq!(written(&shop.get(path).await.expect(200)), kept, "{given}");
+
+        shop.send("PATCH", path, r#"{"price": 7}"#).await.expect(200);
+        let changed = shop.send("PATCH", path, format!(r#"{{"price": {given}}}"#)).await.expect(200);
+        assert_eq!(written(&changed), kept, "{given}: {changed}");
+
+        let id = changed.json()["id"].as_i64().unwrap();
+        let taken = shop.take(&order(id as u128), &[(id, 1)]).await.expect(201);
+        assert!(taken.to_string().contains(&format!(r#""price":{kept},"#)), "{given}: {taken}");
+        let listed = shop.get(&format!("/products?ids={id}")).await.expect(200);
+        assert!(listed.to_string().contains(&format!(r#""price":{kept},"#)), "{given}: {listed}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_price_is_refused() {
+    let shop = Shop::open().await;
+    let inventory = shop.inventory().await;
+    for (price, why) in [
+        ("1000000.01", "one cent too many"),
+        ("1e7", "too much"),
+        ("10000000000000", "more than any sum"),
+        ("-1", "less than nothing"),
+        ("-0.01", "if only by a cent"),
+        ("19.999", "a third decimal"),
+        ("0.001", "a tenth of a cent"),
+        ("999999.995", "half a cent below the most"),
+        ("1e999", "beyond every number"),
+        ("-1e999", "on either side"),
+        ("9223372036854775807", "the largest integer"),
+        ("9223372036854775808", "and one more"),
+        ("184467440737095516.16", "which wraps to nothing in cents"),
+        (r#""19.99""#, "a string"),
+        ("true", "yes"),
+        ("[19.99]", "a list"),
+        (r#"{"amount": 19.99}"#, "an object"),
+    ] {
+        println!("{why}: {price}");
+        shop.send("POST", "/products", lamp_at(price)).await.expect_invalid(&["/price"]);
+        shop.send("PATCH", "/products/1", lamp_at(price)).await.expect_invalid(&["/price"]);
+        assert_eq!(shop.inventory().await, inventory, "{why}");
+    }
+    shop.send("PATCH", "/products/1", lamp_at("null")).await.expect_invalid(&["/price"]);
+    for price in ["NaN", "Infinity", ".5", "5.", "+5", "05", "0x10", "1,5", "5 €"] {
+        println!("{price} is no JSON");
+        shop.send("POST", "/products", lamp_at(price)).await.expect_problem(400, "malformed-json");
+        shop.send("PATCH", "/products/1", lamp_at(price)).await.expect_problem(400, "malformed-json");
+    }
+    assert_eq!(shop.inventory().await, inventory);
+}

@@ -1,0 +1,39 @@
+//! A store that does not answer.
+
+use serde_json::json;
+
+use crate::fakes::{CAUSE, ShakyStore};
+use crate::support::{LAPTOP, Shop, lines, order};
+
+#[tokio::test]
+async fn without_its_store_it_says_so_and_nothing_happens() {
+    let store = ShakyStore::open().await;
+    let shop = Shop::over(store.clone());
+    let inventory = shop.inventory().await;
+    let reservation = format!("/reservations/{}", order(1));
+    let lines = lines(&[(LAPTOP, 1)]);
+    store.set_away(true);
+    for (method, path, body) in [
+        ("GET", "/products", json!(null)),
+        ("GET", "/products?name=lap", json!(null)),
+        ("GET", "/products?ids=1", json!(null)),
+        ("POST", "/products", json!({"name": "Lamp"})),
+        ("GET", "/products/1", json!(null)),
+        ("PATCH", "/products/1", json!({"stock": 5})),
+        ("DELETE", "/products/1", json!(null)),
+        ("PUT", &reservation, json!({"lines": lines})),
+        ("GET", &reservation, json!(null)),
+        ("DELETE", &reservation, json!(null)),
+        ("POST", "/reservations", json!([{"orderId": order(1), "lines": lines}])),
+        ("DELETE", &format!("/reservations?ids={}", order(1)), json!(null)),
+        ("GET", "/readyz", json!(null)),
+    ] {
+        let answer = shop.request(method, path).json(&body).send().await;
+        assert!(!answer.to_string().contains(CAUSE), "the cause is for the log: {answer}");
+        answer.expect_problem(503, "store-unavailable");
+    }
+    shop.get("/livez").await.expect(200);
+    store.set_away(false);
+    assert_eq!((shop.inventory().await, shop.status(&order(1)).await), (inventory, String::new()));
+    shop.get("/readyz").await.expect(200);
+}

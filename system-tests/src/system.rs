@@ -1,0 +1,94 @@
+//! The three services together, each told where the others are.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::launch::Launch;
+use crate::service::{Service, Signal};
+
+/// The service that owns the users.
+pub const USERS: &str = "user-service";
+/// The service that owns the products and their stock.
+pub const PRODUCTS: &str = "product-service";
+/// The service that owns the orders.
+pub const ORDERS: &str = "order-service";
+
+/// How long a service may take to finish what it is doing: its own limit of ten seconds, and some.
+const STOP_LIMIT: Duration = Duration::from_secs(15);
+
+/// The three services, running.
+pub struct System {
+    /// user-service.
+    pub users: Service,
+    /// product-service, which calls users.
+    pub products: Service,
+    /// order-service, which calls both.
+    pub orders: Service,
+}
+
+impl System {
+    /// Starts the three at free ports, in memory, with what they are seeded with.
+    ///
+    /// # Panics
+    /// If one does not start.
+    pub async fn start() -> Self {
+        Self::start_as(|launch| launch).await.unwrap_or_else(|reason| panic!("{reason}"))
+    }
+
+    /// Starts the three, each as `prepare` will have it.
+    ///
+    /// # Errors
+    /// If one does not start; those before it are stopped.
+    pub async fn start_as(prepare: impl Fn(Launch) -> Launch) -> Result<Self, String> {
+        let users = Service::start(prepare(Launch::of(USERS))).await?;
+        let launch = prepare(Launch::of(PRODUCTS)).env("USER_SERVICE_URL", users.url());
+        let products = Service::start(launch).await?;
+        let launch = prepare(Launch::of(ORDERS)).env("USER_SERVICE_URL", users.url());
+        let orders = Service::start(launch.env("PRODUCT_SERVICE_URL", products.url())).await?;
+        Ok(Self { users, products, orders })
+    }
+
+    /// Waits until one of them ends by itself, and says which.
+    pub async fn one_ended(&mut self) -> String {
+        tokio::select! {
+            status = self.users.ended() => format!("{USERS} has ended, {status}"),
+            status = self.products.ended() => format!("{PRODUCTS} has ended, {status}"),
+            status = self.orders.ended() => format!("{ORDERS} has ended, {status}"),
+        }
+    }
+
+    /// Stops those that still run, callers first, so that what runs can be finished.
+    pub async fn stop(self) {
+        for mut service in [self.orders, self.products, self.users] {
+            if service.is_running() {
+                service.signal(Signal::Interrupt).await;
+                service.ends_within(STOP_LIMIT).await;
+            }
+        }
+    }
+
+    /// Adds a product and answers its id.
+    ///
+    /// # Panics
+    /// If that is refused.
+    pub async fn add_product(&self, name: &str, price: f64, stock: i64) -> i64 {
+        let product = json!({"name": name, "price": price, "stock": stock});
+        let added = self.products.post("/products", product).await.expect(201).json();
+        added["id"].as_i64().expect("an id is an integer")
+    }
+
+    /// How many units of a product are free to sell.
+    ///
+    /// # Panics
+    /// If there is no such product.
+    pub async fn stock(&self, product: i64) -> i64 {
+        let shown = self.products.get(&format!("/products/{product}")).await.expect(200).json();
+        shown["stock"].as_i64().expect("stock is an integer")
+    }
+}
+
+/// The body of an order of one line.
+pub fn order(user: i64, product: i64, quantity: u32) -> Value {
+    json!({"userId": user, "products": [{"productId": product, "quantity": quantity}]})
+}

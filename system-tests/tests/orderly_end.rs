@@ -1,0 +1,157 @@
+//! How a process begins and ends: what a supervisor, an operator and the last clients rely on.
+//!
+//! Nearly all of it is the chassis's doing, so user-service mostly stands for the three.
+
+use std::time::{Duration, Instant};
+
+use system_tests::{Launch, ORDERS, PRODUCTS, Service, Signal, System, USERS, eventually, order};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Much longer than an end without work takes, and much shorter than the grace that a test sets.
+const SOON: Duration = Duration::from_secs(5);
+
+async fn user_service(variable: &str, value: impl ToString) -> Service {
+    Service::start(Launch::of(USERS).env(variable, value)).await.expect("user-service starts")
+}
+
+async fn readiness(service: &Service) -> u16 {
+    service.request("GET", "/readyz").try_send().await.map_or(0, |answer| answer.status)
+}
+
+#[tokio::test]
+async fn after_sigterm_it_says_so_serves_on_for_the_grace_and_ends_with_0() {
+    let grace = Duration::from_secs(2);
+    let mut service = user_service("DRAIN_SECONDS", grace.as_secs()).await;
+    let asked = Instant::now();
+    service.signal(Signal::Terminate).await;
+
+    assert_eq!(eventually(503, || readiness(&service)).await, 503);
+    let unready = service.get("/readyz").await;
+    assert_eq!(unready.header("connection"), "close", "{unready}");
+    unready.expect_problem(503, "draining");
+    let served = service.get("/users").await.expect(200);
+    assert_eq!(served.header("connection"), "close", "a client's next request goes to another replica: {served}");
+
+    assert!(service.ends_within(grace + SOON).await.success());
+    assert!(asked.elapsed() >= grace, "it ended after {:?}", asked.elapsed());
+}
+
+#[tokio::test]
+async fn after_ctrl_c_it_ends_at_once_with_0() {
+    let system = System::start_as(|launch| launch.env("DRAIN_SECONDS", 60)).await.unwrap();
+    for mut service in [system.users, system.products, system.orders] {
+        service.signal(Signal::Interrupt).await;
+        assert!(service.ends_within(SOON).await.success());
+    }
+}
+
+#[tokio::test]
+async fn a_request_in_flight_is_answered_after_the_door_is_closed() {
+    let mut service = user_service("DRAIN_SECONDS", 0).await;
+    let mut client = TcpStream::connect(service.address()).await.unwrap();
+    let head = "POST /users HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: 15\r\n";
+    client.write_all(format!("{head}Expect: 100-continue\r\n\r\n").as_bytes()).await.unwrap();
+    // The server asks for the body: now the request is certainly in flight.
+    let mut go_on = [0; b"HTTP/1.1 100 Continue\r\n\r\n".len()];
+    client.read_exact(&mut go_on).await.unwrap();
+    assert!(go_on.starts_with(b"HTTP/1.1 100 "), "{}", String::from_utf8_lossy(&go_on));
+    client.write_all(br#"{"name""#).await.unwrap();
+
+    service.signal(Signal::Terminate).await;
+    let closed = eventually(true, async || TcpStream::connect(service.address()).await.is_err()).await;
+    assert!(closed, "nobody new is let in");
+    client.write_all(br#": "Eve"}"#).await.unwrap();
+
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).await.unwrap(); // to the end: the server closes the connection
+    assert!(answer.starts_with("HTTP/1.1 201 Created\r\n") && answer.contains(r#""name":"Eve""#), "{answer}");
+    assert!(service.ends_within(SOON).await.success());
+}
+
+#[tokio::test]
+async fn an_order_in_flight_is_finished_and_leaves_nothing_behind() {
+    let mut system = System::start_as(|launch| launch.env("PEER_TIMEOUT_SECONDS", 1)).await.unwrap();
+    system.users.signal(Signal::Freeze).await; // so the order hangs, with its stock taken
+    let end = async {
+        assert_eq!(eventually(45, || system.stock(1)).await, 45);
+        system.orders.signal(Signal::Interrupt).await;
+    };
+    let (answer, ()) = tokio::join!(system.orders.post("/orders", order(1, 1, 5)), end);
+    answer.expect_problem(503, "peer-unavailable");
+
+    assert!(system.orders.ends_within(SOON).await.success());
+    assert_eq!(system.stock(1).await, 50, "nobody is left who could give it back later");
+}
+
+#[tokio::test]
+async fn the_start_up_line_says_who_where_over_what_and_with_whom() {
+    let system = System::start().await;
+    for (service, name) in [(&system.users, USERS), (&system.products, PRODUCTS), (&system.orders, ORDERS)] {
+        let line = service.start_up_line();
+        assert!(line.starts_with(&format!("{name} listens on {}, store: memory", service.url())), "{line}");
+        assert!(line.contains(", peers: "), "{line}");
+    }
+    assert!(system.users.start_up_line().ends_with("peers: none"));
+    assert!(system.products.start_up_line().contains(&system.users.url()));
+    assert!(system.orders.start_up_line().contains(&system.users.url()));
+    assert!(system.orders.start_up_line().contains(&system.products.url()));
+}
+
+#[tokio::test]
+async fn a_bad_setting_stops_the_start_and_is_named() {
+    let bad = [
+        (USERS, "PORT", "abc", "no number"),
+        (USERS, "PORT", "65536", "beyond the last port"),
+        (USERS, "HOST", "localhost", "a name, not an address"),
+        (USERS, "DRAIN_SECONDS", "-1", "no time runs backwards"),
+        (USERS, "RUST_LOG", "user=loud", "no level of that name"),
+        (USERS, "SEED", "perhaps", "neither yes nor no"),
+        (PRODUCTS, "USER_SERVICE_URL", "127.0.0.1:3001", "no http://"),
+        (ORDERS, "PRODUCT_SERVICE_URL", "http://shop?q=1", "a query has no place there"),
+    ];
+    for (service, variable, value, why) in bad {
+        let output = Launch::of(service).env(variable, value).output(&[]).await;
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{variable}={value} ({why}) was taken");
+        assert!(said.starts_with("error: ") && said.contains(variable), "{variable}={value} ({why}): {said}");
+    }
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_named() {
+    let first = user_service("SEED", "false").await;
+    let output = Launch::of(USERS).port(first.address().port()).output(&[]).await;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains(&format!("PORT={}", first.address().port())), "{said}");
+}
+
+#[tokio::test]
+async fn help_lists_every_variable() {
+    let common = [
+        "PORT",
+        "HOST",
+        "RUST_LOG",
+        "SEED",
+        "MAX_CONNECTIONS",
+        "MAX_HEADER_BYTES",
+        "MAX_BODY_BYTES",
+        "HEADER_TIMEOUT_SECONDS",
+        "BODY_TIMEOUT_SECONDS",
+        "REQUEST_TIMEOUT_SECONDS",
+        "DRAIN_SECONDS",
+        "SHUTDOWN_SECONDS",
+        "CORS_ALLOWED_ORIGINS",
+    ];
+    let products =
+        ["USER_SERVICE_URL", "PEER_CONNECT_TIMEOUT_SECONDS", "PEER_TIMEOUT_SECONDS", "PEER_MAX_ANSWER_BYTES"];
+    let orders = [&products[..], &["PRODUCT_SERVICE_URL"]].concat();
+    for (service, own) in [(USERS, &[][..]), (PRODUCTS, &products[..]), (ORDERS, &orders[..])] {
+        let output = Launch::of(service).output(&["--help"]).await;
+        let help = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{service} --help: {}", output.status);
+        for variable in common.iter().filter(|variable| **variable != "SEED" || service != ORDERS).chain(own) {
+            assert!(help.contains(&format!("[env: {variable}=")), "{service} --help does not list {variable}:\n{help}");
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! What a client can get wrong. Each row of a table says why it is bad; nothing changes, and the answer is a problem.
+
+use serde_json::{Value, json};
+
+use crate::support::{add, everyone, expect_bad, ids, refused, seeded, service, sign_up};
+
+/// Well within the limit of a body, and far beyond what a parser that calls itself could take.
+const DEEP: usize = 30_000;
+
+/// Bodies that are no JSON at all.
+fn no_json() -> Vec<(Vec<u8>, &'static str)> {
+    let bytes = |text: &str| text.as_bytes().to_vec();
+    vec![
+        (bytes(""), "empty"),
+        (bytes(" \n"), "white space"),
+        (bytes("name=Ada"), "a form"),
+        (bytes(r#"{"name": "Ada""#), "no end"),
+        (bytes(r#"{"name": "Ada"} x"#), "text behind it"),
+        (bytes(r#"{"name": "Ada"}{"name": "Eve"}"#), "two of them"),
+        (bytes(r#"{"name": "Ada",}"#), "a comma too many"),
+        (bytes(r#"{'name': 'Ada'}"#), "single quotes"),
+        (bytes(r#"{name: "Ada"}"#), "a bare name"),
+        (bytes(r#"{"name": NaN}"#), "no number"),
+        (bytes("{\"name\": \"A\nda\"}"), "a line end in a string"),
+        (bytes("{\"name\": \"A\0da\"}"), "NUL in a string"),
+        (bytes(r#"{"name": "\x41da"}"#), "no escape of JSON's"),
+        (bytes("\u{feff}{\"name\": \"Ada\"}"), "a byte order mark"),
+        (b"{\"name\": \"\xff\xfe\"}".to_vec(), "no UTF-8"),
+        (b"{\"name\": \"\xed\xa0\x80\"}".to_vec(), "half a surrogate pair in UTF-8"),
+        (b"\xff\xfe{\x00}\x00".to_vec(), "UTF-16"),
+        (b"\x1f\x8b\x08\x00".to_vec(), "compressed"),
+        (bytes(&"[".repeat(DEEP)), "nothing but opening brackets"),
+        (bytes(&format!("{{\"name\": \"Ada\", \"x\": {}", "[{\"x\":".repeat(DEEP / 8))), "deep, and no end"),
+    ]
+}
+
+/// JSON that is not what is asked for, and the pointers that are blamed, whether a user is added or changed.
+fn no_user() -> Vec<(String, &'static str, Vec<&'static str>)> {
+    let long = |length| "x".repeat(length);
+    let row = |json: Value, why, pointers: &[&'static str]| (json.to_string(), why, pointers.to_vec());
+    let text = |json: &str, why, pointers: &[&'static str]| (json.to_owned(), why, pointers.to_vec());
+    let deep = format!("{}{}", "[".repeat(DEEP), "]".repeat(DEEP));
+    vec![
+        text("null", "null", &[""]),
+        text("true", "no object", &[""]),
+        text("\"name\"", "a string", &[""]),
+        text(r#"[{"name": "Ada"}]"#, "an array around it", &[""]),
+        text(r#"["Ada"]"#, "its members without their names", &[""]),
+        text(&deep, "nothing but brackets", &[""]),
+        text(&format!("{{\"name\": {deep}}}"), "brackets for a name", &["/name"]),
+        text(r#"{"name": "Ada", "name": "Eve"}"#, "a member twice", &["/name"]),
+        text(r#"{"name": "Ada", "n\u0061me": "Ada"}"#, "a member twice, in disguise", &["/name"]),
+        text(r#"{"name": "\ud800"}"#, "half a surrogate pair", &["/name"]),
+        text(r#"{"name": "\udc00\ud800"}"#, "a surrogate pair the wrong way round", &["/name"]),
+        text(r#"{"name": "A\u0000da"}"#, "NUL", &["/name"]),
+        text(r#"{"name": "A\nda"}"#, "a line end", &["/name"]),
+        text(r#"{"name": "A\u0085da"}"#, "a control character of the upper half", &["/name"]),
+        row(json!({"name": ""}), "empty", &["/name"]),
+        row(json!({"name": long(201)}), "too long", &["/name"]),
+        row(json!({"name": 7}), "a number", &["/name"]),
+        row(json!({"name": true}), "a boolean", &["/name"]),
+        row(json!({"name": ["Ada"]}), "an array", &["/name"]),
+        row(json!({"name": {"first": "Ada"}}), "an object", &["/name"]),
+        row(json!({"name": "Ada", "username": ""}), "empty", &["/username"]),
+        row(json!({"name": "Ada", "username": long(65)}), "too long", &["/username"]),
+        row(json!({"name": "Ada", "username": "a\tb"}), "a control character", &["/username"]),
+        row(json!({"name": "Ada", "username": 7}), "a number", &["/username"]),
+        row(json!({"name": "Ada", "email": ""}), "empty", &["/email"]),
+        row(json!({"name": "Ada", "email": "ada"}), "no @", &["/email"]),
+        row(json!({"name": "Ada", "email": "@example.com"}), "nobody", &["/email"]),
+        row(json!({"name": "Ada", "email": "ada@"}), "nowhere", &["/email"]),
+        row(json!({"name": "Ada", "email": "a@b@c"}), "two @", &["/email"]),
+        row(json!({"name": "Ada", "email": "ada@exam ple.com"}), "white space", &["/email"]),
+        row(json!({"name": "Ada", "email": "ada@example.com "}), "white space at its end", &["/email"]),
+        row(json!({"name": "Ada", "email": "ada@exam\u{2003}ple.com"}), "white space of another kind", &["/email"]),
+        row(json!({"name": "Ada", "email": "ada@example.com\nbcc: eve@example.com"}), "a line end", &["/email"]),
+        row(json!({"name": "Ada", "email": format!("{}@example.com", long(243))}), "too long", &["/email"]),
+        row(json!({"name": "Ada", "email": ["ada@example.com"]}), "an array", &["/email"]),
+        row(json!({"name": "Ada", "password": "1234567"}), "too short", &["/password"]),
+        row(json!({"name": "Ada", "password": long(129)}), "too long", &["/password"]),
+        row(json!({"name": "Ada", "password": 12345678}), "a number", &["/password"]),
+        row(
+            json!({"name": "", "username": "", "email": "x", "password": "x"}),
+            "all of them",
+            &["/name", "/username", "/email", "/password"],
+        ),
+        row(
+            json!({"name": 1, "username": 1, "email": 1, "password": 1}),
+            "all of them",
+            &["/name", "/username", "/email", "/password"],
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn what_is_no_json_is_malformed() {
+    let client = seeded().await;
+    for (body, why) in no_json() {
+        for (method, path) in [("POST", "/users"), ("PATCH", "/users/1"), ("POST", "/api/users")] {
+            println!("{method}: {why}"); // shown if it fails
+            let request = client.request(method, path).bytes("application/json", body.clone());
+            refused(&client, request).await.expect_problem(400, "malformed-json");
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_bad_member_is_blamed_and_no_other() {
+    let client = seeded().await;
+    for (body, why, pointers) in no_user() {
+        for (method, path) in [("POST", "/users"), ("PATCH", "/users/1")] {
+            println!("{method}: {why}");
+            let request = client.request(method, path).bytes("application/json", body.clone());
+            refused(&client, request).await.expect_invalid(&pointers);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_new_user_needs_a_name_of_some_kind() {
+    let client = service().await;
+    for body in [
+        json!({}),
+        json!({"name": null}),
+        json!({"name": null, "username": null}),
+        json!({"Name": "Ada"}),
+        json!({"email": "ada@example.com", "password": "correct horse"}),
+    ] {
+        let request = client.request("POST", "/users").json(&body);
+        refused(&client, request).await.expect_invalid(&["/name"]);
+    }
+    let request = client.request("POST", "/users").json(&json!({"email": "x", "password": "x"}));
+    refused(&client, request).await.expect_invalid(&["/name", "/email", "/password"]);
+}
+
+#[tokio::test]
+async fn a_member_cannot_be_changed_to_nothing() {
+    let client = service().await;
+    sign_up(&client, "ada").await;
+    for (body, pointers) in [
+        (json!({"name": null}), vec!["/name"]),
+        (json!({"username": null, "name": "Ada"}), vec!["/username"]),
+        (json!({"email": null, "password": null}), vec!["/email", "/password"]),
+    ] {
+        let request = client.request("PATCH", "/users/1").json(&body);
+        refused(&client, request).await.expect_invalid(&pointers);
+    }
+}
+
+#[tokio::test]
+async fn what_is_just_within_the_rules_is_taken() {
+    let client = service().await;
+    for body in [
+        json!({"name": "x"}),
+        json!({"name": "🦀".repeat(200)}),
+        json!({"username": "x"}),
+        json!({"username": "y".repeat(64)}),
+        json!({"name": "x", "email": "a@b"}),
+        json!({"name": "x", "email": format!("{}@example.com", "x".repeat(242))}),
+        json!({"name": "x", "password": "12345678"}),
+        json!({"name": "x", "password": "🦀".repeat(128)}),
+        json!({"name": "x", "username": null, "email": null, "password": null}),
+    ] {
+        client.post("/users", body).await.expect(201);
+    }
+    let deep = format!("{}{}", "[".repeat(DEEP), "]".repeat(DEEP));
+    let ignored = format!("{{\"name\": \"x\", \"unknown\": {deep}, \"again\": 1, \"again\": 1e999}}");
+    client.request("POST", "/users").bytes("application/json", ignored).send().await.expect(201);
+}
+
+#[tokio::test]
+async fn a_body_has_to_say_that_it_is_json() {
+    let client = seeded().await;
+    let body = r#"{"name": "Ada"}"#;
+    for content_type in
+        ["", "text/plain", "text/json", "application/x-www-form-urlencoded", "multipart/form-data", "*/*", "json"]
+    {
+        for (method, path) in [("POST", "/users"), ("PATCH", "/users/1")] {
+            let request = client.request(method, path).bytes(content_type, body);
+            refused(&client, request).await.expect_problem(415, "unsupported-media-type");
+            let request = client.request(method, path).bytes("x", body).without("content-type");
+            refused(&client, request).await.expect_problem(415, "unsupported-media-type");
+        }
+    }
+    for content_type in [
+        "application/json",
+        "application/json; charset=utf-8",
+        "APPLICATION/JSON;charset=UTF-8",
+        "application/merge-patch+json",
+    ] {
+        client.request("POST", "/users").bytes(content_type, body).send().await.expect(201);
+        client.request("PATCH", "/users/1").bytes(content_type, body).send().await.expect(200);
+    }
+}
+
+#[tokio::test]
+async fn a_body_is_at_most_64_kib() {
+    let client = seeded().await;
+    let of_size = |size: usize| {
+        let user = r#"{"name": "Ada"}"#;
+        user.to_owned() + &" ".repeat(size - user.len())
+    };
+    for (method, path) in [("POST", "/users"), ("PATCH", "/users/1")] {
+        let request = client.request(method, path).bytes("application/json", of_size((64 << 10) + 1));
+        refused(&client, request).await.expect_problem(413, "payload-too-large");
+        client.request(method, path).bytes("application/json", of_size(64 << 10)).send().await;
+    }
+    assert_eq!(ids(&everyone(&client).await), [1, 2, 3], "a body of just so much is taken");
+    let brackets = client.request("POST", "/users").bytes("application/json", "[".repeat(100_000));
+    refused(&client, brackets).await.expect_problem(413, "payload-too-large");
+}
+
+#[tokio::test]
+async fn an_id_is_an_integer_from_1() {
+    let client = seeded().await;
+    let long = "1".repeat(10 << 10);
+    for (id, why, blamed) in [
+        ("0", "below the first", "id"),
+        ("-1", "negative", "id"),
+        ("+1", "a sign", "id"),
+        ("%2B1", "a sign", "id"),
+        ("01", "a leading zero", "id"),
+        ("1.0", "a fraction", "id"),
+        ("1e0", "an exponent", "id"),
+        ("0x1", "another base", "id"),
+        ("9223372036854775808", "too large", "id"),
+        (&long, "much too large", "id"),
+        ("abc", "no number", "id"),
+        ("%D9%A1", "an Arabic one", "id"),
+        ("%201", "a space", "id"),
+        ("%00", "NUL", "id"),
+        ("1%00", "NUL", "id"),
+        ("%ff", "no UTF-8", "path"),
+        ("..", "the parent folder", "id"),
+        ("%2e%2e%2f1", "the parent folder", "id"),
+        ("1;drop", "a parameter", "id"),
+        ("undefined", "a mistake in JavaScript", "id"),
+    ] {
+        for root in ["/users", "/api/users"] {
+            println!("{id}: {why}");
+            let path = format!("{root}/{id}");
+            expect_bad(refused(&client, client.request("GET", &path)).await, &[blamed]);
+            expect_bad(refused(&client, client.request("DELETE", &path)).await, &[blamed]);
+            let change = client.request("PATCH", &path).json(&json!({"name": "x"}));
+            expect_bad(refused(&client, change).await, &[blamed]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn there_is_nothing_below_a_user_or_beside_the_routes() {
+    let client = seeded().await;
+    for path in [
+        "/",
+        "/api",
+        "/api/",
+        "/users/",
+        "/users/1/",
+        "/users/1/x",
+        "/users/../users/1",
+        "/Users",
+        "/user",
+        "//users",
+        "/api/api/users",
+        "/users%2F1",
+    ] {
+        for method in ["GET", "DELETE"] {
+            refused(&client, client.request(method, path)).await.expect_problem(404, "not-found");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_query_is_read_strictly() {
+    let client = seeded().await;
+    let many = |count: usize| vec!["1"; count].join(",");
+    let (most, too_many) = (format!("ids={}", many(128)), format!("ids={}", many(129)));
+    for (query, why, blamed) in [
+        ("limit=0", "nothing", vec!["limit"]),
+        ("limit=1001", "more than there may be", vec!["limit"]),
+        ("limit=-1", "negative", vec!["limit"]),
+        ("limit=%2B1", "a sign", vec!["limit"]),
+        ("limit=1.5", "a fraction", vec!["limit"]),
+        ("limit=abc", "no number", vec!["limit"]),
+        ("limit=", "empty", vec!["limit"]),
+        ("limit", "empty", vec!["limit"]),
+        ("limit=99999999999999999999999", "beyond all bounds", vec!["limit"]),
+        ("limit=1&limit=1", "twice", vec!["limit"]),
+        ("after=0", "no id", vec!["after"]),
+        ("after=abc", "no id", vec!["after"]),
+        ("after=", "empty", vec!["after"]),
+        ("after=1&after=1", "twice", vec!["after"]),
+        ("ids=", "empty", vec!["ids"]),
+        ("ids=,", "empty ones", vec!["ids"]),
+        ("ids=1,", "an empty one", vec!["ids"]),
+        ("ids=1,x", "no id", vec!["ids"]),
+        ("ids=1,0", "no id", vec!["ids"]),
+        ("ids=1%202", "another separator", vec!["ids"]),
+        ("ids=1&ids=2", "twice", vec!["ids"]),
+        (too_many.as_str(), "one too many", vec!["ids"]),
+        ("username=a&username=b", "twice", vec!["username"]),
+        ("limit=0&after=0&ids=0&username=a&username=b", "all of them", vec!["limit", "after", "username", "ids"]),
+    ] {
+        println!("{query}: {why}");
+        expect_bad(refused(&client, client.request("GET", &format!("/users?{query}"))).await, &blamed);
+    }
+    for query in
+        ["limit=1000", "after=9223372036854775807", most.as_str(), "unknown=1&unknown=2", "limit=%31", "&&", "%ff=%ff"]
+    {
+        client.get(&format!("/users?{query}")).await.expect(200);
+    }
+}
+
+#[tokio::test]
+async fn a_request_names_one_host() {
+    let client = service().await;
+    let request = || client.request("POST", "/users").json(&json!({"name": "Ada"}));
+    refused(&client, request().without("host")).await.expect_problem(400, "invalid-request");
+    refused(&client, request().header("host", "test")).await.expect_problem(400, "invalid-request");
+    request().without("host").header("host", "another").send().await.expect(201);
+}
+
+#[tokio::test]
+async fn a_precondition_is_given_once() {
+    let client = service().await;
+    add(&client, "Ada").await;
+    let twice = |method: &str| client.request(method, "/users/1").header("if-match", "*").header("if-match", "*");
+    expect_bad(refused(&client, twice("DELETE")).await, &["if-match"]);
+    expect_bad(refused(&client, twice("PATCH").json(&json!({"name": "x"}))).await, &["if-match"]);
+}

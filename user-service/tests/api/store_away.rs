@@ -1,0 +1,89 @@
+//! A store that does not answer.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use chassis::page::{Page, Rows};
+use chassis::testing::Client;
+use jiff::Timestamp;
+use serde_json::json;
+use shared::Id;
+use user_service::store::{StoreError, UserStore};
+use user_service::user::{Draft, User};
+
+use crate::support::{service_over, settings};
+
+const CAUSE: &str = "no route to 10.0.0.7";
+
+/// A store that is not there.
+struct Away;
+
+fn away<T>() -> Result<T, StoreError> {
+    Err(StoreError::Unavailable(CAUSE.to_owned()))
+}
+
+#[async_trait]
+impl UserStore for Away {
+    async fn insert(&self, _: Draft, _: Timestamp) -> Result<Arc<User>, StoreError> {
+        away()
+    }
+
+    async fn by_id(&self, _: Id) -> Result<Option<Arc<User>>, StoreError> {
+        away()
+    }
+
+    async fn by_ids(&self, _: &[Id]) -> Result<Vec<Arc<User>>, StoreError> {
+        away()
+    }
+
+    async fn by_username(&self, _: &str) -> Result<Option<Arc<User>>, StoreError> {
+        away()
+    }
+
+    async fn page(&self, _: Page<Id>) -> Result<Rows<Arc<User>>, StoreError> {
+        away()
+    }
+
+    async fn replace(&self, _: i64, _: User) -> Result<Option<Arc<User>>, StoreError> {
+        away()
+    }
+
+    async fn remove(&self, _: Id, _: i64) -> Result<bool, StoreError> {
+        away()
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        away()
+    }
+}
+
+fn service() -> Client {
+    service_over(Arc::new(Away), &settings())
+}
+
+#[tokio::test]
+async fn every_call_says_that_the_store_is_away_and_not_why() {
+    let client = service();
+    for request in [
+        client.request("GET", "/users"),
+        client.request("GET", "/users?ids=1,2"),
+        client.request("GET", "/users?username=ada"),
+        client.request("GET", "/users/1"),
+        client.request("POST", "/users").json(&json!({"name": "Ada"})),
+        client.request("PATCH", "/users/1").json(&json!({"name": "Ada"})),
+        client.request("DELETE", "/users/1"),
+    ] {
+        let answer = request.send().await;
+        assert!(!answer.to_string().contains(CAUSE), "{answer}");
+        answer.expect_problem(503, "store-unavailable");
+    }
+}
+
+#[tokio::test]
+async fn the_service_is_alive_but_not_ready() {
+    let client = service();
+    client.get("/livez").await.expect(200);
+    let answer = client.get("/readyz").await;
+    assert!(!answer.to_string().contains(CAUSE), "{answer}");
+    assert_eq!(answer.expect_problem(503, "store-unavailable")["reasons"], json!(["the store does not answer"]));
+}
