@@ -1,7 +1,7 @@
 # What there is to do here. `make` alone lists it.
 CARGO ?= cargo
 
-.PHONY: help run demo test check openapi
+.PHONY: help run demo test model check openapi
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +14,9 @@ demo: ## what the system promises, told and checked with the three real services
 
 test: ## every test
 	$(CARGO) test --locked --workspace
+
+model: ## the search of order placement with three attempts at once, which takes a release build and a minute
+	$(CARGO) test --locked --release -p order-service --test model -- --nocapture
 
 check: ## what has to be clean before a commit: format, lints, documentation, the walls of the house
 	$(CARGO) fmt --all --check

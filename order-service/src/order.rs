@@ -6,7 +6,7 @@
 //!             └─ abort ──▶ aborting ─ released ─▶ (gone)
 //! ```
 //!
-//! The stores make these steps, and the model in `tests/model.rs` searches what can come of them, by the same functions.
+//! The stores make these steps, and the model in `tests/model` searches what can come of them, by the same functions.
 
 use std::collections::HashSet;
 

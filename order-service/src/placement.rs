@@ -7,7 +7,7 @@
 //!    released and the row goes. That also after a refusal: a copy of the take may still be on its way, and only the
 //!    release that went before it stops it.
 //!
-//! Whatever dies in between, [`crate::reconciler`] finishes. `tests/model.rs` searches every way in which this can go.
+//! Whatever dies in between, [`crate::reconciler`] finishes. `tests/model` searches every way in which this can go.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -49,6 +49,7 @@ async fn then_nothing_is_accepted_and_what_runs_is_finished() {
 
     served.stop(Stop::Gracefully);
     until("the end of the listener", async || !served.listens().await).await;
+    assert!(!served.ends().await, "it has ended while requests are running");
     gate.open();
     assert_eq!(running.answer().await.expect(200).body, "through");
     running.closed().await;

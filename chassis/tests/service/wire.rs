@@ -73,6 +73,11 @@ impl Served {
         stop.send(how).expect("it still serves");
     }
 
+    /// Whether it ends within a while.
+    pub(crate) async fn ends(&mut self) -> bool {
+        time::timeout(A_WHILE, &mut self.serving).await.is_ok()
+    }
+
     /// Until it has ended.
     pub(crate) async fn ended(self) {
         in_time("the end of the server", self.serving).await.expect("it ends without a panic");
