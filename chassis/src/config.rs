@@ -67,6 +67,15 @@ pub struct PeerSettings {
     #[arg(long = "peer-timeout", env = "PEER_TIMEOUT_SECONDS", value_name = "PEER_TIMEOUT_SECONDS", default_value = "2", value_parser = seconds)]
     pub timeout: Duration,
 
+    /// Calls waiting for the answers of one peer; beyond it 503 at once
+    #[arg(
+        long = "peer-max-in-flight",
+        env = "PEER_MAX_IN_FLIGHT",
+        value_name = "PEER_MAX_IN_FLIGHT",
+        default_value_t = 1024
+    )]
+    pub max_in_flight: usize,
+
     /// Largest answer taken from a peer, in bytes
     #[arg(long = "peer-max-answer-bytes", env = "PEER_MAX_ANSWER_BYTES", value_name = "PEER_MAX_ANSWER_BYTES", default_value_t = 4 << 20)]
     pub max_answer_bytes: usize,

@@ -11,6 +11,8 @@ use uuid::Uuid;
 
 /// The header that names a request, in requests and answers.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The header by which a caller says how many milliseconds it will wait for the answer.
+pub const X_DEADLINE_MS: HeaderName = HeaderName::from_static("x-deadline-ms");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
@@ -25,11 +27,14 @@ pub struct Context {
 }
 
 impl Context {
-    /// The context of a request with these headers that may take this long.
+    /// The context of a request with these headers that may take this long, or as long as its caller says if that is
+    /// less (`x-deadline-ms`): nobody works for an answer that is not waited for.
     ///
     /// A caller's `x-request-id` is taken if it is sane (1 to 128 visible ASCII characters, once), else one is made.
     pub fn of(headers: &HeaderMap, limit: Duration) -> Self {
         let request_id = single(headers, &X_REQUEST_ID).filter(|id| is_sane_id(id));
+        let waits = single(headers, &X_DEADLINE_MS).and_then(|ms| ms.to_str().ok()?.parse().ok());
+        let limit = waits.map_or(limit, |ms| limit.min(Duration::from_millis(ms)));
         let traceparent = single(headers, &TRACEPARENT).filter(|value| is_traceparent(value));
         Self {
             request_id: request_id.cloned().unwrap_or_else(new_id),
@@ -66,6 +71,8 @@ impl Context {
     /// Writes the headers by which a peer knows what it works for.
     pub(crate) fn forward(&self, headers: &mut HeaderMap) {
         headers.insert(X_REQUEST_ID, self.request_id.clone());
+        let ms = u64::try_from(self.time_left().as_millis()).unwrap_or(u64::MAX);
+        headers.insert(X_DEADLINE_MS, ms.into());
         if let Some((parent, state)) = &self.trace {
             headers.insert(TRACEPARENT, parent.clone());
             headers.extend(state.clone().map(|state| (TRACESTATE, state)));

@@ -125,13 +125,14 @@ impl Edge {
         let (mut head, body) = request.into_parts();
         check_head(&head, self.settings.max_header_bytes as usize)?;
         let body = self.read_body(&head, body).await?;
+        let time_left = context.time_left();
         head.extensions.insert(context);
 
         let routed = self.router.clone().oneshot(Request::from_parts(head, Body::from(body)));
         // A panic costs its own request and nothing else: what the handler held is dropped with it, and the stores'
         // locks are never held across anything that can panic half-way through a change.
         let guarded = AssertUnwindSafe(routed).catch_unwind();
-        match time::timeout(self.settings.request_timeout, guarded).await {
+        match time::timeout(time_left, guarded).await {
             Ok(Ok(Ok(response))) => Ok(response),
             Ok(Ok(Err(never))) => match never {},
             Ok(Err(panic)) => Err(Problem::internal(format!("panic: {}", panic_message(&*panic)))),

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use tokio::time;
-use uuid::Uuid;
 
 use crate::placement::Placement;
 
@@ -19,13 +18,7 @@ pub async fn run(placement: Placement, interval: Duration) {
             tracing::warn!(%error, "cannot look for unfinished orders");
         }
         if finished != Ok(MOST_AT_ONCE) {
-            time::sleep(interval.mul_f64(jitter())).await;
+            time::sleep(interval.mul_f64(rand::random_range(0.5..=1.5))).await;
         }
     }
-}
-
-/// A number from 0.5 to 1.5.
-fn jitter() -> f64 {
-    let random = Uuid::new_v4().as_bytes()[0];
-    0.5 + f64::from(random) / 255.0
 }

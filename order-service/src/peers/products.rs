@@ -34,7 +34,7 @@ impl Products {
     /// # Errors
     /// If the HTTP client cannot be set up.
     pub fn at(base: Url, settings: &PeerSettings) -> Result<Self, PeerError> {
-        Peer::new("product-service", base, settings).map(Self)
+        Peer::retrying("product-service", base, settings).map(Self)
     }
 
     /// Who is called.

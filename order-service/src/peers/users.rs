@@ -17,7 +17,7 @@ impl Users {
     /// # Errors
     /// If the HTTP client cannot be set up.
     pub fn at(base: Url, settings: &PeerSettings) -> Result<Self, PeerError> {
-        Peer::new("user-service", base, settings).map(Self)
+        Peer::retrying("user-service", base, settings).map(Self)
     }
 
     /// Who is called.

@@ -169,7 +169,7 @@ impl World {
 /// What places orders over this store, by calls to these addresses.
 pub(crate) fn placement(store: Arc<dyn OrderStore>, users: Url, products: Url, limits: Limits) -> Placement {
     let connect_timeout = limits.call.min(DEADLINE);
-    let settings = PeerSettings { connect_timeout, timeout: limits.call, max_answer_bytes: TOO_MUCH / 2 };
+    let settings = PeerSettings { connect_timeout, timeout: limits.call, max_answer_bytes: TOO_MUCH / 2, ..defaults() };
     let users = Users::at(users, &settings).expect("a client");
     let products = Products::at(products, &settings).expect("a client");
     Placement::new(store, users, products, limits.order)

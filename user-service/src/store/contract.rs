@@ -101,6 +101,7 @@ async fn pages_join_to_the_whole_list(store: &Store) {
             let rows = store.page(Page { after, limit }).await.unwrap();
             assert!(rows.rows.len() <= limit);
             seen.extend(rows.rows.iter().map(|user| user.public.id));
+            assert!(seen.is_sorted_by(|one, next| one < next), "out of order or twice: {seen:?}");
             after = seen.last().copied();
             if !rows.more {
                 break;

@@ -62,6 +62,7 @@ async fn following_the_links_one_sees_everybody_once_in_either_family() {
                 let page = client.get(&path).await.expect(200);
                 assert!(ids(&page.json()).len() <= limit, "{page}");
                 seen.extend(ids(&page.json()));
+                assert!(seen.is_sorted_by(|one, next| one < next), "out of order or twice: {seen:?}");
                 path = next_page(&page);
             }
             assert_eq!(seen, (1..=10).collect::<Vec<_>>(), "{root}, {limit} at a time");

@@ -46,6 +46,7 @@ async fn walk(users: usize, limit: usize, changes: Vec<Vec<Change>>) {
         let there = ids(&everyone(&client).await);
         assert!(rows.iter().all(|id| there.contains(id)), "of {there:?} are there {rows:?}");
         seen.extend(rows);
+        assert!(seen.is_sorted_by(|one, next| one < next), "out of order or twice: {seen:?}");
         path = next_page(&page);
         if path.is_empty() {
             break;
@@ -54,7 +55,6 @@ async fn walk(users: usize, limit: usize, changes: Vec<Vec<Change>>) {
             make(&client, change).await;
         }
     }
-    assert!(seen.is_sorted_by(|one, next| one < next), "out of order or twice: {seen:?}");
     let missed: Vec<i64> = ids(&everyone(&client).await).into_iter().filter(|id| !seen.contains(id)).collect();
     assert!(missed.is_empty(), "{missed:?} were missed, {seen:?} seen");
 }

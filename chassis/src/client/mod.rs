@@ -3,17 +3,28 @@
 //! [`Peer`] is one such service. A call carries the ids of the request it is made for, is given no more time than that
 //! request has left, and takes no more of an answer than the limit. It comes back as an [`Answer`] to be matched on by
 //! status, or as a [`PeerError`]: then nothing is known about what the peer did.
+//!
+//! What fails and may pass is tried again ([`retry`]); a peer that fails most of the time is left alone ([`throttle`]);
+//! one that hangs holds only so many of our calls. All calls here are safe to repeat, so there is no `post`.
+
+mod retry;
+mod throttle;
 
 use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use bytes::{Bytes, BytesMut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
 use tokio::time;
 use url::Url;
 
+use self::retry::Retries;
+use self::throttle::Throttle;
 use crate::config::PeerSettings;
 use crate::context::Context;
 use crate::problem::{self, PEER_UNAVAILABLE, Problem};
@@ -25,12 +36,17 @@ const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A service that this one calls.
-#[derive(Clone, Debug)]
-pub struct Peer {
+#[derive(Clone)]
+pub struct Peer(Arc<Parts>);
+
+struct Parts {
     name: &'static str,
     base: Url,
     http: reqwest::Client,
     settings: PeerSettings,
+    places: Semaphore,
+    throttle: Throttle,
+    retries: Option<Retries>,
 }
 
 /// What a peer answered: any status.
@@ -44,7 +60,7 @@ pub struct Answer {
     pub body: Bytes,
 }
 
-/// No answer that means anything. Whether the peer acted on the call is unknown.
+/// No answer that means anything. Whether the peer acted on the call is unknown, unless it was not asked.
 #[derive(Debug, thiserror::Error)]
 pub enum PeerError {
     /// Not reached, or the connection broke.
@@ -54,6 +70,14 @@ pub enum PeerError {
         peer: &'static str,
         /// The whole chain of causes.
         cause: String,
+    },
+    /// It was not asked, since it answers next to nothing lately, or holds too many of our calls already.
+    #[error("{peer} was not asked: {reason}")]
+    NotAsked {
+        /// Who would have been called.
+        peer: &'static str,
+        /// Why it was not.
+        reason: &'static str,
     },
     /// Its answer did not come in time.
     #[error("{peer} did not answer within {} ms", limit.as_millis())]
@@ -84,11 +108,28 @@ pub enum PeerError {
 }
 
 impl Peer {
-    /// The service of this name at this address.
+    /// The service of this name at this address. Each call is tried once: for those whose callers try again themselves.
     ///
     /// # Errors
     /// If the HTTP client cannot be set up.
     pub fn new(name: &'static str, base: Url, settings: &PeerSettings) -> Result<Self, PeerError> {
+        Self::with(name, base, settings, None)
+    }
+
+    /// The same, but a call that fails is tried again. In a chain of services only one may do so, or the tries multiply.
+    ///
+    /// # Errors
+    /// If the HTTP client cannot be set up.
+    pub fn retrying(name: &'static str, base: Url, settings: &PeerSettings) -> Result<Self, PeerError> {
+        Self::with(name, base, settings, Some(Retries::default()))
+    }
+
+    fn with(
+        name: &'static str,
+        base: Url,
+        settings: &PeerSettings,
+        retries: Option<Retries>,
+    ) -> Result<Self, PeerError> {
         let http = reqwest::Client::builder()
             .connect_timeout(settings.connect_timeout)
             .pool_idle_timeout(POOL_IDLE_TIMEOUT)
@@ -98,17 +139,18 @@ impl Peer {
             .referer(false)
             .build();
         let http = http.map_err(|error| PeerError::Unreachable { peer: name, cause: chain(&error) })?;
-        Ok(Self { name, base, http, settings: settings.clone() })
+        let (places, throttle) = (Semaphore::new(settings.max_in_flight), Throttle::new());
+        Ok(Self(Arc::new(Parts { name, base, http, settings: settings.clone(), places, throttle, retries })))
     }
 
     /// What it is called.
     pub fn name(&self) -> &'static str {
-        self.name
+        self.0.name
     }
 
     /// Where it is.
     pub fn base(&self) -> &Url {
-        &self.base
+        &self.0.base
     }
 
     /// `GET path`. A path starts with `/` and may have a query.
@@ -119,7 +161,7 @@ impl Peer {
     /// `PUT path` with a JSON body.
     pub async fn put(&self, path: &str, body: &impl Serialize, context: &Context) -> Result<Answer, PeerError> {
         let json = serde_json::to_vec(body);
-        let json = json.map_err(|error| PeerError::Unreachable { peer: self.name, cause: error.to_string() })?;
+        let json = json.map_err(|error| PeerError::Unreachable { peer: self.0.name, cause: error.to_string() })?;
         self.call(Method::PUT, path, Some(json.into()), context).await
     }
 
@@ -128,12 +170,13 @@ impl Peer {
         self.call(Method::DELETE, path, None, context).await
     }
 
-    /// Whether it answers at all, whatever it answers.
+    /// Whether it answers at all, whatever it answers. Nothing stands in the way of this question.
     pub async fn is_up(&self) -> bool {
-        self.get("/livez", &Context::background(PROBE_TIMEOUT)).await.is_ok()
+        let context = Context::background(PROBE_TIMEOUT);
+        self.attempt(&Method::GET, "/livez", None, &context).await.is_ok()
     }
 
-    /// One call within the time that `context` has left. (Retries, their budget and throttling belong here.)
+    /// One call within the time that `context` has left.
     async fn call(
         &self,
         method: Method,
@@ -141,36 +184,61 @@ impl Peer {
         body: Option<Bytes>,
         context: &Context,
     ) -> Result<Answer, PeerError> {
-        let limit = self.settings.timeout.min(context.time_left());
-        let tried = time::timeout(limit, self.attempt(method, path, body, context)).await;
-        tried.unwrap_or(Err(PeerError::TimedOut { peer: self.name, limit }))
+        let not_asked = |reason| PeerError::NotAsked { peer: self.0.name, reason };
+        let _place = self.0.places.try_acquire().map_err(|_| not_asked("too many calls wait for its answers"))?;
+        let attempt = || async {
+            if !self.0.throttle.lets_through(rand::random()) {
+                return Err(not_asked("it answers next to nothing lately"));
+            }
+            let outcome = self.attempt(&method, path, body.as_ref(), context).await;
+            self.0.throttle.learn(outcome.as_ref().is_ok_and(|answer| !answer.status.is_server_error()));
+            outcome
+        };
+        match &self.0.retries {
+            Some(retries) => retries.run(context, attempt).await,
+            None => attempt().await,
+        }
     }
 
     async fn attempt(
         &self,
-        method: Method,
+        method: &Method,
         path: &str,
-        body: Option<Bytes>,
+        body: Option<&Bytes>,
         context: &Context,
     ) -> Result<Answer, PeerError> {
-        let unreachable = |cause: String| PeerError::Unreachable { peer: self.name, cause };
+        let limit = self.0.settings.timeout.min(context.time_left());
+        let exchanged = time::timeout(limit, self.exchange(method, path, body, &context.within(limit))).await;
+        exchanged.unwrap_or(Err(PeerError::TimedOut { peer: self.0.name, limit }))
+    }
+
+    async fn exchange(
+        &self,
+        method: &Method,
+        path: &str,
+        body: Option<&Bytes>,
+        context: &Context,
+    ) -> Result<Answer, PeerError> {
+        let peer = self.0.name;
+        let unreachable = |cause: String| PeerError::Unreachable { peer, cause };
         let broken = |error: reqwest::Error| unreachable(chain(&error));
 
-        let url = format!("{}{path}", self.base.as_str().trim_end_matches('/'));
-        let mut request = reqwest::Request::new(method, Url::parse(&url).map_err(|e| unreachable(e.to_string()))?);
+        let url = format!("{}{path}", self.0.base.as_str().trim_end_matches('/'));
+        let url = Url::parse(&url).map_err(|error| unreachable(error.to_string()))?;
+        let mut request = reqwest::Request::new(method.clone(), url);
         context.forward(request.headers_mut());
         if let Some(json) = body {
             request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            *request.body_mut() = Some(json.into());
+            *request.body_mut() = Some(json.clone().into());
         }
 
-        let mut response = self.http.execute(request).await.map_err(broken)?;
+        let mut response = self.0.http.execute(request).await.map_err(broken)?;
         let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
         let mut body = BytesMut::new();
         while let Some(chunk) = response.chunk().await.map_err(broken)? {
-            let limit = self.settings.max_answer_bytes;
+            let limit = self.0.settings.max_answer_bytes;
             if body.len() + chunk.len() > limit {
-                return Err(PeerError::TooLarge { peer: self.name, limit });
+                return Err(PeerError::TooLarge { peer, limit });
             }
             body.extend_from_slice(&chunk);
         }
@@ -179,7 +247,7 @@ impl Peer {
 
     /// The error for an answer that the contract does not have.
     pub fn unexpected(&self, answer: &Answer, detail: impl ToString) -> PeerError {
-        PeerError::Unexpected { peer: self.name, status: answer.status, detail: detail.to_string() }
+        PeerError::Unexpected { peer: self.0.name, status: answer.status, detail: detail.to_string() }
     }
 }
 
@@ -199,11 +267,18 @@ impl From<PeerError> for Problem {
     fn from(error: PeerError) -> Self {
         let peer = match &error {
             PeerError::Unreachable { peer, .. }
+            | PeerError::NotAsked { peer, .. }
             | PeerError::TimedOut { peer, .. }
             | PeerError::TooLarge { peer, .. }
             | PeerError::Unexpected { peer, .. } => *peer,
         };
         Self::new(&PEER_UNAVAILABLE, format!("{peer} does not answer")).caused_by(error)
+    }
+}
+
+impl fmt::Debug for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {}", self.0.name, self.0.base)
     }
 }
 
