@@ -21,7 +21,7 @@ model: ## the search of order placement with three attempts at once, which takes
 check: ## what has to be clean before a commit: format, lints, documentation, the walls of the house
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --locked --workspace --no-deps --document-private-items
 	.ci/invariants
 
 openapi: ## write the OpenAPI documents anew, after the API was changed on purpose

@@ -1,4 +1,4 @@
-//! What is kept. The trait and its comments are the contract; [`contract`] is the same, to be run against each store.
+//! What is kept. The trait and its comments are the contract; `contract` is the same, to be run against each store.
 
 #[cfg(test)]
 mod contract;
