@@ -23,6 +23,10 @@ pub struct Settings {
     #[arg(long, env, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_connections: u32,
 
+    /// Requests in work at once; beyond it 503 at once (health and metrics are always answered)
+    #[arg(long, env, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_in_flight: u32,
+
     /// Largest header, in bytes; beyond it 431
     #[arg(long, env, default_value_t = 16 << 10, value_parser = clap::value_parser!(u32).range(1024..=1 << 20))]
     pub max_header_bytes: u32,
@@ -69,6 +73,7 @@ pub struct PeerSettings {
 
     /// Calls waiting for the answers of one peer; beyond it 503 at once
     #[arg(
+        id = "peer_max_in_flight",
         long = "peer-max-in-flight",
         env = "PEER_MAX_IN_FLIGHT",
         value_name = "PEER_MAX_IN_FLIGHT",

@@ -18,6 +18,7 @@ use axum::response::IntoResponse;
 use bytes::{Buf, Bytes};
 use futures_util::FutureExt;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time;
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_http::compression::predicate::SizeAbove;
@@ -33,6 +34,9 @@ use crate::problem::{HEADERS_TOO_LARGE, INVALID_REQUEST, OVERLOADED, PAYLOAD_TOO
 /// Answers of at least so many bytes are compressed for clients that ask for it.
 const COMPRESS_FROM: u64 = 1024;
 
+/// What is answered however much there is to do: else a busy service would look like a dead one.
+const NEVER_SHED: [&str; 3] = ["/livez", "/readyz", "/metrics"];
+
 /// The error of a body: hyper's, or a test's that cannot fail.
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -43,6 +47,8 @@ pub(crate) struct Edge {
     pub(crate) metrics: Metrics,
     pub(crate) draining: Draining,
     pub(crate) settings: Settings,
+    /// One place for each request in work, all routes together.
+    pub(crate) places: Semaphore,
 }
 
 /// The whole stack as one service, for requests with any kind of body.
@@ -125,6 +131,8 @@ impl Edge {
         let (mut head, body) = request.into_parts();
         check_head(&head, self.settings.max_header_bytes as usize)?;
         let body = self.read_body(&head, body).await?;
+        // Only now: a slow body holds no place.
+        let _place = self.place_for(&head.uri)?;
         let time_left = context.time_left();
         head.extensions.insert(context);
 
@@ -138,6 +146,15 @@ impl Edge {
             Ok(Err(panic)) => Err(Problem::internal(format!("panic: {}", panic_message(&*panic)))),
             Err(_) => Err(Problem::new(&OVERLOADED, "It took too long")),
         }
+    }
+
+    /// A place among the requests in work. Without one a request is refused at once: to queue it would help nobody, for
+    /// by the time it is served its client has gone.
+    fn place_for(&self, uri: &Uri) -> Result<Option<SemaphorePermit<'_>>, Problem> {
+        if NEVER_SHED.contains(&uri.path()) {
+            return Ok(None);
+        }
+        self.places.try_acquire().map(Some).map_err(|_| Problem::new(&OVERLOADED, "Too many requests at once"))
     }
 
     async fn read_body<B>(&self, head: &Parts, body: B) -> Result<Bytes, Problem>

@@ -37,6 +37,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
@@ -69,7 +70,8 @@ impl App {
         let documented = document.paths.paths.keys().flat_map(|path| [path.clone(), format!("{}{path}", openapi::API)]);
         let others = ["/metrics", "/openapi.json", "/docs", "/docs/", "/docs/{*file}"].map(str::to_owned);
         let templates = Templates::new(documented.chain(others));
-        let edge = Edge { router, templates, metrics, draining, settings: settings.clone() };
+        let places = Semaphore::new(settings.max_in_flight as usize);
+        let edge = Edge { router, templates, metrics, draining, settings: settings.clone(), places };
         Self { edge: Arc::new(edge), document: Arc::new(document) }
     }
 

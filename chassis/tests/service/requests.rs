@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::time;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::tiny::{self, PANIC, World, settings};
+use crate::tiny::{self, PANIC, World, service, settings};
 use crate::wire::{in_time, until};
 
 fn client() -> Client {
@@ -46,6 +46,56 @@ async fn the_log_has_the_words_of_a_panic_beside_the_id_of_its_request() {
 async fn a_handler_that_takes_too_long_is_given_up() {
     let client = client_with(&Settings { request_timeout: Duration::from_millis(50), ..settings() });
     in_time("the end of the request", client.get("/hang")).await.expect_problem(503, "overloaded");
+}
+
+#[tokio::test]
+async fn a_request_too_many_is_refused_at_once_and_health_never() {
+    let (app, gate) = service(&Settings { max_in_flight: 2, ..settings() });
+    let client = Client::new(app);
+    let waiting: Vec<_> = (0..2)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { client.get("/wait").await })
+        })
+        .collect();
+    gate.entered().await;
+    gate.entered().await;
+    in_time("a refusal", client.get("/id")).await.expect_problem(503, "overloaded");
+    for path in ["/livez", "/readyz", "/metrics"] {
+        client.get(path).await.expect(200);
+    }
+    for wait in waiting {
+        gate.open();
+        in_time("the end of what was in work", wait).await.expect("no panic").expect(200);
+    }
+    client.get("/id").await.expect(200);
+}
+
+#[tokio::test]
+async fn a_request_given_up_leaves_its_place() {
+    let (app, gate) = service(&Settings { max_in_flight: 1, ..settings() });
+    let client = Client::new(app);
+    let gone = tokio::spawn({
+        let client = client.clone();
+        async move { client.get("/wait").await }
+    });
+    gate.entered().await;
+    gone.abort();
+    assert!(gone.await.is_err(), "the client has gone");
+    client.get("/id").await.expect(200);
+}
+
+#[tokio::test]
+async fn a_caller_may_set_a_shorter_limit_and_no_longer_one() {
+    let patient = client_with(&settings());
+    let told = patient.request("GET", "/hang").header("x-deadline-ms", "20").send();
+    in_time("the caller's limit", told).await.expect_problem(503, "overloaded");
+    let hasty = client_with(&Settings { request_timeout: Duration::from_millis(20), ..settings() });
+    let told = hasty.request("GET", "/hang").header("x-deadline-ms", "3600000").send();
+    in_time("our limit", told).await.expect_problem(503, "overloaded");
+    for nonsense in ["", "-1", "soon", "1.5"] {
+        patient.request("GET", "/id").header("x-deadline-ms", nonsense).send().await.expect(200);
+    }
 }
 
 #[tokio::test]

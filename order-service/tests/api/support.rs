@@ -177,7 +177,8 @@ pub(crate) fn placement(store: Arc<dyn OrderStore>, users: Url, products: Url, l
 
 /// A client of the service that places orders like this.
 pub(crate) fn client(placement: Placement) -> Client {
-    let settings = Settings { request_timeout: HOUR, ..defaults() };
+    // A request that hangs though it should not is told so in the end, and fails its test.
+    let settings = Settings { request_timeout: DEADLINE, ..defaults() };
     Client::new(app(AppState::new(placement), &settings))
 }
 
