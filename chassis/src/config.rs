@@ -15,7 +15,7 @@ pub struct Settings {
     #[arg(long, env, default_value = "127.0.0.1")]
     pub host: IpAddr,
 
-    /// What to log, as `tracing` filters: `info`, `warn,order_service=debug`
+    /// What to log, as `tracing` filters: `info`, `warn,chassis=debug`
     #[arg(long = "log", env = "RUST_LOG", value_name = "RUST_LOG", default_value = "info")]
     pub rust_log: String,
 
@@ -35,7 +35,8 @@ pub struct Settings {
     #[arg(long, env, default_value_t = 64 << 10, value_parser = clap::value_parser!(u32).range(1024..=64 << 20))]
     pub max_body_bytes: u32,
 
-    /// Seconds for a header to arrive, and for a connection to be idle; then it is closed
+    /// Seconds for a header to arrive, for a connection to be idle, and for a client to take nothing of its answer; then
+    /// the connection is closed
     #[arg(long = "header-timeout", env = "HEADER_TIMEOUT_SECONDS", value_name = "HEADER_TIMEOUT_SECONDS", default_value = "15", value_parser = seconds)]
     pub header_timeout: Duration,
 

@@ -53,6 +53,11 @@ impl Context {
         Self { deadline: self.deadline.min(Instant::now() + limit), ..self.clone() }
     }
 
+    /// The same, with this much more time.
+    pub(crate) fn after(self, delay: Duration) -> Self {
+        Self { deadline: self.deadline + delay, ..self }
+    }
+
     /// The time left; zero once it is over.
     pub fn time_left(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())

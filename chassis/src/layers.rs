@@ -7,8 +7,9 @@ use std::any::Any;
 use std::convert::Infallible;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -20,7 +21,7 @@ use futures_util::FutureExt;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time;
-use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_http::compression::predicate::SizeAbove;
 use tower_http::compression::{CompressionBody, CompressionLayer};
 use tower_http::cors::{Any as Anything, CorsLayer};
@@ -63,14 +64,26 @@ pub(crate) fn stack<B>(
 where
     B: http_body::Body<Data: Buf + Send, Error: Into<BoxError>> + Send + 'static,
 {
-    ServiceBuilder::new()
-        .layer(cors(&edge.settings))
+    let cors = cors(&edge.settings);
+    let plain = ServiceBuilder::new()
         .map_request(accept_plain)
         .layer(CompressionLayer::new().compress_when(SizeAbove::new(COMPRESS_FROM)))
         .service(service_fn(move |request| {
             let edge = Arc::clone(&edge);
             async move { Ok(edge.handle(request).await) }
-        }))
+        }));
+    let shared = cors.layer(plain.clone());
+    service_fn(move |request| {
+        let (plain, shared) = (plain.clone(), shared.clone());
+        async move { if is_bare_options(&request) { plain.oneshot(request).await } else { shared.oneshot(request).await } }
+    })
+}
+
+/// An `OPTIONS` that is no browser's preflight. The CORS layer would answer it all the same, whatever it is about.
+fn is_bare_options<B>(request: &Request<B>) -> bool {
+    let headers = request.headers();
+    let asks = headers.contains_key(header::ORIGIN) && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    request.method() == Method::OPTIONS && !asks
 }
 
 fn cors(settings: &Settings) -> CorsLayer {
@@ -130,11 +143,14 @@ impl Edge {
     {
         let (mut head, body) = request.into_parts();
         check_head(&head, self.settings.max_header_bytes as usize)?;
+        let began = Instant::now();
         let body = self.read_body(&head, body).await?;
+        let context = context.after(began.elapsed()); // a body has a limit of its own
         // Only now: a slow body holds no place.
         let _place = self.place_for(&head.uri)?;
         let time_left = context.time_left();
-        head.extensions.insert(context);
+        // A handler that runs into its deadline has a tenth of the time left to put things in order and to say so.
+        head.extensions.insert(context.within(time_left.mul_f64(0.9)));
 
         let routed = self.router.clone().oneshot(Request::from_parts(head, Body::from(body)));
         // A panic costs its own request and nothing else: what the handler held is dropped with it, and the stores'
@@ -168,6 +184,9 @@ impl Edge {
         let too_large = || Problem::new(&PAYLOAD_TOO_LARGE, format!("The body is larger than {limit} bytes"));
         let announced = head.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         if announced.is_some_and(|length: u64| length > limit as u64) {
+            if !head.headers.contains_key(header::EXPECT) {
+                discard(body).await;
+            }
             return Err(too_large());
         }
         match time::timeout(self.settings.body_timeout, Limited::new(body, limit).collect()).await {
@@ -177,6 +196,22 @@ impl Edge {
             Err(_) => Err(Problem::new(&REQUEST_TIMEOUT, "The body did not arrive in time")),
         }
     }
+}
+
+/// Reads on for a little while: a client that is still sending would not see the answer in time, for a connection closed
+/// with something unread in it is reset.
+async fn discard<B: http_body::Body<Data: Buf>>(body: B) {
+    const ENOUGH: usize = 1 << 20;
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let mut body = pin!(body);
+    let read = async {
+        let mut left = ENOUGH;
+        while let Some(Ok(frame)) = body.frame().await {
+            let Some(rest) = left.checked_sub(frame.data_ref().map_or(0, Buf::remaining)) else { return };
+            left = rest;
+        }
+    };
+    let _ = time::timeout(PATIENCE, read).await; // all of it or not, the answer is the same
 }
 
 /// What is wrong with a request before anyone looks at what it asks for.

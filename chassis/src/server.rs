@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time;
+use tokio_io_timeout::TimeoutStream;
 
 use crate::{App, layers};
 
@@ -75,7 +77,8 @@ async fn accept(listener: &TcpListener, app: &App, connections: &GracefulShutdow
                 continue;
             }
         };
-        let connection = connections.watch(http.serve_connection(TokioIo::new(stream), service.clone()));
+        let connection = connections
+            .watch(http.serve_connection(TokioIo::new(impatient(stream, settings.header_timeout)), service.clone()));
         tokio::spawn(async move {
             // What breaks a connection is the client's doing: a reset, a time-out, something that is no HTTP.
             let ended = connection.await;
@@ -89,4 +92,12 @@ async fn next(listener: &TcpListener) -> io::Result<TcpStream> {
     let (stream, _) = listener.accept().await?;
     stream.set_nodelay(true)?; // small answers go at once, also to a client that pipelines
     Ok(stream)
+}
+
+/// A connection to a client that is given up if the client takes nothing of its answer for this long. hyper has no limit
+/// for that, and a few clients who never read would hold every place for ever.
+fn impatient(stream: TcpStream, limit: Duration) -> Pin<Box<TimeoutStream<TcpStream>>> {
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(limit));
+    Box::pin(stream)
 }

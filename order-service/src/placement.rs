@@ -195,22 +195,26 @@ impl Placement {
     pub async fn finish(&self, limit: Duration) {
         self.0.running.close();
         if time::timeout(limit, self.0.running.wait()).await.is_err() {
-            tracing::warn!(running = self.0.running.len(), "some orders are left for the next start to finish");
+            tracing::warn!(running = self.0.running.len(), "some orders are left half done");
         }
     }
 
-    /// Gives up what was left behind, and finishes up to `most` of what waits for its release; how many it was.
+    /// Gives up what was left behind, and tries to finish up to `most` of what waits for its release; how many it did.
     pub async fn reconcile(&self, most: usize) -> Result<usize, StoreError> {
         let now = chassis::now();
         let left = self.0.store.claim(now, before(now, self.patience()), RELEASE_TIMEOUT, most).await?;
         let releases = left.iter().map(|id| self.release(*id));
+        let mut finished = 0;
         for (id, released) in left.iter().zip(futures_util::future::join_all(releases).await) {
             match released {
-                Ok(()) => tracing::info!(%id, "released what was left half done"),
+                Ok(()) => finished += 1,
                 Err(refusal) => tracing::warn!(%id, ?refusal, "cannot release what was left half done"),
             }
         }
-        Ok(left.len())
+        if finished > 0 {
+            tracing::info!(finished, "released what was left half done");
+        }
+        Ok(finished)
     }
 }
 

@@ -10,7 +10,7 @@ use crate::placement::Placement;
 const MOST_AT_ONCE: usize = 64;
 
 /// Looks for unfinished rows every `interval`, give or take a half, so that replicas that started together drift apart.
-/// While there are more than it finishes at one go, it does not wait. It never ends.
+/// While it finishes as many as it can at one go, it does not wait. It never ends.
 pub async fn run(placement: Placement, interval: Duration) {
     loop {
         let finished = placement.reconcile(MOST_AT_ONCE).await;

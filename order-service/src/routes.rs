@@ -8,7 +8,6 @@ use chassis::context::Context;
 use chassis::extract::{Json, OptionalHeader, Path, Query};
 use chassis::fields::{FromQuery, Params};
 use chassis::page::Page;
-use chassis::problem::{MALFORMED_JSON, Problem};
 use shared::orders::{Order, OrderStatus, PlaceOrder, UpdateOrder};
 use shared::{Id, OrderId};
 use utoipa_axum::router::OpenApiRouter;
@@ -41,6 +40,8 @@ impl FromQuery for Wanted {
 }
 
 /// Lists orders, oldest first.
+///
+/// An order that takes long to be placed appears at the place of the moment when it was asked for.
 #[utoipa::path(get, path = "/orders", tag = "orders",
     params(("limit" = Option<usize>, Query, description = "Most orders to answer", minimum = 1, maximum = 1000),
         ("after" = Option<OrderId>, Query, description = "Only orders behind this id"),
@@ -68,8 +69,7 @@ async fn place(
     OptionalHeader(key): OptionalHeader<Key>,
     Json(new): Json<NewOrder>,
 ) -> Result<Response, Error> {
-    let keyed = key.map(|key| Ok((key, Fingerprint::of(&new.body)?))).transpose();
-    let keyed = keyed.map_err(|error: serde_json::Error| Problem::new(&MALFORMED_JSON, error.to_string()))?;
+    let keyed = key.map(|key| (key, Fingerprint::of(&new.body)));
     let placed = app.placement.place(new, keyed, &context).await?;
     let mut response = conditional::created(&*placed.order, &format!("{}/{}", uri.path(), placed.order.id))?;
     if placed.replayed {

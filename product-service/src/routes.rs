@@ -25,7 +25,7 @@ use utoipa_axum::routes;
 use crate::AppState;
 use crate::error::Error;
 use crate::peers::Listed;
-use crate::product::{NewProduct, ProductChange};
+use crate::product::{NewProduct, ProductChange, fold};
 use crate::reservation::{Lines, LinesFor, OrderIds, Taken};
 
 /// All routes of this service.
@@ -69,7 +69,12 @@ async fn list(
     Query(wanted): Query<Wanted>,
 ) -> Result<Response, Error> {
     let rows = match wanted.ids {
-        Some(ids) => Rows::all(app.store.by_ids(&ids).await?),
+        Some(ids) => {
+            let mut found = app.store.by_ids(&ids).await?;
+            let name = fold(wanted.name.as_deref().unwrap_or_default());
+            found.retain(|product| fold(&product.public.name).contains(&name));
+            Rows::all(found)
+        }
         None => app.store.page(wanted.page, wanted.name.as_deref()).await?,
     };
     Ok(rows.answer(&uri, |product| &product.public, |product| product.public.id))
@@ -219,9 +224,17 @@ fn refused(problem: &Problem, context: &Context) -> ReserveOutcome {
 }
 
 /// Gives the units back, once. Also for an id never seen, which is then refused for ever.
-#[utoipa::path(delete, path = "/reservations/{orderId}", tag = "reservations", params(("orderId" = OrderId, Path)),
+#[utoipa::path(delete, path = "/reservations/{orderId}", tag = "reservations", params(("orderId" = OrderId, Path), ("if-match" = Option<String>, Header)),
     responses((status = NO_CONTENT)))]
-async fn release(State(app): State<AppState>, Path(order_id): Path<OrderId>) -> Result<StatusCode, Error> {
+async fn release(
+    State(app): State<AppState>,
+    Path(order_id): Path<OrderId>,
+    OptionalHeader(if_match): OptionalHeader<IfMatch>,
+) -> Result<StatusCode, Error> {
+    if if_match.is_some() {
+        // A reservation changes once, by its release: what it was when it was looked at, it is still, or it is released.
+        conditional::check(if_match.as_ref(), &app.store.reservation(order_id).await?)?;
+    }
     app.store.release(order_id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -242,10 +255,12 @@ async fn release_each(
 
 /// Answers a reservation as it stands.
 #[utoipa::path(get, path = "/reservations/{orderId}", tag = "reservations", params(("orderId" = OrderId, Path)),
-    responses((status = OK, body = Reservation)))]
+    responses((status = OK, body = Reservation, headers(("etag" = String))), (status = NOT_MODIFIED)))]
 async fn reservation(
     State(app): State<AppState>,
     Path(order_id): Path<OrderId>,
-) -> Result<JsonAnswer<Reservation>, Error> {
-    app.store.reservation(order_id).await?.map(JsonAnswer).ok_or(Error::NoReservation)
+    headers: HeaderMap,
+) -> Result<Response, Error> {
+    let reservation = app.store.reservation(order_id).await?.ok_or(Error::NoReservation)?;
+    Ok(conditional::show(&reservation, &headers)?)
 }

@@ -181,6 +181,11 @@ impl ReservationStatus {
         }
     }
 
+    /// Whether a release of a reservation that stands at `status` gives units back: once, and only if there were any.
+    pub const fn gives_back(status: Option<Self>) -> bool {
+        matches!(status, Some(Self::Taken))
+    }
+
     /// Where a reservation stands after a release, whatever it was before: an id never seen is marked as well (a
     /// tombstone), so that a take that was overtaken by its release comes to nothing.
     pub const fn after_release(_status: Option<Self>) -> Self {

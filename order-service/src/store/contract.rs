@@ -57,7 +57,7 @@ fn intent(n: u128) -> Intent {
 }
 
 fn keyed(n: u128, key: &str, body: &str) -> Intent {
-    let key = (Key::parse(key).unwrap(), Fingerprint::of(body.as_bytes()).unwrap());
+    let key = (Key::parse(key).unwrap(), Fingerprint::of(body.as_bytes()));
     Intent { key: Some(key), ..intent(n) }
 }
 

@@ -347,7 +347,7 @@ impl<const N: usize> World<N> {
         if !attempt.release_sent {
             return None;
         }
-        if attempt.reservation == Some(ReservationStatus::Taken) {
+        if ReservationStatus::gives_back(attempt.reservation) {
             self.free += 1;
         }
         if attempt.reservation.is_some() || leaves_mark {

@@ -105,7 +105,7 @@ impl Tables {
         let nothing = Held { status, lines: Vec::new() };
         let held = self.reservations.entry(order_id).or_insert(nothing);
         held.status = status;
-        if before == Some(ReservationStatus::Taken) {
+        if ReservationStatus::gives_back(before) {
             for line in held.lines.clone() {
                 self.restock(line.product_id, line.quantity.into());
             }
