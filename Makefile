@@ -7,10 +7,10 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## the three services on ports 3001, 3002 and 3003, until Ctrl-C
-	@$(CARGO) run -q --locked -p system-tests --bin run
+	@$(CARGO) run --locked -p system-tests --bin run
 
 demo: ## what the system promises, told and checked with the three real services
-	@$(CARGO) run -q --locked -p system-tests --bin demo
+	@$(CARGO) run --locked -p system-tests --bin demo
 
 test: ## every test
 	$(CARGO) test --locked --workspace

@@ -79,7 +79,7 @@ struct Ready {
     peers: BTreeMap<&'static str, &'static str>,
 }
 
-/// Whether to send requests here: 503 with the reasons while draining or without the database.
+/// Whether to send requests here: 503 with the reasons while draining or without the store.
 #[utoipa::path(get, path = "/readyz", tag = "health", responses((status = OK, body = Ready)))]
 async fn readyz(State(health): State<Health>) -> Response {
     if health.draining.has_begun() {

@@ -58,7 +58,7 @@ pub static OVERLOADED: Kind = Kind::new(StatusCode::SERVICE_UNAVAILABLE, "overlo
 pub static DRAINING: Kind = Kind::new(StatusCode::SERVICE_UNAVAILABLE, "draining", "Draining");
 /// Another service does not answer.
 pub static PEER_UNAVAILABLE: Kind = Kind::new(StatusCode::SERVICE_UNAVAILABLE, "peer-unavailable", "Peer unavailable");
-/// The database does not answer.
+/// The store does not answer.
 pub static STORE_UNAVAILABLE: Kind =
     Kind::new(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", "Store unavailable");
 /// A mistake of ours.

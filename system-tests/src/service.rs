@@ -130,7 +130,10 @@ impl Service {
             Signal::Freeze => "STOP",
             Signal::Thaw => "CONT",
         };
-        let sent = Command::new("sh").args(["-c", r#"kill -s "$0" "$1""#, name, &pid]).status().await;
+        // In a group of its own: a second Ctrl-C in the terminal must not end the messenger.
+        let mut messenger = Command::new("sh");
+        messenger.args(["-c", r#"kill -s "$0" "$1""#, name, &pid]).process_group(0);
+        let sent = messenger.status().await;
         assert!(sent.is_ok_and(|status| status.success()), "cannot signal {pid}");
     }
 

@@ -97,6 +97,29 @@ async fn a_body_that_drips_has_no_more_time_than_another() {
     connection.answer().await.expect_problem(408, "request-timeout");
 }
 
+/// The time of a body is not taken from the time to answer it.
+#[tokio::test]
+async fn a_slow_body_leaves_the_handler_its_time() {
+    let served = served_with(Settings { request_timeout: Duration::from_millis(50), ..settings() }).await;
+    let mut connection = served.connect().await;
+    connection.send(format!("{ECHO}content-length: 5\r\n\r\n")).await;
+    for _ in 0..3 {
+        assert!(!connection.hears_something().await, "it waits for the body");
+    }
+    connection.send("hello").await;
+    assert_eq!(connection.answer().await.expect(200).body, "hello");
+}
+
+/// Large answers, asked for without end and never read, fill every buffer on the way.
+#[tokio::test]
+async fn a_client_that_never_reads_loses_its_place() {
+    let served = served_with(Settings { header_timeout: SHORT, max_connections: 1, ..settings() }).await;
+    let body = "x".repeat(60_000);
+    let request = format!("{ECHO}content-length: {}\r\n\r\n{body}", body.len());
+    served.connect().await.send(request.repeat(500)).await; // until the server hangs up
+    served.get("/numbers/1").await.expect(200);
+}
+
 #[tokio::test]
 async fn a_body_over_the_limit_is_told_so() {
     let served = served_with(Settings { max_body_bytes: 2000, ..settings() }).await;
@@ -104,6 +127,10 @@ async fn a_body_over_the_limit_is_told_so() {
     for (body, why) in [
         ("content-length: 2001\r\n\r\n".to_owned(), "announced, and nothing sent"),
         (format!("content-length: 5000\r\n\r\n{}", "x".repeat(5000)), "announced, and all sent"),
+        (
+            format!("content-length: 900000\r\n\r\n{}", "x".repeat(900_000)),
+            "announced, and sent before anything is read",
+        ),
         ("expect: 100-continue\r\ncontent-length: 2001\r\n\r\n".to_owned(), "announced, and asked whether to send it"),
         (format!("transfer-encoding: chunked\r\n\r\n{}", chunk.repeat(3)), "chunked, without an end"),
     ] {

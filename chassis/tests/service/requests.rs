@@ -48,6 +48,20 @@ async fn a_handler_that_takes_too_long_is_given_up() {
     in_time("the end of the request", client.get("/hang")).await.expect_problem(503, "overloaded");
 }
 
+/// Only a browser's preflight is CORS's to answer; that one is tested with the services.
+#[tokio::test]
+async fn options_is_a_method_like_another() {
+    let client = client();
+    let answer = client.request("OPTIONS", "/numbers/1").send().await;
+    assert_eq!(answer.header("allow"), "GET,HEAD");
+    answer.expect_problem(405, "method-not-allowed");
+    let from_a_page = client.request("OPTIONS", "/numbers/1").header("origin", "https://shop.example").send().await;
+    assert_eq!(from_a_page.header("access-control-allow-origin"), "");
+    from_a_page.expect_problem(405, "method-not-allowed");
+    client.request("OPTIONS", "/nowhere").send().await.expect_problem(404, "not-found");
+    client.request("OPTIONS", "/numbers/1").without("host").send().await.expect_problem(400, "invalid-request");
+}
+
 #[tokio::test]
 async fn a_request_too_many_is_refused_at_once_and_health_never() {
     let (app, gate) = service(&Settings { max_in_flight: 2, ..settings() });

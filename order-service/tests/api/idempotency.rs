@@ -47,6 +47,22 @@ async fn without_a_key_each_request_is_an_order() {
     }
 }
 
+/// What is ignored without a key does not become a mistake with one.
+#[tokio::test]
+async fn a_member_that_nobody_reads_may_hold_anything() {
+    let world = World::new().await;
+    let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+    for (n, odd) in ["1e999", r#""\ud800""#, deep.as_str()].into_iter().enumerate() {
+        let body = format!(r#"{{"userId":1,"products":[{{"productId":2,"quantity":1}}],"x":{odd}}}"#);
+        let send = async || {
+            let request = world.client.request("POST", "/orders").header("idempotency-key", &format!("k{n}"));
+            request.bytes("application/json", body.clone()).send().await.expect(201)
+        };
+        let (first, again) = (send().await, send().await);
+        assert_eq!((again.header("idempotent-replayed"), again.json()), ("true", first.json()), "{odd}");
+    }
+}
+
 #[tokio::test]
 async fn bodies_are_compared_as_json() {
     let world = World::new().await;

@@ -1,4 +1,5 @@
-//! A store that does not answer: what became of the step is unknown, and must come out right all the same.
+//! A store that does not answer: what became of the step is unknown, and must come out right all the same. (The store
+//! that can fail can also have its callers meet, for those tests elsewhere that are about who is quicker.)
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,6 +14,7 @@ use order_service::store::{Begun, Filter, Intent, MemoryStore, OrderStore, Store
 use serde_json::{Value, json};
 use shared::orders::{Order, OrderLine, OrderStatus};
 use shared::{Money, OrderId};
+use tokio::sync::Barrier;
 
 use crate::support::{ANN, HOUR, LAPTOP, Limits, NOBODY, PEN, World, id, in_time, order, until};
 
@@ -33,6 +35,8 @@ pub(crate) struct Flaky {
     store: MemoryStore,
     faults: Mutex<HashMap<&'static str, Fault>>,
     failures: AtomicUsize,
+    /// Where callers meet, and how many are still to come there.
+    crowd: Mutex<Option<(Arc<Barrier>, usize)>>,
 }
 
 impl Flaky {
@@ -44,6 +48,25 @@ impl Flaky {
     /// From now on, no step fails.
     pub(crate) fn is_well(&self) {
         self.faults.lock().expect("no test panics here").clear();
+    }
+
+    /// The next so many who want an order to take a step wait for one another: all of them have seen it as it was.
+    pub(crate) fn gathers(&self, crowd: usize) {
+        *self.crowd.lock().expect("no test panics here") = Some((Arc::new(Barrier::new(crowd)), crowd));
+    }
+
+    async fn meet(&self) {
+        let barrier = {
+            let mut crowd = self.crowd.lock().expect("no test panics here");
+            let place = crowd.as_mut().filter(|(_, to_come)| *to_come > 0);
+            place.map(|(barrier, to_come)| {
+                *to_come -= 1;
+                Arc::clone(barrier)
+            })
+        };
+        if let Some(barrier) = barrier {
+            barrier.wait().await;
+        }
     }
 
     /// How many steps have failed so far.
@@ -83,6 +106,7 @@ impl OrderStore for Flaky {
     }
 
     async fn step(&self, id: OrderId, from: OrderStatus, to: State) -> Result<Option<Arc<Order>>, StoreError> {
+        self.meet().await;
         self.step("step", self.store.step(id, from, to)).await
     }
 

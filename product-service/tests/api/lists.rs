@@ -82,6 +82,13 @@ async fn products_are_found_by_their_ids_in_one_call() {
 }
 
 #[tokio::test]
+async fn ids_and_a_part_of_a_name_both_have_to_fit() {
+    let shop = Shop::open().await;
+    assert_eq!(ids(&shop.get("/products?ids=1,2&name=PHONE").await.expect(200)), [2]);
+    assert_eq!(ids(&shop.get("/products?ids=1&name=phone").await.expect(200)), [0_i64; 0]);
+}
+
+#[tokio::test]
 async fn products_are_found_by_a_part_of_their_name() {
     let shop = Shop::open().await; // with Laptop (1) and Phone (2)
     for name in ["100% Wool", "a_b", "axb", "Ångström Lamp", "ΟΔΟΣΑ", "back\\slash", "What? (.*) [x]"] {

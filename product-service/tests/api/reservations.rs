@@ -33,8 +33,10 @@ async fn a_take_repeated_is_answered_as_the_first_time() {
         assert_eq!(second.body, first.body, "{why}");
     };
     again("at once").await;
-    shop.patch("/products/1", json!({"name": "Laptop 2", "price": 1, "stock": 0})).await.expect(200);
-    again("though it is dearer to come by, and sold out").await;
+    shop.patch("/products/1", json!({"price": 1})).await.expect(200);
+    again("though it is cheaper now").await;
+    shop.patch("/products/1", json!({"name": "Laptop 2", "stock": 0})).await.expect(200);
+    again("though it is sold out, and called something else").await;
     assert_eq!(shop.stock(LAPTOP).await, 0, "taken once");
     shop.delete("/products/1").await.expect(204);
     again("though the product is gone").await;
@@ -171,6 +173,23 @@ async fn a_reservation_is_shown_as_it_stands() {
 
     shop.release(&order(2)).await.expect(204);
     assert_eq!(shown(2).await, json!({"orderId": order(2), "status": "released", "lines": []}), "never taken");
+}
+
+#[tokio::test]
+async fn a_reservation_has_a_tag_and_is_released_only_as_it_was_seen() {
+    let shop = Shop::open().await;
+    shop.take(&order(1), &WANTED).await.expect(201);
+    let path = format!("/reservations/{}", order(1));
+    let taken = shop.reservation(&order(1)).await.expect(200).header("etag").to_owned();
+    let known = shop.request("GET", &path).header("if-none-match", &taken).send().await.expect(304);
+    assert!(known.body.is_empty());
+
+    let release = async |tag: &str| shop.request("DELETE", &path).header("if-match", tag).send().await;
+    release("\"other\"").await.expect_problem(412, "precondition-failed");
+    assert_eq!(shop.reservation(&order(1)).await.json()["status"], "taken");
+    release(&taken).await.expect(204);
+    assert_eq!(shop.reservation(&order(1)).await.json()["status"], "released");
+    release(&taken).await.expect_problem(412, "precondition-failed");
 }
 
 #[tokio::test]

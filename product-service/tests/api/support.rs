@@ -20,7 +20,7 @@ pub(crate) const PHONE: i64 = 2;
 pub(crate) const NOTHING: i64 = 999;
 
 /// Longer than any test takes, so that no time limit is met that a test does not set itself.
-const MINUTE: Duration = Duration::from_secs(60);
+pub(crate) const MINUTE: Duration = Duration::from_secs(60);
 
 /// A client of a product-service of its own.
 #[derive(Clone)]

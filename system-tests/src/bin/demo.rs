@@ -68,7 +68,7 @@ async fn an_order(story: &mut Story, shop: &System) {
 }
 
 async fn a_wrong_price(story: &mut Story, shop: &System) {
-    story.step("Jane believes that a laptop costs 9.99; nothing is sold at a price that one side does not know");
+    story.step("Jane believes that a laptop costs 9.99; she is told the real price, and nothing is sold");
     let before = shop.stock(LAPTOP).await;
     let wanted = json!({"userId": JANE, "products": [{"productId": LAPTOP, "quantity": 1, "price": 9.99}]});
     let refused = shop.orders.post("/orders", wanted).await;
@@ -91,7 +91,7 @@ async fn a_rush(story: &mut Story, shop: &System) {
 }
 
 async fn the_same_order_twice(story: &mut Story, shop: &System) {
-    story.step("John's connection breaks, so his app sends its order again, with the same Idempotency-Key");
+    story.step("John cannot tell whether his order arrived, so his app sends it again, with the same Idempotency-Key");
     let before = shop.stock(PHONE).await;
     let first = order_with_key(shop, "johns-second-phone").await;
     let second = order_with_key(shop, "johns-second-phone").await;

@@ -3,6 +3,7 @@
 //! They inherit the environment (`RUST_LOG=warn make run` is quiet), and they are stopped by us alone, callers first:
 //! each is in a process group of its own, which a terminal's Ctrl-C does not reach.
 
+use std::io::{self, Write};
 use std::pin::pin;
 use std::process::ExitCode;
 
@@ -22,7 +23,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run() -> Result<(), String> {
-    println!("Building the three services.");
+    say("Building the three services; the first time takes a few minutes.");
     build()?;
     let mut end = pin!(asked_to_end().map_err(|error| format!("cannot catch signals: {error}"))?);
     let mut system = tokio::select! {
@@ -33,7 +34,7 @@ async fn run() -> Result<(), String> {
         reason = watch(&mut system) => Err(reason),
         () = &mut end => Ok(()),
     };
-    println!("Stopping.");
+    say("Stopping.");
     system.stop().await;
     ended
 }
@@ -63,11 +64,19 @@ async fn watch(system: &mut System) -> String {
 /// Says what to try.
 fn greet(system: &System) {
     let (users, products, orders) = (system.users.url(), system.products.url(), system.orders.url());
-    println!("\n{} Try, in another terminal:\n", paint("All three are ready; Ctrl-C stops them.", Colour::Green));
-    println!("  curl -s {users}/users");
-    println!("  curl -s {products}/products");
-    println!("  curl -s {orders}/orders -H 'content-type: application/json' \\");
-    println!("    -d '{{\"userId\":1,\"products\":[{{\"productId\":1,\"quantity\":1}}]}}'\n");
+    say(&format!(
+        "\n{} Try, in another terminal:\n\n  \
+         curl -s {users}/users\n  \
+         curl -s {products}/products\n  \
+         curl -s {orders}/orders -H 'content-type: application/json' \\\n    \
+         -d '{{\"userId\":1,\"products\":[{{\"productId\":1,\"quantity\":1}}]}}'\n",
+        paint("All three are ready; Ctrl-C stops them.", Colour::Green)
+    ));
+}
+
+/// Says something to whoever is still there to read it.
+fn say(text: &str) {
+    let _ = writeln!(io::stdout(), "{text}");
 }
 
 async fn is_ready(service: &Service) -> bool {
