@@ -88,20 +88,23 @@ pub fn now() -> Timestamp {
 }
 
 /// Listens, says so in one line on stdout (`<service> listens on http://<address>, <about>`), and serves until SIGTERM or
-/// Ctrl-C.
+/// Ctrl-C. A second signal ends it at once.
 ///
 /// # Errors
-/// If the address cannot be listened on.
+/// If the address cannot be listened on, or there was a second signal.
 #[expect(clippy::print_stdout, reason = "the start-up line is for whoever started the process, whatever the log does")]
 pub async fn run(service: &str, port: u16, about: &str, app: &App) -> Result<(), String> {
     let address = (app.edge.settings.host, port);
     let failed = |error: io::Error| format!("cannot listen on HOST={} PORT={}: {error}", address.0, address.1);
     // The signals are caught before anyone can know that the service is there.
-    let stop = stop_signal().map_err(|error| format!("cannot catch signals: {error}"))?;
+    let unable = |error: io::Error| format!("cannot catch signals: {error}");
+    let (stop, again) = (stop_signal().map_err(unable)?, second_signal().map_err(unable)?);
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     println!("{service} listens on http://{}, {about}", listener.local_addr().map_err(failed)?);
-    serve(listener, app, stop).await;
-    Ok(())
+    tokio::select! {
+        () = serve(listener, app, stop) => Ok(()),
+        () = again => Err("a second signal; what was running is not finished".to_owned()),
+    }
 }
 
 /// The end of `main`: why a service could not run is said on stderr.
@@ -123,6 +126,20 @@ fn stop_signal() -> io::Result<impl Future<Output = Stop>> {
         tokio::select! {
             _ = terminate.recv() => Stop::Gracefully,
             _ = interrupt.recv() => Stop::Now,
+        }
+    })
+}
+
+/// Whoever sends a second signal does not want to wait.
+fn second_signal() -> io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        for _ in 0..2 {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
         }
     })
 }

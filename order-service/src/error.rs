@@ -25,6 +25,8 @@ pub enum Error {
     NotFound,
     /// The order was not placed.
     Refused(Refusal),
+    /// The store is away.
+    Store(StoreError),
     /// The order cannot go from here to there.
     IllegalStep(OrderStatus, OrderStatus),
     /// Wrong in a way that every service knows.
@@ -36,6 +38,7 @@ impl From<Error> for Problem {
         match error {
             Error::NotFound => Self::new(&NOT_FOUND, "Order not found"),
             Error::Refused(refusal) => refusal.into(),
+            Error::Store(error) => Self::new(&STORE_UNAVAILABLE, "The store does not answer").caused_by(error),
             Error::IllegalStep(from, to) => {
                 Self::new(&ILLEGAL_STEP, format!("An order that is {from} cannot become {to}"))
             }
@@ -73,7 +76,7 @@ impl From<Refusal> for Problem {
             Refusal::Overtaken => Self::new(&OVERLOADED, "Placing the order took too long; nothing was sold"),
             Refusal::Peer(error) => error.into(),
             Refusal::Died(cause) => Self::internal(cause),
-            Refusal::Store(error) => Self::new(&STORE_UNAVAILABLE, "The store does not answer").caused_by(error),
+            Refusal::Store(error) => Error::Store(error).into(),
         }
     }
 }
@@ -86,7 +89,7 @@ impl From<Refusal> for Error {
 
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
-        Self::Refused(Refusal::Store(error))
+        Self::Store(error)
     }
 }
 

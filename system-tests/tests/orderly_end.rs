@@ -47,6 +47,23 @@ async fn after_ctrl_c_it_ends_at_once_with_0() {
 }
 
 #[tokio::test]
+async fn a_second_signal_does_not_wait_for_what_runs() {
+    let mut service = user_service("SHUTDOWN_SECONDS", 60).await;
+    let mut client = TcpStream::connect(service.address()).await.unwrap();
+    client
+        .write_all(b"POST /users HTTP/1.1\r\nHost: test\r\nContent-Length: 15\r\nExpect: 100-continue\r\n\r\n")
+        .await
+        .unwrap();
+    let mut go_on = [0; b"HTTP/1.1 100 Continue\r\n\r\n".len()];
+    client.read_exact(&mut go_on).await.unwrap(); // now the request is in flight, and its body will never come
+    service.signal(Signal::Interrupt).await;
+    let closed = eventually(true, async || TcpStream::connect(service.address()).await.is_err()).await;
+    assert!(closed, "the first signal has been heard");
+    service.signal(Signal::Interrupt).await;
+    assert!(!service.ends_within(SOON).await.success(), "something was left unfinished");
+}
+
+#[tokio::test]
 async fn a_request_in_flight_is_answered_after_the_door_is_closed() {
     let mut service = user_service("DRAIN_SECONDS", 0).await;
     let mut client = TcpStream::connect(service.address()).await.unwrap();

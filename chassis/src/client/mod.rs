@@ -49,6 +49,13 @@ struct Parts {
     retries: Option<Retries>,
 }
 
+/// What is asked of a peer.
+struct Call<'a> {
+    method: Method,
+    path: &'a str,
+    json: Option<Bytes>,
+}
+
 /// What a peer answered: any status.
 #[derive(Debug)]
 pub struct Answer {
@@ -155,42 +162,36 @@ impl Peer {
 
     /// `GET path`. A path starts with `/` and may have a query.
     pub async fn get(&self, path: &str, context: &Context) -> Result<Answer, PeerError> {
-        self.call(Method::GET, path, None, context).await
+        self.call(&Call { method: Method::GET, path, json: None }, context).await
     }
 
     /// `PUT path` with a JSON body.
     pub async fn put(&self, path: &str, body: &impl Serialize, context: &Context) -> Result<Answer, PeerError> {
         let json = serde_json::to_vec(body);
         let json = json.map_err(|error| PeerError::Unreachable { peer: self.0.name, cause: error.to_string() })?;
-        self.call(Method::PUT, path, Some(json.into()), context).await
+        self.call(&Call { method: Method::PUT, path, json: Some(json.into()) }, context).await
     }
 
     /// `DELETE path`.
     pub async fn delete(&self, path: &str, context: &Context) -> Result<Answer, PeerError> {
-        self.call(Method::DELETE, path, None, context).await
+        self.call(&Call { method: Method::DELETE, path, json: None }, context).await
     }
 
     /// Whether it answers at all, whatever it answers. Nothing stands in the way of this question.
     pub async fn is_up(&self) -> bool {
-        let context = Context::background(PROBE_TIMEOUT);
-        self.attempt(&Method::GET, "/livez", None, &context).await.is_ok()
+        let probe = Call { method: Method::GET, path: "/livez", json: None };
+        self.attempt(&probe, &Context::background(PROBE_TIMEOUT)).await.is_ok()
     }
 
     /// One call within the time that `context` has left.
-    async fn call(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<Bytes>,
-        context: &Context,
-    ) -> Result<Answer, PeerError> {
+    async fn call(&self, call: &Call<'_>, context: &Context) -> Result<Answer, PeerError> {
         let not_asked = |reason| PeerError::NotAsked { peer: self.0.name, reason };
         let _place = self.0.places.try_acquire().map_err(|_| not_asked("too many calls wait for its answers"))?;
         let attempt = || async {
             if !self.0.throttle.lets_through(rand::random()) {
                 return Err(not_asked("it answers next to nothing lately"));
             }
-            let outcome = self.attempt(&method, path, body.as_ref(), context).await;
+            let outcome = self.attempt(call, context).await;
             self.0.throttle.learn(outcome.as_ref().is_ok_and(|answer| !answer.status.is_server_error()));
             outcome
         };
@@ -200,34 +201,22 @@ impl Peer {
         }
     }
 
-    async fn attempt(
-        &self,
-        method: &Method,
-        path: &str,
-        body: Option<&Bytes>,
-        context: &Context,
-    ) -> Result<Answer, PeerError> {
+    async fn attempt(&self, call: &Call<'_>, context: &Context) -> Result<Answer, PeerError> {
         let limit = self.0.settings.timeout.min(context.time_left());
-        let exchanged = time::timeout(limit, self.exchange(method, path, body, &context.within(limit))).await;
+        let exchanged = time::timeout(limit, self.exchange(call, &context.within(limit))).await;
         exchanged.unwrap_or(Err(PeerError::TimedOut { peer: self.0.name, limit }))
     }
 
-    async fn exchange(
-        &self,
-        method: &Method,
-        path: &str,
-        body: Option<&Bytes>,
-        context: &Context,
-    ) -> Result<Answer, PeerError> {
+    async fn exchange(&self, call: &Call<'_>, context: &Context) -> Result<Answer, PeerError> {
         let peer = self.0.name;
         let unreachable = |cause: String| PeerError::Unreachable { peer, cause };
         let broken = |error: reqwest::Error| unreachable(chain(&error));
 
-        let url = format!("{}{path}", self.0.base.as_str().trim_end_matches('/'));
+        let url = format!("{}{}", self.0.base.as_str().trim_end_matches('/'), call.path);
         let url = Url::parse(&url).map_err(|error| unreachable(error.to_string()))?;
-        let mut request = reqwest::Request::new(method.clone(), url);
+        let mut request = reqwest::Request::new(call.method.clone(), url);
         context.forward(request.headers_mut());
-        if let Some(json) = body {
+        if let Some(json) = &call.json {
             request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
             *request.body_mut() = Some(json.clone().into());
         }
