@@ -14,6 +14,21 @@ use url::Url;
 
 use crate::{App, layers};
 
+/// Stamps every case of a store's contract as a test of each store: first how each is made, then the cases, which are
+/// functions that take the store.
+#[macro_export]
+macro_rules! store_contract {
+    (memory: $memory:expr; $($case:ident)*) => {
+        mod memory {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                use super::*;
+                super::$case(&$memory).await;
+            })*
+        }
+    };
+}
+
 /// A client that calls an app in the same process, through all its layers.
 #[derive(Clone)]
 pub struct Client(App);

@@ -8,19 +8,8 @@ use uuid::Uuid;
 
 use super::*;
 
-/// Stamps every case as a test of each store.
-macro_rules! contract {
-    ($($case:ident)*) => {
-        mod memory {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $case() {
-                super::$case(&(std::sync::Arc::new(super::MemoryStore::default()) as super::Store)).await;
-            })*
-        }
-    };
-}
-
-contract! {
+chassis::store_contract! {
+    memory: (Arc::new(MemoryStore::default()) as Store);
     an_intent_is_shown_to_nobody
     a_settled_intent_is_an_order
     an_intent_is_settled_or_given_up_and_never_both

@@ -12,19 +12,8 @@ use uuid::Uuid;
 use super::*;
 use crate::reservation::Refusal;
 
-/// Stamps every case as a test of each store.
-macro_rules! contract {
-    ($($case:ident)*) => {
-        mod memory {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $case() {
-                super::$case(&(std::sync::Arc::new(super::MemoryStore::default()) as super::Store)).await;
-            })*
-        }
-    };
-}
-
-contract! {
+chassis::store_contract! {
+    memory: (Arc::new(MemoryStore::default()) as Store);
     ids_rise_and_are_never_given_twice
     pages_join_to_the_whole_list
     a_part_of_a_name_finds_its_products

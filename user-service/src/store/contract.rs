@@ -2,19 +2,8 @@
 
 use super::*;
 
-/// Stamps every case as a test of each store.
-macro_rules! contract {
-    ($($case:ident)*) => {
-        mod memory {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $case() {
-                super::$case(&(std::sync::Arc::new(super::MemoryStore::default()) as super::Store)).await;
-            })*
-        }
-    };
-}
-
-contract! {
+chassis::store_contract! {
+    memory: (Arc::new(MemoryStore::default()) as Store);
     ids_rise_and_are_never_given_twice
     names_are_unique_without_case
     a_refused_insert_changes_nothing
