@@ -21,6 +21,7 @@ use futures_util::FutureExt;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time;
+use tower::util::Either;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_http::compression::predicate::SizeAbove;
 use tower_http::compression::{CompressionBody, CompressionLayer};
@@ -74,8 +75,9 @@ where
         }));
     let shared = cors.layer(plain.clone());
     service_fn(move |request| {
-        let (plain, shared) = (plain.clone(), shared.clone());
-        async move { if is_bare_options(&request) { plain.oneshot(request).await } else { shared.oneshot(request).await } }
+        let bare = is_bare_options(&request);
+        let chosen = if bare { Either::Left(plain.clone()) } else { Either::Right(shared.clone()) };
+        chosen.oneshot(request)
     })
 }
 
