@@ -15,7 +15,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::client::Peer;
-use crate::problem::{DRAINING, Problem, STORE_UNAVAILABLE};
+use crate::problem::{DRAINING, Problem};
 
 /// What a service needs to do its work.
 #[async_trait]
@@ -86,8 +86,9 @@ async fn readyz(State(health): State<Health>) -> Response {
         return Problem::new(&DRAINING, "Going down").with_reasons(vec!["draining".to_owned()]).into_response();
     }
     if let Err(reason) = health.needs.store().await {
-        let problem = Problem::new(&STORE_UNAVAILABLE, "The store does not answer").caused_by(&reason);
-        return problem.with_reasons(vec!["the store does not answer".to_owned()]).into_response();
+        return Problem::store_unavailable(reason)
+            .with_reasons(vec!["the store does not answer".to_owned()])
+            .into_response();
     }
     let asked = health.needs.peers().into_iter().map(|peer| async { (peer.name(), peer.is_up().await) });
     let peers = future::join_all(asked).await;

@@ -174,6 +174,11 @@ impl Problem {
         Self::new(&INTERNAL, "Something went wrong here").caused_by(cause)
     }
 
+    /// The store does not answer; what it said is for the log.
+    pub fn store_unavailable(cause: impl ToString) -> Self {
+        Self::new(&STORE_UNAVAILABLE, "The store does not answer").caused_by(cause)
+    }
+
     /// What a bare error response of this status means: the ones that axum and its friends make by themselves.
     pub(crate) fn from_bare(status: StatusCode, allow: Option<HeaderValue>) -> Self {
         let kinds = [&INVALID_REQUEST, &NOT_FOUND, &METHOD_NOT_ALLOWED, &PAYLOAD_TOO_LARGE, &UNSUPPORTED_MEDIA_TYPE];

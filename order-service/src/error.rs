@@ -2,7 +2,7 @@
 
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use chassis::problem::{FieldError, Kind, NOT_FOUND, OVERLOADED, Problem, STORE_UNAVAILABLE};
+use chassis::problem::{FieldError, Kind, NOT_FOUND, OVERLOADED, Problem};
 use shared::orders::OrderStatus;
 use shared::products::problems;
 
@@ -38,7 +38,7 @@ impl From<Error> for Problem {
         match error {
             Error::NotFound => Self::new(&NOT_FOUND, "Order not found"),
             Error::Refused(refusal) => refusal.into(),
-            Error::Store(error) => Self::new(&STORE_UNAVAILABLE, "The store does not answer").caused_by(error),
+            Error::Store(error) => Self::store_unavailable(error),
             Error::IllegalStep(from, to) => {
                 Self::new(&ILLEGAL_STEP, format!("An order that is {from} cannot become {to}"))
             }
@@ -76,7 +76,7 @@ impl From<Refusal> for Problem {
             Refusal::Overtaken => Self::new(&OVERLOADED, "Placing the order took too long; nothing was sold"),
             Refusal::Peer(error) => error.into(),
             Refusal::Died(cause) => Self::internal(cause),
-            Refusal::Store(error) => Error::Store(error).into(),
+            Refusal::Store(error) => Self::store_unavailable(error),
         }
     }
 }

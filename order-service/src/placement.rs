@@ -95,7 +95,7 @@ impl Placement {
 
     /// After this long an intent that is not settled was left behind by someone who died. It is a courtesy to requests
     /// still running, no safety rule: acting too early costs such a request a 503.
-    pub fn patience(&self) -> Duration {
+    fn patience(&self) -> Duration {
         2 * self.0.timeout
     }
 

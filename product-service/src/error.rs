@@ -3,7 +3,7 @@
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use chassis::client::PeerError;
-use chassis::problem::{Kind, NOT_FOUND, PEER_UNAVAILABLE, Problem, STORE_UNAVAILABLE};
+use chassis::problem::{FieldError, Kind, NOT_FOUND, PEER_UNAVAILABLE, Problem};
 use shared::products::problems;
 
 use crate::reservation::Refusal;
@@ -36,18 +36,29 @@ impl From<Error> for Problem {
         match error {
             Error::NotFound => Self::new(&NOT_FOUND, "Product not found"),
             Error::NoReservation => Self::new(&NOT_FOUND, "Reservation not found"),
-            Error::Refused(refusal) => {
-                let (kind, detail) = match &refusal {
-                    Refusal::Unknown(_) => (&PRODUCT_NOT_FOUND, "Product not found"),
-                    Refusal::Short(_) => (&INSUFFICIENT_STOCK, "Insufficient stock"),
-                    Refusal::Released => (&RELEASED, "The reservation was released and cannot be taken again"),
-                    Refusal::Mismatch => (&MISMATCH, "The reservation was taken for other lines"),
-                };
-                Self::new(kind, detail).with_errors(refusal.errors())
-            }
+            Error::Refused(refusal) => refusal.into(),
             Error::Users(error) => Self::new(&PEER_UNAVAILABLE, "Error fetching users").caused_by(error),
-            Error::Store(error) => Self::new(&STORE_UNAVAILABLE, "The store does not answer").caused_by(error),
+            Error::Store(error) => Self::store_unavailable(error),
             Error::Problem(problem) => problem,
+        }
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Unknown(lines) => {
+                let unknown = |at| FieldError::at(format!("/lines/{at}/productId"), "does not exist");
+                Self::new(&PRODUCT_NOT_FOUND, "Product not found").with_errors(lines.into_iter().map(unknown).collect())
+            }
+            Refusal::Short(lines) => {
+                let short = |(at, left): (usize, i64)| {
+                    FieldError::at(format!("/lines/{at}/quantity"), format!("only {left} left")).actual(left)
+                };
+                Self::new(&INSUFFICIENT_STOCK, "Insufficient stock").with_errors(lines.into_iter().map(short).collect())
+            }
+            Refusal::Released => Self::new(&RELEASED, "The reservation was released and cannot be taken again"),
+            Refusal::Mismatch => Self::new(&MISMATCH, "The reservation was taken for other lines"),
         }
     }
 }

@@ -5,7 +5,6 @@
 use std::collections::HashSet;
 
 use chassis::fields::{Fields, FromJson, FromQuery, Params};
-use chassis::problem::{FieldError, Problem};
 use chassis::values::{any, integer, list};
 use shared::products::{Line, MAX_LINES, MAX_QUANTITY, Reserved, ReservedLine};
 use shared::{Id, MAX_BATCH, OrderId};
@@ -105,28 +104,4 @@ pub enum Refusal {
     Released,
     /// The reservation was taken before, for other lines.
     Mismatch,
-}
-
-impl Refusal {
-    /// The lines to blame, as a client is told.
-    pub fn errors(&self) -> Vec<FieldError> {
-        match self {
-            Self::Unknown(lines) => {
-                lines.iter().map(|at| FieldError::at(format!("/lines/{at}/productId"), "does not exist")).collect()
-            }
-            Self::Short(lines) => {
-                let short = |&(at, left)| {
-                    FieldError::at(format!("/lines/{at}/quantity"), format!("only {left} left")).actual(left)
-                };
-                lines.iter().map(short).collect()
-            }
-            Self::Released | Self::Mismatch => Vec::new(),
-        }
-    }
-}
-
-impl From<Refusal> for Problem {
-    fn from(refusal: Refusal) -> Self {
-        crate::error::Error::Refused(refusal).into()
-    }
 }

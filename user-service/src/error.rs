@@ -2,7 +2,7 @@
 
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use chassis::problem::{Kind, NOT_FOUND, Problem, STORE_UNAVAILABLE};
+use chassis::problem::{Kind, NOT_FOUND, Problem};
 
 use crate::store::StoreError;
 
@@ -28,9 +28,7 @@ impl From<Error> for Problem {
             Error::NotFound => Self::new(&NOT_FOUND, "User not found"),
             Error::Store(StoreError::UsernameTaken) => Self::new(&USERNAME_TAKEN, "Username is already taken"),
             Error::Store(StoreError::EmailTaken) => Self::new(&EMAIL_TAKEN, "E-mail is already taken"),
-            Error::Store(StoreError::Unavailable(cause)) => {
-                Self::new(&STORE_UNAVAILABLE, "The store does not answer").caused_by(cause)
-            }
+            Error::Store(StoreError::Unavailable(cause)) => Self::store_unavailable(cause),
             Error::Hash(cause) => Self::internal(cause),
             Error::Problem(problem) => problem,
         }

@@ -41,7 +41,7 @@ struct Slot {
 }
 
 /// The probability with which a call is rejected here, given the calls of the window and how many the peer accepted.
-pub(super) fn reject_probability(requests: u32, accepts: u32) -> f64 {
+fn reject_probability(requests: u32, accepts: u32) -> f64 {
     let (requests, accepts) = (f64::from(requests), f64::from(accepts));
     ((requests - 2.0 * accepts) / (requests + 1.0)).max(0.0)
 }
@@ -61,9 +61,10 @@ impl Throttle {
         let passes = requests < MIN_CALLS
             || dice >= reject_probability(requests, accepts)
             || now.duration_since(history.last_passed) >= PROBE_EVERY;
-        match passes {
-            true => history.last_passed = now,
-            false => history.slot().requests += 1,
+        if passes {
+            history.last_passed = now;
+        } else {
+            history.slot().requests += 1;
         }
         passes
     }
