@@ -16,6 +16,14 @@ pub struct Config {
     #[arg(long, env, default_value = "true", action = clap::ArgAction::Set, value_parser = BoolishValueParser::new())]
     pub seed: bool,
 
+    /// Passwords hashed at once; 0 is half of the cores
+    #[arg(long, env, default_value_t = 0)]
+    pub password_hashes_at_once: usize,
+
+    /// Passwords waiting to be hashed; beyond it 503 at once
+    #[arg(long, env, default_value_t = 32)]
+    pub password_hashes_waiting: usize,
+
     /// What every service has.
     #[command(flatten)]
     pub settings: Settings,

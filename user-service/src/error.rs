@@ -2,8 +2,9 @@
 
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use chassis::problem::{Kind, NOT_FOUND, Problem};
+use chassis::problem::{Kind, NOT_FOUND, OVERLOADED, Problem};
 
+use crate::password::HashError;
 use crate::store::StoreError;
 
 static USERNAME_TAKEN: Kind = Kind::new(StatusCode::CONFLICT, "username-taken", "Username taken");
@@ -16,8 +17,8 @@ pub enum Error {
     NotFound,
     /// The store refused, or is away.
     Store(StoreError),
-    /// A password could not be hashed.
-    Hash(String),
+    /// A password is not hashed.
+    Hash(HashError),
     /// Wrong in a way that every service knows.
     Problem(Problem),
 }
@@ -29,7 +30,8 @@ impl From<Error> for Problem {
             Error::Store(StoreError::UsernameTaken) => Self::new(&USERNAME_TAKEN, "Username is already taken"),
             Error::Store(StoreError::EmailTaken) => Self::new(&EMAIL_TAKEN, "E-mail is already taken"),
             Error::Store(StoreError::Unavailable(cause)) => Self::store_unavailable(cause),
-            Error::Hash(cause) => Self::internal(cause),
+            Error::Hash(HashError::Busy) => Self::new(&OVERLOADED, "Too many passwords at once"),
+            Error::Hash(HashError::Failed(cause)) => Self::internal(cause),
             Error::Problem(problem) => problem,
         }
     }
@@ -41,9 +43,9 @@ impl From<StoreError> for Error {
     }
 }
 
-impl From<String> for Error {
-    fn from(cause: String) -> Self {
-        Self::Hash(cause)
+impl From<HashError> for Error {
+    fn from(error: HashError) -> Self {
+        Self::Hash(error)
     }
 }
 

@@ -32,8 +32,8 @@ pub struct AppState {
 
 impl AppState {
     /// Over this store.
-    pub fn new(store: Arc<dyn UserStore>) -> Self {
-        Self { store, hasher: Hasher::default() }
+    pub fn new(store: Arc<dyn UserStore>, hasher: Hasher) -> Self {
+        Self { store, hasher }
     }
 }
 

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use chassis::telemetry;
 use clap::Parser;
 use user_service::config::Config;
+use user_service::password::Hasher;
 use user_service::{AppState, SERVICE, app, store};
 
 #[tokio::main]
@@ -16,6 +17,7 @@ async fn start(config: Config) -> Result<(), String> {
     telemetry::start(&config.settings.rust_log)?;
     let store = store::open(config.seed).await?;
     let about = format!("store: {}, peers: none", store::MEMORY);
-    let app = app(AppState::new(store), &config.settings);
+    let hasher = Hasher::new(config.password_hashes_at_once, config.password_hashes_waiting);
+    let app = app(AppState::new(store, hasher), &config.settings);
     chassis::run(SERVICE, config.port, &about, &app).await
 }

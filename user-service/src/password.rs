@@ -33,33 +33,52 @@ impl PasswordHash {
     }
 }
 
-/// Hashes passwords, at most as many at once as there are cores. A hash is made to cost time (argon2id with OWASP's
-/// minimum: 19 MiB, two passes), and must not take it from the threads that answer everybody else.
+/// Hashes passwords, a few at once. A hash is made to cost time and memory (argon2id with OWASP's minimum: two passes over
+/// 19 MiB, some 20 ms), and must not take it from the threads that answer everybody else.
 #[derive(Clone)]
-pub struct Hasher(Arc<Semaphore>);
+pub struct Hasher {
+    at_once: Arc<Semaphore>,
+    /// A place for each password that is being hashed or waits for it.
+    queue: Arc<Semaphore>,
+}
 
-impl Default for Hasher {
-    fn default() -> Self {
-        let cores = thread::available_parallelism().map_or(1, usize::from);
-        Self(Arc::new(Semaphore::new(cores)))
-    }
+/// Why there is no hash.
+#[derive(Debug, PartialEq, Eq)]
+pub enum HashError {
+    /// So many wait already that this one would wait too long.
+    Busy,
+    /// It cannot be made, which takes a machine without randomness or memory.
+    Failed(String),
 }
 
 impl Hasher {
+    /// One that hashes so many passwords at once (0 is half of the cores) and lets so many wait.
+    pub fn new(at_once: usize, waiting: usize) -> Self {
+        let half_of_the_cores = || thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
+        let at_once = if at_once == 0 { half_of_the_cores() } else { at_once }.min(Semaphore::MAX_PERMITS);
+        let queue = at_once.saturating_add(waiting).min(Semaphore::MAX_PERMITS);
+        Self { at_once: Arc::new(Semaphore::new(at_once)), queue: Arc::new(Semaphore::new(queue)) }
+    }
+
     /// The hash of a password, if there is one.
     ///
     /// # Errors
-    /// If the hash cannot be made, which takes a machine without randomness or memory.
-    pub async fn hash_some(&self, password: Option<Password>) -> Result<Option<PasswordHash>, String> {
+    /// If too many wait for theirs, or it cannot be made.
+    pub async fn hash_some(&self, password: Option<Password>) -> Result<Option<PasswordHash>, HashError> {
         let Some(Password(text)) = password else { return Ok(None) };
-        let place = Arc::clone(&self.0).acquire_owned().await.map_err(|error| error.to_string())?;
+        let _queued = self.queue.try_acquire().map_err(|_| HashError::Busy)?;
+        let turn = Arc::clone(&self.at_once).acquire_owned().await.map_err(failed)?;
         let hashed = task::spawn_blocking(move || {
-            let _place = place; // kept until the work is done, also if the client goes away
+            let _turn = turn; // kept until the work is done, also if the client goes away
             Argon2::default().hash_password(text.as_bytes()).map(|hash| hash.to_string())
         });
-        let hash = hashed.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        let hash = hashed.await.map_err(failed)?.map_err(failed)?;
         Ok(Some(PasswordHash(hash.into())))
     }
+}
+
+fn failed(error: impl ToString) -> HashError {
+    HashError::Failed(error.to_string())
 }
 
 #[cfg(test)]
@@ -71,11 +90,20 @@ mod tests {
     #[tokio::test]
     async fn a_hash_verifies_its_password_and_no_other() {
         let password = Password::parse("correct horse".to_owned()).ok();
-        let hash = Hasher::default().hash_some(password).await.unwrap().unwrap();
+        let hash = Hasher::new(0, 0).hash_some(password).await.unwrap().unwrap();
         assert!(hash.expose().starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{}", hash.expose());
         let parsed = phc::PasswordHash::new(hash.expose()).unwrap();
         assert!(Argon2::default().verify_password(b"correct horse", &parsed).is_ok());
         assert!(Argon2::default().verify_password(b"correct house", &parsed).is_err());
+    }
+
+    #[tokio::test]
+    async fn beyond_those_that_may_wait_it_is_busy_and_then_it_is_not() {
+        let hasher = Hasher::new(1, 2);
+        let hash = || async { hasher.hash_some(Password::parse("correct horse".to_owned()).ok()).await.map(|_| ()) };
+        let (a, b, c, d, e) = tokio::join!(hash(), hash(), hash(), hash(), hash());
+        assert_eq!([a, b, c, d, e], [Ok(()), Ok(()), Ok(()), Err(HashError::Busy), Err(HashError::Busy)]);
+        assert_eq!(hash().await, Ok(()));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use chassis::values::{Detail, text};
 use shared::users;
 use unicode_normalization::UnicodeNormalization;
 
-use crate::password::{Hasher, Password, PasswordHash};
+use crate::password::{HashError, Hasher, Password, PasswordHash};
 
 const MAX_NAME: usize = 200;
 const MAX_USERNAME: usize = 64;
@@ -61,7 +61,7 @@ impl FromJson for NewUser {
 
 impl NewUser {
     /// The user as it is stored: without the password.
-    pub async fn into_draft(self, hasher: &Hasher) -> Result<Draft, String> {
+    pub async fn into_draft(self, hasher: &Hasher) -> Result<Draft, HashError> {
         let password = hasher.hash_some(self.password).await?;
         Ok(Draft { name: self.name, username: self.username, email: self.email, password })
     }
@@ -95,7 +95,7 @@ pub struct HashedChange {
 
 impl UserChange {
     /// The same change, ready to be stored.
-    pub async fn hashed(self, hasher: &Hasher) -> Result<HashedChange, String> {
+    pub async fn hashed(self, hasher: &Hasher) -> Result<HashedChange, HashError> {
         let password = hasher.hash_some(self.password).await?;
         Ok(HashedChange { name: self.name, username: self.username, email: self.email, password })
     }

@@ -5,11 +5,11 @@ use std::path::Path;
 use serde_json::Value;
 use user_service::{AppState, app, store};
 
-use crate::support::{service, settings};
+use crate::support::{hasher, service, settings};
 
 #[tokio::test]
 async fn the_committed_document_is_the_served_one() {
-    let app = app(AppState::new(store::open(false).await.unwrap()), &settings());
+    let app = app(AppState::new(store::open(false).await.unwrap(), hasher()), &settings());
     chassis::testing::check_openapi(&app, &Path::new(env!("CARGO_MANIFEST_DIR")).join("openapi.json"));
 }
 

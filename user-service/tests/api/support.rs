@@ -5,6 +5,7 @@ use std::sync::Arc;
 use chassis::config::{Settings, defaults};
 use chassis::testing::{Client, Received, Sending};
 use serde_json::{Value, json};
+use user_service::password::Hasher;
 use user_service::store::UserStore;
 use user_service::{AppState, app, store};
 
@@ -28,9 +29,14 @@ pub(crate) async fn seeded() -> Client {
     service_over(store::open(true).await.expect("a store in memory"), &settings())
 }
 
+/// One that takes as many passwords as a test has.
+pub(crate) fn hasher() -> Hasher {
+    Hasher::new(0, 1000)
+}
+
 /// A service over this store.
 pub(crate) fn service_over(store: Arc<dyn UserStore>, settings: &Settings) -> Client {
-    Client::new(app(AppState::new(store), settings))
+    Client::new(app(AppState::new(store, hasher()), settings))
 }
 
 /// A new user of this name; what is answered.
