@@ -19,8 +19,9 @@ pub struct Settings {
     #[arg(long = "log", env = "RUST_LOG", value_name = "RUST_LOG", default_value = "info")]
     pub rust_log: String,
 
-    /// Connections open at once; further ones wait to be accepted
-    #[arg(long, env, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    /// Connections open at once (and no more than three in four of the files that the system lets a process open); further
+    /// ones wait to be accepted
+    #[arg(long, env, default_value_t = 16_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_connections: u32,
 
     /// Requests in work at once; beyond it 503 at once (health and metrics are always answered)

@@ -21,6 +21,7 @@ use futures_util::FutureExt;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time;
+use tokio_util::task::TaskTracker;
 use tower::util::Either;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_http::compression::predicate::SizeAbove;
@@ -51,6 +52,8 @@ pub(crate) struct Edge {
     pub(crate) settings: Settings,
     /// One place for each request in work, all routes together.
     pub(crate) places: Semaphore,
+    /// The requests that have arrived whole and are not answered yet, for the end of the service to wait for.
+    pub(crate) running: TaskTracker,
 }
 
 /// The whole stack as one service, for requests with any kind of body.
@@ -150,6 +153,7 @@ impl Edge {
         let context = context.after(began.elapsed()); // a body has a limit of its own
         // Only now: a slow body holds no place.
         let _place = self.place_for(&head.uri)?;
+        let _running = self.running.token();
         let time_left = context.time_left();
         // A handler that runs into its deadline has a tenth of the time left to put things in order and to say so.
         head.extensions.insert(context.within(time_left.mul_f64(0.9)));

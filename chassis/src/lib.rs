@@ -19,6 +19,7 @@ pub mod extract;
 pub mod fields;
 pub mod health;
 mod layers;
+mod listener;
 mod metrics;
 mod openapi;
 pub mod page;
@@ -35,9 +36,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
@@ -71,7 +72,9 @@ impl App {
         let others = ["/metrics", "/openapi.json", "/docs", "/docs/", "/docs/{*file}"].map(str::to_owned);
         let templates = Templates::new(documented.chain(others));
         let places = Semaphore::new(settings.max_in_flight as usize);
-        let edge = Edge { router, templates, metrics, draining, settings: settings.clone(), places };
+        let running = TaskTracker::new();
+        running.close(); // to further tasks it makes no difference, but it can be waited for
+        let edge = Edge { router, templates, metrics, draining, settings: settings.clone(), places, running };
         Self { edge: Arc::new(edge), document: Arc::new(document) }
     }
 
@@ -87,20 +90,20 @@ pub fn now() -> Timestamp {
     now.round(jiff::Unit::Microsecond).unwrap_or(now) // rounding fails only at the end of time
 }
 
-/// Listens, says so in one line on stdout (`<service> listens on http://<address>, <about>`), and serves until SIGTERM or
-/// Ctrl-C. A second signal ends it at once.
+/// Listens at this port, or on the socket that it was started with (`LISTEN_FDS`, as systemd hands them over). Says so in one
+/// line on stdout (`<service> listens on http://<address>, <about>`), and serves until SIGTERM or Ctrl-C. A second signal
+/// ends it at once.
 ///
 /// # Errors
 /// If the address cannot be listened on, or there was a second signal.
 #[expect(clippy::print_stdout, reason = "the start-up line is for whoever started the process, whatever the log does")]
 pub async fn run(service: &str, port: u16, about: &str, app: &App) -> Result<(), String> {
-    let address = (app.edge.settings.host, port);
-    let failed = |error: io::Error| format!("cannot listen on HOST={} PORT={}: {error}", address.0, address.1);
     // The signals are caught before anyone can know that the service is there.
     let unable = |error: io::Error| format!("cannot catch signals: {error}");
     let (stop, again) = (stop_signal().map_err(unable)?, second_signal().map_err(unable)?);
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
-    println!("{service} listens on http://{}, {about}", listener.local_addr().map_err(failed)?);
+    let listener = listener::open(app.edge.settings.host, port).await?;
+    let address = listener.local_addr().map_err(|error| format!("cannot tell where it listens: {error}"))?;
+    println!("{service} listens on http://{address}, {about}");
     tokio::select! {
         () = serve(listener, app, stop) => Ok(()),
         () = again => Err("a second signal; what was running is not finished".to_owned()),

@@ -5,23 +5,26 @@
 
 use std::future::Future;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time;
 use tokio_io_timeout::TimeoutStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::{App, layers};
 
 /// How long to leave the listener alone when it cannot accept: out of descriptors, most likely, which takes a while.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// At the end, how long is waited for what may be on its way, and for a client that is half-way through something.
+const LINGER: Duration = Duration::from_secs(1);
 /// hyper's own minimum for a connection's buffer.
 const MIN_BUFFER: usize = 8192;
 
@@ -34,10 +37,17 @@ pub enum Stop {
     Now,
 }
 
+/// The connections that are open, each a task, and the word that tells them to close.
+#[derive(Default)]
+struct Connections {
+    tasks: TaskTracker,
+    closing: CancellationToken,
+}
+
 /// Serves until `stop` says so, then ends in order: `/readyz` turns 503 and answers close their connections; after the
 /// grace time nothing more is accepted; what runs is finished, within its limit.
 pub async fn serve(listener: TcpListener, app: &App, stop: impl Future<Output = Stop>) {
-    let connections = GracefulShutdown::new();
+    let connections = Connections::default();
     let settings = &app.edge.settings;
     let end = async {
         let stop = stop.await;
@@ -45,21 +55,39 @@ pub async fn serve(listener: TcpListener, app: &App, stop: impl Future<Output = 
         if stop == Stop::Gracefully {
             time::sleep(settings.drain).await;
         }
+        stop
     };
-    tokio::select! {
-        () = accept(&listener, app, &connections) => {}
-        () = end => {}
-    }
+    let stop = tokio::select! {
+        () = accept(&listener, app, &connections) => return,
+        stop = end => stop,
+    };
     drop(listener);
-    let open = connections.count();
-    if time::timeout(settings.shutdown, connections.shutdown()).await.is_err() {
-        tracing::warn!(open, "some connections did not end in time");
+    if time::timeout(settings.shutdown, finish(stop, app, &connections)).await.is_err() {
+        tracing::warn!(running = app.edge.running.len(), "some requests did not end in time");
     }
 }
 
-async fn accept(listener: &TcpListener, app: &App, connections: &GracefulShutdown) {
+/// Ends the connections that are open. A request that has arrived is answered, however long that takes; for one that has
+/// not, and for a client that does not take its answer, there is a moment and no more.
+async fn finish(stop: Stop, app: &App, connections: &Connections) {
+    connections.tasks.close();
+    if stop == Stop::Gracefully {
+        // The last to be accepted are about to send their request: closed now, they would see it fail.
+        let _ = time::timeout(LINGER, connections.tasks.wait()).await;
+    }
+    connections.closing.cancel();
+    loop {
+        app.edge.running.wait().await;
+        let all_ended = time::timeout(LINGER, connections.tasks.wait()).await.is_ok();
+        if all_ended || app.edge.running.is_empty() {
+            return;
+        }
+    }
+}
+
+async fn accept(listener: &TcpListener, app: &App, connections: &Connections) {
     let settings = &app.edge.settings;
-    let places = Arc::new(Semaphore::new(settings.max_connections as usize));
+    let places = Arc::new(Semaphore::new(room_for(settings.max_connections as usize)));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(settings.header_timeout) // and the limit for an idle connection
@@ -69,34 +97,55 @@ async fn accept(listener: &TcpListener, app: &App, connections: &GracefulShutdow
     loop {
         // A place first: what cannot be served waits in the kernel's queue, at no cost to us.
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let stream = match next(listener).await {
-            Ok(stream) => stream,
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) if is_of_the_client(&error) => continue,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        let connection = connections
-            .watch(http.serve_connection(TokioIo::new(impatient(stream, settings.header_timeout)), service.clone()));
-        tokio::spawn(async move {
+        let stream = TokioIo::new(impatient(stream, settings.header_timeout));
+        let (connection, closing) = (http.serve_connection(stream, service.clone()), connections.closing.clone());
+        connections.tasks.spawn(async move {
+            let mut connection = pin!(connection);
             // What breaks a connection is the client's doing: a reset, a time-out, something that is no HTTP.
-            let ended = connection.await;
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = closing.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
             tracing::trace!(?ended, "connection");
             drop(place);
         });
     }
 }
 
-async fn next(listener: &TcpListener) -> io::Result<TcpStream> {
-    let (stream, _) = listener.accept().await?;
-    stream.set_nodelay(true)?; // small answers go at once, also to a client that pipelines
-    Ok(stream)
+/// Whether a connection could not be accepted since its client has gone already. The next one can be.
+fn is_of_the_client(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+/// How many connections there can be: those wished for, but no more than three in four of the files that the system
+/// lets a process open, for the rest is needed to call others. The soft limit, which is low for the sake of programs
+/// that use `select(2)`, is raised to the hard one, as Go and Java do.
+fn room_for(wished: usize) -> usize {
+    let files = rlimit::increase_nofile_limit(u64::MAX).ok().and_then(|files| usize::try_from(files).ok());
+    let room = files.map_or(wished, |files| wished.min(files / 4 * 3)).min(Semaphore::MAX_PERMITS);
+    if room < wished {
+        tracing::warn!(wished, room, "fewer connections than MAX_CONNECTIONS: the limit of open files is too low");
+    }
+    room
 }
 
 /// A connection to a client that is given up if the client takes nothing of its answer for this long. hyper has no limit
 /// for that, and a few clients who never read would hold every place for ever.
 fn impatient(stream: TcpStream, limit: Duration) -> Pin<Box<TimeoutStream<TcpStream>>> {
+    let _ = stream.set_nodelay(true); // small answers go at once, also to a client that pipelines
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(limit));
     Box::pin(stream)

@@ -93,3 +93,31 @@ async fn a_handler_that_hangs_holds_up_the_end_only_so_long() {
     served.stop(Stop::Gracefully);
     served.ended().await;
 }
+
+#[tokio::test]
+async fn who_was_let_in_last_is_still_served() {
+    let (mut served, _) = served(no_drain()).await;
+    let mut last = served.connect().await;
+    served.get("/numbers/1").await.expect(200); // whoever came before has been let in too
+    served.stop(Stop::Gracefully);
+    until("the end of the listener", async || !served.listens().await).await;
+    let answer = last.get("/numbers/2").await.expect(200);
+    assert_eq!(answer.header("connection"), "close");
+    served.ended().await;
+}
+
+/// The limit for what runs is an hour here: what hangs does not count as running.
+#[tokio::test]
+async fn clients_that_hang_do_not_hold_up_the_end() {
+    let (mut served, _) = served(no_drain()).await;
+    let mut half_a_header = served.connect().await;
+    half_a_header.send("GET /numbers/1 HTTP/1.1\r\nhost: te").await;
+    let mut half_a_body = served.connect().await;
+    half_a_body.send("POST /echo HTTP/1.1\r\nhost: test\r\ncontent-length: 5\r\n\r\nhel").await;
+    until("the half body", async || served.get("/metrics").await.to_string().contains("in_flight 2")).await;
+    let mut never_reads = served.connect().await;
+    let request = format!("POST /echo HTTP/1.1\r\nhost: test\r\ncontent-length: 60000\r\n\r\n{}", "x".repeat(60_000));
+    tokio::spawn(async move { never_reads.send(request.repeat(500)).await });
+    served.stop(Stop::Gracefully);
+    served.ended().await;
+}
