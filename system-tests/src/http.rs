@@ -11,10 +11,17 @@ use serde_json::Value;
 /// How long any answer may take: longer than any limit of the services, so that their own answer comes first.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
+/// What every client here has.
+pub(crate) fn builder() -> reqwest::ClientBuilder {
+    reqwest::Client::builder().no_proxy().timeout(TIMEOUT)
+}
+
 /// Every request has a connection of its own: none is sent into one that a killed process has left behind.
 pub(crate) fn client() -> Result<reqwest::Client, String> {
-    let builder = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).pool_max_idle_per_host(0);
-    builder.build().map_err(|error| format!("cannot set up an HTTP client: {}", chain(&error)))
+    builder()
+        .pool_max_idle_per_host(0)
+        .build()
+        .map_err(|error| format!("cannot set up an HTTP client: {}", chain(&error)))
 }
 
 /// A request to be sent.

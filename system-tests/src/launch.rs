@@ -2,6 +2,8 @@
 
 use std::fmt;
 use std::io::{self, Write};
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::process::{Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -23,12 +25,22 @@ pub struct Launch {
     port: Option<u16>,
     inherits: bool,
     env: Vec<(String, String)>,
+    socket: Option<Arc<TcpListener>>,
+    open_files: Option<u32>,
 }
 
 impl Launch {
     /// Of the service of this name.
     pub fn of(service: &'static str) -> Self {
-        Self { service, log: Log::Kept(Arc::default()), port: Some(0), inherits: false, env: Vec::new() }
+        Self {
+            service,
+            log: Log::Kept(Arc::default()),
+            port: Some(0),
+            inherits: false,
+            env: Vec::new(),
+            socket: None,
+            open_files: None,
+        }
     }
 
     /// With one more environment variable.
@@ -40,6 +52,18 @@ impl Launch {
     /// At this port.
     pub fn port(mut self, port: u16) -> Self {
         self.port = Some(port);
+        self
+    }
+
+    /// On this socket, which it inherits as from systemd: several processes may have the same one at the same time.
+    pub fn socket(mut self, socket: TcpListener) -> Self {
+        self.socket = Some(Arc::new(socket));
+        self
+    }
+
+    /// With no more than so many open files.
+    pub fn open_files(mut self, limit: u32) -> Self {
+        self.open_files = Some(limit);
         self
     }
 
@@ -71,7 +95,16 @@ impl Launch {
     }
 
     pub(crate) fn command(&self) -> Result<Command, String> {
-        let mut command = Command::new(binaries::build()?.join(self.service));
+        // A shell in between can do what a process cannot have done to its child without `unsafe`.
+        let mut before = String::new();
+        if self.socket.is_some() {
+            before += "exec 3<&0 </dev/null; export LISTEN_FDS=1; ";
+        }
+        if let Some(limit) = self.open_files {
+            before += &format!("ulimit -n {limit}; ");
+        }
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!(r#"{before}exec "$0" "$@""#)]).arg(binaries::build()?.join(self.service));
         if !self.inherits {
             command.env_clear();
         }
@@ -80,7 +113,10 @@ impl Launch {
             None => command.env_remove("PORT"),
         };
         command.envs(self.env.iter().cloned());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let socket = self.socket.as_ref().map(|socket| socket.try_clone()).transpose();
+        let socket = socket.map_err(|error| format!("cannot hand the socket over: {error}"))?;
+        command.stdin(socket.map_or_else(Stdio::null, |socket| OwnedFd::from(socket).into()));
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         command.process_group(0); // Ctrl-C in a terminal is for us, who then stop the services in order
         Ok(command)
     }

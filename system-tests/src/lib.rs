@@ -7,6 +7,7 @@
 mod binaries;
 mod http;
 mod launch;
+pub mod load;
 mod service;
 pub mod story;
 mod system;
