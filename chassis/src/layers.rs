@@ -74,7 +74,8 @@ where
         .layer(CompressionLayer::new().compress_when(SizeAbove::new(COMPRESS_FROM)))
         .service(service_fn(move |request| {
             let edge = Arc::clone(&edge);
-            async move { Ok(edge.handle(request).await) }
+            // Boxed, since a connection has room for the whole future of a request, also while there is none.
+            Box::pin(async move { Ok(edge.handle(request).await) })
         }));
     let shared = cors.layer(plain.clone());
     service_fn(move |request| {

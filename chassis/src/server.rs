@@ -107,9 +107,9 @@ async fn accept(listener: &TcpListener, app: &App, connections: &Connections) {
             }
         };
         let stream = TokioIo::new(impatient(stream, settings.header_timeout));
-        let (connection, closing) = (http.serve_connection(stream, service.clone()), connections.closing.clone());
+        let (http, service, closing) = (http.clone(), service.clone(), connections.closing.clone());
         connections.tasks.spawn(async move {
-            let mut connection = pin!(connection);
+            let mut connection = pin!(http.serve_connection(stream, service)); // made here: moved, it would be there twice
             // What breaks a connection is the client's doing: a reset, a time-out, something that is no HTTP.
             let ended = tokio::select! {
                 ended = connection.as_mut() => ended,

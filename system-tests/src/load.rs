@@ -97,7 +97,12 @@ impl Figures {
 
     /// Whether all were.
     pub fn all(&self, status: u16) -> bool {
-        self.count(status) == self.outcomes.len()
+        self.count(status) == self.total()
+    }
+
+    /// How many requests there were.
+    pub fn total(&self) -> usize {
+        self.outcomes.len()
     }
 
     /// The time within which 99 of 100 of those were answered.

@@ -71,6 +71,14 @@ impl Service {
         format!("http://{}", self.address)
     }
 
+    /// Its process id.
+    ///
+    /// # Panics
+    /// If it is gone.
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("a process that runs has an id")
+    }
+
     /// What it said when it was ready.
     pub fn start_up_line(&self) -> &str {
         &self.start_up_line
@@ -123,7 +131,7 @@ impl Service {
     /// # Panics
     /// If it is gone already.
     pub async fn signal(&self, signal: Signal) {
-        let pid = self.child.id().expect("a process that runs has an id").to_string();
+        let pid = self.pid().to_string();
         let name = match signal {
             Signal::Terminate => "TERM",
             Signal::Interrupt => "INT",

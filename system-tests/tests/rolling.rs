@@ -53,7 +53,7 @@ impl Clients {
                     Ok(received) => received.to_string(),
                     Err(reason) => reason,
                 };
-                failed.lock().unwrap().push(reason);
+                failed.lock().expect("nobody panics with it").push(reason);
             }
         });
     }
@@ -69,7 +69,7 @@ impl Clients {
     async fn stop(self) -> (usize, Vec<String>) {
         self.stop.store(true, Ordering::Relaxed);
         self.running.join_all().await;
-        (self.served.load(Ordering::Relaxed), std::mem::take(&mut *self.failed.lock().unwrap()))
+        (self.served.load(Ordering::Relaxed), std::mem::take(&mut *self.failed.lock().expect("nobody panics with it")))
     }
 }
 
