@@ -1,0 +1,317 @@
+//! Bad HTTP over real connections: it is answered with a 4xx or the connection is closed; never a 5xx, never silence. And
+//! what hides behind a bad request is not done.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use system_tests::{DEADLINE, ORDERS, PRODUCTS, Service, System, USERS};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time;
+
+/// How long the services wait for what does not come. Every connection is read to its end, so this is how long the table
+/// takes; what goes on until the [`DEADLINE`] is a hang.
+const PATIENCE: Duration = Duration::from_secs(2);
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+
+/// All that a client hears until its connection is closed.
+#[derive(Debug, PartialEq, Eq)]
+enum Heard {
+    /// Nothing.
+    Nothing,
+    /// These answers, in this order; those from 400 on are problems.
+    Answers(Vec<u16>),
+    /// This status and nothing else: hyper, which reads before us, found no request in it.
+    Bare(u16),
+    /// Something else.
+    Nonsense(String),
+}
+
+use Heard::{Answers, Bare, Nothing};
+
+fn one(status: u16) -> Heard {
+    Answers(vec![status])
+}
+
+/// What is sent on a connection of its own, and what is heard of it.
+type Row = (&'static str, Vec<u8>, Heard);
+
+/// A service and what is special about it here.
+struct Target<'a> {
+    service: &'a Service,
+    name: &'static str,
+    /// Where its things are listed and added.
+    list: &'static str,
+    /// One that can be added.
+    thing: &'static str,
+}
+
+impl Target<'_> {
+    /// Everything that is sent to it.
+    fn table(&self) -> Vec<Row> {
+        let tables =
+            [self.heads(), self.targets(), self.lengths(), self.chunks(), self.expectations(), self.pipelines()];
+        tables.into_iter().flatten().collect()
+    }
+
+    fn heads(&self) -> Vec<Row> {
+        let with = |lines: &str| get("/livez", lines);
+        let line = |line: &str| format!("{line}\r\nHost: test\r\n\r\n");
+        vec![
+            row("no Host", "GET /livez HTTP/1.1\r\n\r\n", one(400)),
+            row("no Host, in the old way", "GET /livez HTTP/1.0\r\n\r\n", one(400)),
+            row("two Hosts", with("Host: test\r\n"), one(400)),
+            row("an old HTTP that had no version", "GET /livez\r\n", Bare(400)),
+            row("HTTP/1.2", line("GET /livez HTTP/1.2"), Bare(400)),
+            row("HTTP/3.0", line("GET /livez HTTP/3.0"), Bare(400)),
+            row("the preface of HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0", Nothing),
+            row("an upgrade to HTTP/2", with("Connection: Upgrade\r\nUpgrade: h2c\r\n"), one(200)),
+            row("TLS", b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03\x17".as_slice(), Bare(400)),
+            row("silence", "", Nothing),
+            row("empty lines", "\r\n".repeat(1000), Nothing),
+            row("empty lines without end", "\r\n".repeat(MIB), Bare(431)),
+            row("TRACE", line("TRACE /livez HTTP/1.1"), one(405)),
+            row("CONNECT", line("CONNECT test:80 HTTP/1.1"), one(404)),
+            row("a method in small letters", line("get /livez HTTP/1.1"), one(405)),
+            row("a method that is no word", line("GE(T /livez HTTP/1.1"), Bare(400)),
+            row("a method of 1 KiB", line(&format!("{} /livez HTTP/1.1", "M".repeat(KIB))), one(405)),
+            row("a method of 1 MiB", line(&format!("{} /livez HTTP/1.1", "M".repeat(MIB))), Bare(431)),
+            row("tabs between the words", line("GET\t/livez\tHTTP/1.1"), Bare(400)),
+            row("two blanks between the words", line("GET  /livez HTTP/1.1"), Bare(400)),
+            row("a header of 20 KiB", with(&format!("X: {}\r\n", "x".repeat(20 * KIB))), one(431)),
+            row("a header of 1 MiB", with(&format!("X: {}\r\n", "x".repeat(MIB))), Bare(431)),
+            row("150 headers", with(&"X: y\r\n".repeat(150)), Bare(431)),
+            row("a header on two lines", with("X: y\r\n z\r\n"), Bare(400)),
+            row("a blank before the first name", "GET /livez HTTP/1.1\r\n Host: test\r\n\r\n", Bare(400)),
+            row("a blank before the colon", with("X : y\r\n"), Bare(400)),
+            row("no colon", with("X\r\n"), Bare(400)),
+            row("no name", with(": y\r\n"), Bare(400)),
+            row("a NUL in a name", with("X\0: y\r\n"), Bare(400)),
+            row("a NUL in a value", with("X: y\0\r\n"), Bare(400)),
+            row("a bare CR in a value", with("X: y\rZ: z\r\n"), Bare(400)),
+            row("bare CRs", "GET /livez HTTP/1.1\rHost: test\r\r", Bare(400)),
+            // As RFC 9112 (2.2) allows, hyper takes a bare LF for the end of a line.
+            row("bare LFs", "GET /livez HTTP/1.1\nHost: test\n\n", one(200)),
+            row("no text in our own headers", with("X-Request-Id: \u{ff}\r\nAccept-Encoding: \u{ff}\r\n"), one(200)),
+        ]
+    }
+
+    fn targets(&self) -> Vec<Row> {
+        let asks = |target: &str| get(target, "");
+        let below = |rest: &str| get(&format!("{}/{rest}", self.list), "");
+        let raw = [b"GET ", self.list.as_bytes(), b"/\xff HTTP/1.1\r\nHost: test\r\n\r\n"].concat();
+        vec![
+            row("a whole URL, of another host", asks("http://other/livez"), one(200)), // its host counts, RFC 9112 3.2.2
+            row("an asterisk", asks("*"), one(404)),
+            row("a host alone", asks("test:80"), one(404)),
+            row("no path", asks("livez"), one(404)),
+            row("two slashes", asks("//livez"), one(404)),
+            row("a URI of 64 KiB", asks(&format!("/{}", "x".repeat(64 * KIB))), Bare(431)),
+            row("a URI of 20 KiB", asks(&format!("/{}", "x".repeat(20 * KIB))), one(431)),
+            row("a query of 20 KiB", asks(&format!("{}?q={}", self.list, "x".repeat(20 * KIB))), one(431)),
+            row("a tab in the path", below("\t1"), Bare(400)),
+            row("a blank in the path", below(" 1"), Bare(400)),
+            row("a NUL in the path", below("\0"), Bare(400)),
+            row("UTF-8 in the path", below("\u{e9}"), one(400)),
+            row("no UTF-8 in the path", raw, Bare(400)),
+            row("a code that is none", below("%zz"), one(400)),
+            row("half a code", below("%"), one(400)),
+            row("the code of NUL", below("%00"), one(400)),
+            row("the code of no UTF-8", below("%ff"), one(400)),
+            row("the code of an overlong slash", below("%c0%af"), one(400)),
+            row("a code in the query that is none", get(&format!("{}?limit=%zz", self.list), ""), one(400)),
+            row("up", below("../livez"), one(404)),
+            row("up and out", asks("/docs/../../../etc/passwd"), one(404)),
+            row("up and out in code", asks("/docs/%2e%2e/%2e%2e%2f%2e%2e/etc/passwd"), one(404)),
+        ]
+    }
+
+    fn lengths(&self) -> Vec<Row> {
+        let length = |length: &str| self.post(&format!("Content-Length: {length}\r\n"), "{}");
+        let hidden = self.valid();
+        let both = |lines: &[&str]| self.post(&lines.concat(), &format!("0\r\n\r\n{hidden}"));
+        let content_length = format!("Content-Length: {}\r\n", hidden.len() + "0\r\n\r\n".len());
+        vec![
+            row("two lengths", self.post("Content-Length: 2\r\nContent-Length: 3\r\n", "{} "), Bare(400)),
+            row("the same length twice", self.post("Content-Length: 2\r\nContent-Length: 2\r\n", "{}"), one(400)),
+            row("a list of lengths", length("2, 3"), Bare(400)),
+            row("a list of the same length", length("2, 2"), Bare(400)),
+            row("a length with a plus", length("+2"), Bare(400)),
+            row("a length below zero", length("-2"), Bare(400)),
+            row("a length in base 16", length("0x2"), Bare(400)),
+            row("an empty length", length(""), Bare(400)),
+            row("a length beyond 64 bits", length("18446744073709551616"), Bare(400)),
+            row("the greatest length", length("18446744073709551615"), Bare(431)),
+            row("a length of 63 bits", length("9223372036854775807"), one(413)),
+            row("a length that is too long for what comes", length("3"), one(408)),
+            row("no length", self.post("", ""), one(400)),
+            row("10 MiB", self.post(&format!("Content-Length: {}\r\n", 10 * MIB), &"x".repeat(10 * MIB)), one(413)),
+            row("a length, then chunked", both(&[&content_length, CHUNKED]), one(400)),
+            row("chunked, then a length", both(&[CHUNKED, &content_length]), one(400)),
+            row("chunked in HTTP/1.0", both(&[CHUNKED]).replacen("/1.1", "/1.0", 1), Bare(400)),
+            row("chunked, but not at last", both(&["Transfer-Encoding: chunked, identity\r\n"]), Bare(400)),
+            row("nearly chunked", both(&["Transfer-Encoding: xchunked\r\n"]), Bare(400)),
+            row("chunked in quotes", both(&["Transfer-Encoding: \"chunked\"\r\n"]), Bare(400)),
+            row("chunked before a blank and a colon", both(&["Transfer-Encoding : chunked\r\n"]), Bare(400)),
+            row("chunked on the second line", both(&["Transfer-Encoding:\r\n chunked\r\n"]), Bare(400)),
+        ]
+    }
+
+    fn chunks(&self) -> Vec<Row> {
+        let chunked = |body: &str| self.post(CHUNKED, body);
+        let long = "x".repeat(100 * KIB);
+        vec![
+            row("a size beyond 64 bits", chunked("10000000000000002\r\n{}\r\n0\r\n\r\n"), one(400)),
+            row("the greatest size", chunked("ffffffffffffffff\r\n{}\r\n0\r\n\r\n"), one(408)),
+            row("a size below zero", chunked("-2\r\n{}\r\n0\r\n\r\n"), one(400)),
+            row("a size with a plus", chunked("+2\r\n{}\r\n0\r\n\r\n"), one(400)),
+            row("no size", chunked("\r\n{}\r\n0\r\n\r\n"), one(400)),
+            row("a chunk without its end", chunked("2\r\n{}0\r\n\r\n"), one(400)),
+            row("chunks with bare LFs", chunked("2\n{}\n0\n\n"), one(400)),
+            row("no last chunk", chunked("2\r\n{}\r\n"), one(408)),
+            row("no end of the last chunk", chunked("2\r\n{}\r\n0\r\n"), one(408)),
+            row("an extension of 100 KiB", chunked(&format!("2;{long}\r\n{{}}\r\n0\r\n\r\n")), one(400)),
+            row("extensions of 100 KiB", chunked(&"1;xxxxxxxxxx\r\n \r\n".repeat(10 * KIB)), one(400)),
+            row("a bare LF in an extension", chunked("2;x\n{}\r\n0\r\n\r\n"), one(400)),
+            row("a trailer of 100 KiB", chunked(&format!("2\r\n{{}}\r\n0\r\nX: {long}\r\n\r\n")), one(400)),
+            row("20,000 trailers", chunked(&format!("2\r\n{{}}\r\n0\r\n{}\r\n", "X: y\r\n".repeat(20_000))), one(400)),
+            row("10 MiB in a chunk", chunked(&format!("a00000\r\n{}\r\n0\r\n\r\n", "x".repeat(10 * MIB))), one(413)),
+            row("10 MiB in chunks", chunked(&format!("400\r\n{}\r\n", "x".repeat(KIB)).repeat(10 * KIB)), one(413)),
+            row("requests in a chunk too large", chunked(&format!("fffff\r\n{}", self.valid().repeat(1000))), one(413)),
+        ]
+    }
+
+    fn expectations(&self) -> Vec<Row> {
+        vec![
+            row("an expectation without a body", get("/livez", EXPECT), one(200)),
+            row("an expectation without a length", self.post(EXPECT, ""), one(400)),
+            row("an expectation of too much", self.post(&format!("{EXPECT}Content-Length: 70000\r\n"), ""), one(413)),
+            row(
+                "a body that is asked for, and does not come",
+                self.post(&format!("{EXPECT}Content-Length: 2\r\n"), ""),
+                Answers(vec![100, 408]),
+            ),
+            row("an expectation of something else", get("/livez", "Expect: the-unexpected\r\n"), one(200)),
+        ]
+    }
+
+    fn pipelines(&self) -> Vec<Row> {
+        let mixed = [get("/livez", ""), get("/nowhere", ""), self.post("Content-Length: 2\r\n", "{}")].concat();
+        vec![
+            row("a thousand at once", get("/livez", "").repeat(1000), Answers(vec![200; 1000])),
+            row("a thousand, good and bad", mixed.repeat(333), Answers([200, 404, 400].repeat(333))),
+            row("a thousand without a Host", "GET /livez HTTP/1.1\r\n\r\n".repeat(1000), Answers(vec![400; 1000])),
+            row("a thousand of no HTTP", "GET /livez HTTP/3.0\r\n\r\n".repeat(1000), Bare(400)),
+            row("a good one behind a bad one", format!("GET /livez HTTP/3.0\r\n\r\n{}", self.valid()), Bare(400)),
+        ]
+    }
+
+    fn post(&self, lines: &str, body: &str) -> String {
+        let list = self.list;
+        format!("POST {list} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n{lines}\r\n{body}")
+    }
+
+    /// A request that adds something, if it is ever taken for one.
+    fn valid(&self) -> String {
+        self.post(&format!("Content-Length: {}\r\n", self.thing.len()), self.thing)
+    }
+
+    /// Sends it a row and says what is wrong with what is heard, or with the service afterwards.
+    async fn play(&self, (what, sent, expected): Row) -> Result<(), String> {
+        let heard = time::timeout(DEADLINE, hear(self.service, &sent)).await;
+        let heard = heard.map_err(|_| format!("{what}: {} hangs", self.name))?;
+        if heard != expected {
+            return Err(format!("{what}: {} was to answer {expected:?}, and answers {heard:?}", self.name));
+        }
+        let well = self.service.request("GET", "/livez").try_send().await?;
+        if well.status == 200 { Ok(()) } else { Err(format!("after {what}: {well}")) }
+    }
+}
+
+const CHUNKED: &str = "Transfer-Encoding: chunked\r\n";
+const EXPECT: &str = "Expect: 100-continue\r\n";
+
+fn row(what: &'static str, sent: impl Into<Vec<u8>>, expected: Heard) -> Row {
+    (what, sent.into(), expected)
+}
+
+fn get(target: &str, lines: &str) -> String {
+    format!("GET {target} HTTP/1.1\r\nHost: test\r\n{lines}\r\n")
+}
+
+/// What `service` answers to these bytes until it closes the connection.
+async fn hear(service: &Service, sent: &[u8]) -> Heard {
+    let (mut from, mut to) = TcpStream::connect(service.address()).await.expect("it listens").into_split();
+    let mut heard = Vec::new();
+    // A service that has heard enough closes while there is more to say: that both may fail is no failure.
+    let _ = tokio::join!(to.write_all(sent), from.read_to_end(&mut heard));
+    match heard.as_slice() {
+        [] => Nothing,
+        bytes => read(bytes).unwrap_or_else(|| Heard::Nonsense(String::from_utf8_lossy(bytes).into_owned())),
+    }
+}
+
+/// One answer after the other, to the end.
+fn read(mut bytes: &[u8]) -> Option<Heard> {
+    let mut statuses = Vec::new();
+    while !bytes.is_empty() {
+        let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
+        let head = std::str::from_utf8(&bytes[..end]).ok()?.to_lowercase();
+        let status = head.strip_prefix("http/1.")?.split(' ').nth(1)?.parse().ok()?;
+        let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        let length = field("content-length").map_or(Some(0), |length| length.parse().ok())?;
+        let body = bytes[end + 4..].get(..length)?;
+        if length == 0 && status >= 400 {
+            return (statuses.is_empty() && bytes.len() == end + 4).then_some(Bare(status));
+        }
+        if status >= 400 {
+            let problem: serde_json::Value = serde_json::from_slice(body).ok()?;
+            (field("content-type")? == "application/problem+json" && problem["status"] == status).then_some(())?;
+        }
+        statuses.push(status);
+        bytes = &bytes[end + 4 + length..];
+    }
+    Some(Answers(statuses))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_http_gets_a_4xx_or_a_closed_connection_and_does_nothing() {
+    let patience = PATIENCE.as_secs();
+    let prepare = |launch: system_tests::Launch| {
+        launch.env("HEADER_TIMEOUT_SECONDS", patience).env("BODY_TIMEOUT_SECONDS", patience)
+    };
+    let system = System::start_as(prepare).await.unwrap();
+    let targets = [
+        Target { service: &system.users, name: USERS, list: "/users", thing: r#"{"name":"Mallory"}"# },
+        Target { service: &system.products, name: PRODUCTS, list: "/products", thing: r#"{"name":"Contraband"}"# },
+        Target {
+            service: &system.orders,
+            name: ORDERS,
+            list: "/orders",
+            thing: r#"{"userId":1,"products":[{"productId":1,"quantity":1}]}"#,
+        },
+    ];
+    join_all(targets.iter().map(async |target| {
+        let before = target.service.get(target.list).await.expect(200).text;
+        let rows = target.table();
+        println!("protocol: {}: {} rows", target.name, rows.len());
+        let played = join_all(rows.into_iter().map(|row| target.play(row))).await;
+        let wrong: Vec<String> = played.into_iter().filter_map(Result::err).collect();
+        assert!(wrong.is_empty(), "{wrong:#?}");
+        assert_eq!(target.service.get(target.list).await.expect(200).text, before, "something was done");
+        is_unharmed(target.service).await;
+    }))
+    .await;
+    assert_eq!(hear(&system.users, targets[0].valid().as_bytes()).await, one(201), "what was hidden is a request");
+}
+
+/// Nothing failed that no client was told of either.
+async fn is_unharmed(service: &Service) {
+    let log = service.log();
+    let bad: Vec<&String> = log.iter().filter(|line| line.contains("panicked") || line.contains("status=5")).collect();
+    assert!(bad.is_empty(), "{bad:#?}");
+    assert!(log.iter().any(|line| line.contains("status=4")), "the log tells statuses: {log:#?}");
+    let metrics = service.get("/metrics").await.expect(200).text;
+    assert!(metrics.contains("status=\"4") && !metrics.contains("status=\"5"), "{metrics}");
+}
