@@ -223,8 +223,15 @@ async fn discard<B: http_body::Body<Data: Buf>>(body: B) {
 
 /// What is wrong with a request before anyone looks at what it asks for.
 fn check_head(head: &Parts, max_bytes: usize) -> Result<(), Problem> {
-    if head.headers.get_all(header::HOST).iter().count() != 1 {
-        return Err(Problem::new(&INVALID_REQUEST, "A request has one Host header"));
+    let mut hosts = head.headers.get_all(header::HOST).iter();
+    let host = hosts.next().filter(|_| hosts.next().is_none());
+    if !is_host(host.ok_or_else(|| Problem::new(&INVALID_REQUEST, "A request has one Host header"))?) {
+        return Err(Problem::new(&INVALID_REQUEST, "The Host header names no host"));
+    }
+    // hyper takes every list that ends in `chunked`, and leaves what the others have made of the body as it is.
+    let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter().enumerate();
+    if codings.any(|(at, coding)| at > 0 || !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+        return Err(Problem::new(&INVALID_REQUEST, "The only transfer coding taken is chunked, once"));
     }
     let line = |(name, value): (&header::HeaderName, &HeaderValue)| name.as_str().len() + value.len() + ": \r\n".len();
     let bytes =
@@ -233,6 +240,13 @@ fn check_head(head: &Parts, max_bytes: usize) -> Result<(), Problem> {
         return Err(Problem::new(&HEADERS_TOO_LARGE, format!("The header is larger than {max_bytes} bytes")));
     }
     Ok(())
+}
+
+/// Whether it is made of what a host and a port are made of, RFC 3986. (No user, for one: that is how one host is made to
+/// look like another.)
+fn is_host(value: &HeaderValue) -> bool {
+    let known = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte);
+    !value.is_empty() && value.as_bytes().iter().all(known)
 }
 
 /// The problem that a response stands for. Whatever fails without one was refused by a library, in its own words.

@@ -62,6 +62,8 @@ impl Target<'_> {
             row("no Host", "GET /livez HTTP/1.1\r\n\r\n", one(400)),
             row("no Host, in the old way", "GET /livez HTTP/1.0\r\n\r\n", one(400)),
             row("two Hosts", with("Host: test\r\n"), one(400)),
+            row("an empty Host", "GET /livez HTTP/1.1\r\nHost:\r\n\r\n", one(400)),
+            row("a Host that is none", "GET /livez HTTP/1.1\r\nHost: test@test/\r\n\r\n", one(400)),
             row("an old HTTP that had no version", "GET /livez\r\n", Bare(400)),
             row("HTTP/1.2", line("GET /livez HTTP/1.2"), Bare(400)),
             row("HTTP/3.0", line("GET /livez HTTP/3.0"), Bare(400)),
@@ -151,6 +153,9 @@ impl Target<'_> {
             row("chunked, then a length", both(&[CHUNKED, &content_length]), one(400)),
             row("chunked in HTTP/1.0", both(&[CHUNKED]).replacen("/1.1", "/1.0", 1), Bare(400)),
             row("chunked, but not at last", both(&["Transfer-Encoding: chunked, identity\r\n"]), Bare(400)),
+            row("chunked twice", self.chunked_thing("chunked, chunked"), one(400)),
+            row("chunked on two lines", self.chunked_thing("chunked\r\nTransfer-Encoding: chunked"), one(400)),
+            row("compressed, then chunked", self.chunked_thing("gzip, chunked"), one(400)),
             row("nearly chunked", both(&["Transfer-Encoding: xchunked\r\n"]), Bare(400)),
             row("chunked in quotes", both(&["Transfer-Encoding: \"chunked\"\r\n"]), Bare(400)),
             row("chunked before a blank and a colon", both(&["Transfer-Encoding : chunked\r\n"]), Bare(400)),
@@ -215,6 +220,12 @@ impl Target<'_> {
     /// A request that adds something, if it is ever taken for one.
     fn valid(&self) -> String {
         self.post(&format!("Content-Length: {}\r\n", self.thing.len()), self.thing)
+    }
+
+    /// The same as a chunk, behind this list of codings.
+    fn chunked_thing(&self, codings: &str) -> String {
+        let chunks = format!("{:x}\r\n{}\r\n0\r\n\r\n", self.thing.len(), self.thing);
+        self.post(&format!("Transfer-Encoding: {codings}\r\n"), &chunks)
     }
 
     /// Sends it a row and says what is wrong with what is heard, or with the service afterwards.
@@ -303,7 +314,9 @@ async fn bad_http_gets_a_4xx_or_a_closed_connection_and_does_nothing() {
         is_unharmed(target.service).await;
     }))
     .await;
-    assert_eq!(hear(&system.users, targets[0].valid().as_bytes()).await, one(201), "what was hidden is a request");
+    for request in [targets[0].valid(), targets[0].chunked_thing("chunked")] {
+        assert_eq!(hear(&system.users, request.as_bytes()).await, one(201), "what did nothing would do something");
+    }
 }
 
 /// Nothing failed that no client was told of either.

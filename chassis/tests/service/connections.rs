@@ -176,12 +176,44 @@ async fn a_request_names_one_host() {
         ("GET /numbers/1 HTTP/1.0\r\n\r\n", "none, in the old way"),
         ("GET /numbers/1 HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", "two"),
         ("GET /numbers/1 HTTP/1.1\r\nhost: a\r\nhost: a\r\n\r\n", "the same twice"),
+        ("GET /numbers/1 HTTP/1.1\r\nhost:\r\n\r\n", "without a name"),
+        ("GET /numbers/1 HTTP/1.1\r\nhost: a b\r\n\r\n", "two in one"),
+        ("GET /numbers/1 HTTP/1.1\r\nhost: a/b\r\n\r\n", "with a path"),
+        ("GET /numbers/1 HTTP/1.1\r\nhost: a@b\r\n\r\n", "with a user"),
     ] {
         let mut connection = served.connect().await;
         connection.send(request).await;
         let answer = connection.answer().await;
         assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{why}: {answer}");
         answer.expect_problem(400, "invalid-request");
+    }
+}
+
+#[tokio::test]
+async fn a_host_may_be_a_name_or_an_address_with_a_port() {
+    let served = served().await;
+    for host in ["a", "a.example:80", "127.0.0.1:3001", "[::1]:3001", "caf%C3%A9"] {
+        let mut connection = served.connect().await;
+        connection.send(format!("GET /numbers/1 HTTP/1.1\r\nhost: {host}\r\n\r\n")).await;
+        connection.answer().await.expect(200);
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_was_coded_is_not_taken_for_one_that_was_not() {
+    let served = served().await;
+    let chunked = "transfer-encoding: chunked\r\n";
+    for (lines, status) in [
+        (chunked, 200),
+        ("transfer-encoding: Chunked\r\n", 200),
+        (&chunked.repeat(2), 400),
+        ("transfer-encoding: chunked, chunked\r\n", 400),
+        ("transfer-encoding: gzip, chunked\r\n", 400),
+    ] {
+        let mut connection = served.connect().await;
+        connection.send(format!("{ECHO}{lines}\r\n5\r\nhello\r\n0\r\n\r\n")).await;
+        let answer = connection.answer().await;
+        assert_eq!(answer.status, status, "{lines}: {answer}");
     }
 }
 
