@@ -1,5 +1,7 @@
 //! For the services' tests: a client over an [`App`] without a network, and a peer that answers what it is told to.
 
+mod fuzz;
+
 use std::path::Path;
 use std::{env, fs};
 
@@ -12,6 +14,7 @@ use tokio::net::TcpListener;
 use tower::ServiceExt;
 use url::Url;
 
+pub use self::fuzz::{Dice, Language, fuzz};
 use crate::{App, layers};
 
 /// Stamps every case of a store's contract as a test of each store: first how each is made, then the cases, which are
@@ -198,6 +201,12 @@ pub async fn dead_peer() -> Url {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("a bound listener");
     Url::parse(&format!("http://{address}")).expect("an address is a URL")
+}
+
+/// The seed of random tests: `SEED` in the environment, if that is a number, to repeat a failure or to look elsewhere.
+pub fn seed() -> u64 {
+    const USUAL: u64 = 20_261_121;
+    env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(USUAL)
 }
 
 /// Checks that the committed file is the app's OpenAPI document, pretty printed, so that a change of the API is a diff.

@@ -2,6 +2,7 @@
 
 mod connections;
 mod ending;
+mod fuzz;
 mod peers;
 mod requests;
 mod tiny;

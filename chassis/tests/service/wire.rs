@@ -96,6 +96,11 @@ impl Connection {
         let _ = in_time("room for what is sent", self.stream.write_all(bytes.as_ref())).await;
     }
 
+    /// Says that nothing more will be sent.
+    pub(crate) async fn end(&mut self) {
+        let _ = self.stream.shutdown().await; // the server may have hung up
+    }
+
     /// Sends one byte more of something that drips, after a while; `false` once the server has answered or hung up.
     pub(crate) async fn drip(&mut self) -> bool {
         !self.hears_something().await && self.stream.write_all(b"x").await.is_ok()
