@@ -5,6 +5,7 @@ mod bad_input;
 mod conservation;
 mod edge;
 mod fakes;
+mod fuzz;
 mod hanging_up;
 mod idempotency;
 mod lists;

@@ -6,6 +6,7 @@ mod changes;
 mod conservation;
 mod edge;
 mod fakes;
+mod fuzz;
 mod lists;
 mod openapi;
 mod prices;

@@ -4,6 +4,7 @@ mod accounts;
 mod bad_input;
 mod conditional;
 mod edge;
+mod fuzz;
 mod lists;
 mod openapi;
 mod paging;
