@@ -1,7 +1,8 @@
 # What there is to do here. `make` alone lists it.
 CARGO ?= cargo
 
-.PHONY: help run demo test model check openapi
+.PHONY: help run demo test model soak check openapi
+MINUTES ?= 10
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +18,9 @@ test: ## every test
 
 model: ## the search of order placement with three attempts at once, which takes a release build and a minute
 	$(CARGO) test --locked --release -p order-service --test model -- --nocapture
+
+soak: ## what breaks, again and again for MINUTES=10 with release builds and new seeds, and what was measured
+	@system-tests/soak $(MINUTES)
 
 check: ## what has to be clean before a commit: format, lints, documentation, the walls of the house
 	$(CARGO) fmt --all --check
