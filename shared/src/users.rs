@@ -2,7 +2,9 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use serde_json::json;
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 use crate::Id;
 
@@ -28,11 +30,31 @@ pub struct User {
     pub created_at: Timestamp,
 }
 
+/// The body of `POST /users`.
+#[derive(Clone, Default, Serialize)]
+#[serde(transparent)]
+pub struct CreateUser(pub UserMembers);
+
+impl PartialSchema for CreateUser {
+    /// The members, and that one of two is needed, which no attribute can say.
+    fn schema() -> RefOr<Schema> {
+        let mut schema = UserMembers::schema();
+        if let RefOr::T(Schema::Object(members)) = &mut schema {
+            let has = |name: &str| json!({"required": [name], "properties": {name: {"type": "string"}}});
+            // utoipa writes out what it takes for an extension as it is.
+            members.extensions = Some([("anyOf", json!([has("name"), has("username")]))].into_iter().collect());
+        }
+        schema
+    }
+}
+
+impl ToSchema for CreateUser {}
+
 /// The body of `POST /users`: `{name}`, or `{username, email, password}`, or all four.
 ///
 /// `name` defaults to `username`, so one of the two is needed.
 #[derive(Clone, Default, Serialize, ToSchema)]
-pub struct CreateUser {
+pub struct UserMembers {
     /// What people see: 1 to 200 characters, no control characters.
     #[schema(
         min_length = 1,
