@@ -14,7 +14,7 @@ use chassis::problem::{self, Problem};
 use chassis::values::{self, Detail};
 use serde::Serialize;
 use shared::products::{
-    CreateProduct, Product as WireProduct, Reservation, Reserve, ReserveFor, Reserved, UpdateProduct,
+    CreateProduct, Product as WireProduct, Reservation, Reserve, ReserveEach, Reserved, UpdateProduct,
 };
 use shared::users::User;
 use shared::{Id, MAX_BATCH, OrderId};
@@ -61,7 +61,7 @@ impl FromQuery for Wanted {
     params(("limit" = Option<usize>, Query, description = "Most products to answer", minimum = 1, maximum = 1000),
         ("after" = Option<Id>, Query, description = "Only products behind this id"),
         ("name" = Option<String>, Query, description = "Only products with this in their name, compared without case"),
-        ("ids" = Option<Vec<Id>>, Query, explode = false, description = "Only the products of these ids", max_items = 128)),
+        ("ids" = Option<Vec<Id>>, Query, explode = false, description = "Only the products of these ids", min_items = 1, max_items = 128)),
     responses((status = OK, body = Vec<WireProduct>, headers(("link" = String, description = "The next page, if there is one")))))]
 async fn list(
     State(app): State<AppState>,
@@ -141,7 +141,7 @@ async fn delete(
     params(("limit" = Option<usize>, Query, description = "Most users to answer", minimum = 1, maximum = 1000),
         ("after" = Option<Id>, Query, description = "Only users behind this id"),
         ("username" = Option<String>, Query, description = "Only the user of this name"),
-        ("ids" = Option<Vec<Id>>, Query, explode = false, description = "Only the users of these ids", max_items = 128)),
+        ("ids" = Option<Vec<Id>>, Query, explode = false, description = "Only the users of these ids", min_items = 1, max_items = 128)),
     responses((status = OK, body = Vec<User>, headers(("link" = String, description = "The next page, if there is one")))))]
 async fn users(
     State(app): State<AppState>,
@@ -192,7 +192,7 @@ enum ReserveBody {
 }
 
 /// Takes the units for several orders, each all or nothing and on its own: one that is refused does not touch the others.
-#[utoipa::path(post, path = "/reservations", tag = "reservations", request_body = Vec<ReserveFor>,
+#[utoipa::path(post, path = "/reservations", tag = "reservations", request_body = ReserveEach,
     responses((status = OK, body = Vec<ReserveOutcome>, description = "What the single calls would have answered, in the order asked")))]
 async fn reserve_each(
     State(app): State<AppState>,

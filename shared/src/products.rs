@@ -109,6 +109,11 @@ pub struct ReserveFor {
     pub lines: Vec<Line>,
 }
 
+/// The body of `POST /reservations`: 1 to 128 takes, each read and answered on its own.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[schema(min_items = 1, max_items = 128)]
+pub struct ReserveEach(pub Vec<ReserveFor>);
+
 /// Units taken for an order, with what they cost when they were taken.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]

@@ -45,7 +45,7 @@ impl FromQuery for Wanted {
     params(("limit" = Option<usize>, Query, description = "Most users to answer", minimum = 1, maximum = 1000),
         ("after" = Option<Id>, Query, description = "Only users behind this id"),
         ("username" = Option<String>, Query, description = "Only the user of this name, compared without case"),
-        ("ids" = Option<Vec<Id>>, Query, explode = false, description = "Only the users of these ids", max_items = 128)),
+        ("ids" = Option<Vec<Id>>, Query, explode = false, description = "Only the users of these ids", min_items = 1, max_items = 128)),
     responses((status = OK, body = Vec<WireUser>, headers(("link" = String, description = "The next page, if there is one")))))]
 async fn list(
     State(app): State<AppState>,
