@@ -59,7 +59,9 @@ async fn list(
 
 /// Places an order: all of it or nothing, and once for each `Idempotency-Key`.
 #[utoipa::path(post, path = "/orders", tag = "orders", request_body = PlaceOrder,
-    params(("idempotency-key" = Option<String>, Header, description = "The same key and body again answer the same order", max_length = 257)),
+    params(("idempotency-key" = Option<String>, Header, nullable = false,
+        pattern = r#"^("[!-~]{1,255}"|[!#-~][!-~]{0,254}|"[!-~]{0,253}[!#-~]|")$"#,
+        description = "1 to 255 visible characters, in quotes or without: the same key and body again answer the same order")),
     responses((status = CREATED, body = Order, headers(("location" = String), ("etag" = String),
         ("idempotent-replayed" = bool, description = "There, and true, if the order was placed before")))))]
 async fn place(

@@ -117,7 +117,7 @@ pub struct WantedLine {
     pub quantity: u32,
     /// What the client believes one unit costs; if it costs something else, nothing is ordered.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<f64>, minimum = 0, multiple_of = 0.01, example = 999.99)]
+    #[schema(value_type = Option<f64>, minimum = 0, maximum = 9_999_999_999_999.99, multiple_of = 0.01, example = 999.99)]
     pub price: Option<Money>,
 }
 
