@@ -63,7 +63,10 @@ async fn list(
         pattern = r#"^("[!-~]{1,255}"|[!#-~][!-~]{0,254}|"[!-~]{0,253}[!#-~]|")$"#,
         description = "1 to 255 visible characters, in quotes or without: the same key and body again answer the same order")),
     responses((status = CREATED, body = Order, headers(("location" = String), ("etag" = String),
-        ("idempotent-replayed" = bool, description = "There, and true, if the order was placed before")))))]
+        ("idempotent-replayed" = bool, description = "There, and true, if the order was placed before"))),
+        (status = BAD_REQUEST, description = "`invalid-request`, `user-not-found` or `product-not-found`"),
+        (status = CONFLICT, description = "`insufficient-stock`, `price-changed` or `request-in-progress`"),
+        (status = UNPROCESSABLE_ENTITY, description = "`idempotency-key-reused`")))]
 async fn place(
     State(app): State<AppState>,
     OriginalUri(uri): OriginalUri,
@@ -82,7 +85,7 @@ async fn place(
 
 /// Answers one order.
 #[utoipa::path(get, path = "/orders/{id}", tag = "orders", params(("id" = OrderId, Path)),
-    responses((status = OK, body = Order, headers(("etag" = String))), (status = NOT_MODIFIED)))]
+    responses((status = OK, body = Order, headers(("etag" = String))), (status = NOT_MODIFIED), (status = NOT_FOUND)))]
 async fn read(State(app): State<AppState>, Path(id): Path<OrderId>, headers: HeaderMap) -> Result<Response, Error> {
     let order = app.placement.store().by_id(id).await?.ok_or(Error::NotFound)?;
     Ok(conditional::show(&*order, &headers)?)
@@ -91,8 +94,9 @@ async fn read(State(app): State<AppState>, Path(id): Path<OrderId>, headers: Hea
 /// Takes a step: pending → confirmed → shipped → delivered, or pending or confirmed → cancelled.
 ///
 /// A cancelled order's units are back within seconds.
-#[utoipa::path(patch, path = "/orders/{id}", tag = "orders", params(("id" = OrderId, Path), ("if-match" = Option<String>, Header)),
-    request_body = UpdateOrder, responses((status = OK, body = Order, headers(("etag" = String)))))]
+#[utoipa::path(patch, path = "/orders/{id}", tag = "orders", params(("id" = OrderId, Path)),
+    request_body = UpdateOrder, responses((status = OK, body = Order, headers(("etag" = String))), (status = NOT_FOUND),
+        (status = CONFLICT, description = "`illegal-status-step`"), (status = PRECONDITION_FAILED)))]
 async fn update(
     State(app): State<AppState>,
     Path(id): Path<OrderId>,

@@ -94,15 +94,15 @@ async fn create(
 
 /// Answers one product.
 #[utoipa::path(get, path = "/products/{id}", tag = "products", params(("id" = Id, Path)),
-    responses((status = OK, body = WireProduct, headers(("etag" = String))), (status = NOT_MODIFIED)))]
+    responses((status = OK, body = WireProduct, headers(("etag" = String))), (status = NOT_MODIFIED), (status = NOT_FOUND)))]
 async fn read(State(app): State<AppState>, Path(id): Path<Id>, headers: HeaderMap) -> Result<Response, Error> {
     let product = app.store.by_id(id).await?.ok_or(Error::NotFound)?;
     Ok(conditional::show(&product.public, &headers)?)
 }
 
 /// Changes the members that are given.
-#[utoipa::path(patch, path = "/products/{id}", tag = "products", params(("id" = Id, Path), ("if-match" = Option<String>, Header)),
-    request_body = UpdateProduct, responses((status = OK, body = WireProduct, headers(("etag" = String)))))]
+#[utoipa::path(patch, path = "/products/{id}", tag = "products", params(("id" = Id, Path)),
+    request_body = UpdateProduct, responses((status = OK, body = WireProduct, headers(("etag" = String))), (status = NOT_FOUND), (status = PRECONDITION_FAILED)))]
 async fn update(
     State(app): State<AppState>,
     Path(id): Path<Id>,
@@ -120,8 +120,8 @@ async fn update(
 }
 
 /// Removes a product. Orders keep its name and price.
-#[utoipa::path(delete, path = "/products/{id}", tag = "products", params(("id" = Id, Path), ("if-match" = Option<String>, Header)),
-    responses((status = NO_CONTENT)))]
+#[utoipa::path(delete, path = "/products/{id}", tag = "products", params(("id" = Id, Path)),
+    responses((status = NO_CONTENT), (status = NOT_FOUND), (status = PRECONDITION_FAILED)))]
 async fn delete(
     State(app): State<AppState>,
     Path(id): Path<Id>,
@@ -161,7 +161,9 @@ async fn users(
 
 /// Takes the units of all lines for an order, or of none. Safe to repeat.
 #[utoipa::path(put, path = "/reservations/{orderId}", tag = "reservations", params(("orderId" = OrderId, Path)), request_body = Reserve,
-    responses((status = CREATED, body = Reserved, description = "Taken"), (status = OK, body = Reserved, description = "Already taken")))]
+    responses((status = CREATED, body = Reserved, description = "Taken"), (status = OK, body = Reserved, description = "Already taken"),
+        (status = BAD_REQUEST, description = "`invalid-request` or `product-not-found`"),
+        (status = CONFLICT, description = "`insufficient-stock`, `reservation-released` or `reservation-mismatch`")))]
 async fn reserve(
     State(app): State<AppState>,
     Path(order_id): Path<OrderId>,
@@ -224,8 +226,8 @@ fn refused(problem: &Problem, context: &Context) -> ReserveOutcome {
 }
 
 /// Gives the units back, once. Also for an id never seen, which is then refused for ever.
-#[utoipa::path(delete, path = "/reservations/{orderId}", tag = "reservations", params(("orderId" = OrderId, Path), ("if-match" = Option<String>, Header)),
-    responses((status = NO_CONTENT)))]
+#[utoipa::path(delete, path = "/reservations/{orderId}", tag = "reservations", params(("orderId" = OrderId, Path)),
+    responses((status = NO_CONTENT), (status = PRECONDITION_FAILED)))]
 async fn release(
     State(app): State<AppState>,
     Path(order_id): Path<OrderId>,
@@ -255,7 +257,7 @@ async fn release_each(
 
 /// Answers a reservation as it stands.
 #[utoipa::path(get, path = "/reservations/{orderId}", tag = "reservations", params(("orderId" = OrderId, Path)),
-    responses((status = OK, body = Reservation, headers(("etag" = String))), (status = NOT_MODIFIED)))]
+    responses((status = OK, body = Reservation, headers(("etag" = String))), (status = NOT_MODIFIED), (status = NOT_FOUND)))]
 async fn reservation(
     State(app): State<AppState>,
     Path(order_id): Path<OrderId>,

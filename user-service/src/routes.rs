@@ -66,7 +66,8 @@ async fn list(
 
 /// Adds a user.
 #[utoipa::path(post, path = "/users", tag = "users", request_body = CreateUser,
-    responses((status = CREATED, body = WireUser, headers(("location" = String), ("etag" = String)))))]
+    responses((status = CREATED, body = WireUser, headers(("location" = String), ("etag" = String))),
+        (status = CONFLICT, description = "`username-taken` or `email-taken`")))]
 async fn create(
     State(app): State<AppState>,
     OriginalUri(uri): OriginalUri,
@@ -79,15 +80,16 @@ async fn create(
 
 /// Answers one user.
 #[utoipa::path(get, path = "/users/{id}", tag = "users", params(("id" = Id, Path)),
-    responses((status = OK, body = WireUser, headers(("etag" = String))), (status = NOT_MODIFIED)))]
+    responses((status = OK, body = WireUser, headers(("etag" = String))), (status = NOT_MODIFIED), (status = NOT_FOUND)))]
 async fn read(State(app): State<AppState>, Path(id): Path<Id>, headers: HeaderMap) -> Result<Response, Error> {
     let user = app.store.by_id(id).await?.ok_or(Error::NotFound)?;
     Ok(conditional::show(&user.public, &headers)?)
 }
 
 /// Changes the members that are given.
-#[utoipa::path(patch, path = "/users/{id}", tag = "users", params(("id" = Id, Path), ("if-match" = Option<String>, Header)),
-    request_body = UpdateUser, responses((status = OK, body = WireUser, headers(("etag" = String)))))]
+#[utoipa::path(patch, path = "/users/{id}", tag = "users", params(("id" = Id, Path)),
+    request_body = UpdateUser, responses((status = OK, body = WireUser, headers(("etag" = String))), (status = NOT_FOUND),
+        (status = CONFLICT, description = "`username-taken` or `email-taken`"), (status = PRECONDITION_FAILED)))]
 async fn update(
     State(app): State<AppState>,
     Path(id): Path<Id>,
@@ -106,8 +108,8 @@ async fn update(
 }
 
 /// Removes a user; its username and e-mail are free again.
-#[utoipa::path(delete, path = "/users/{id}", tag = "users", params(("id" = Id, Path), ("if-match" = Option<String>, Header)),
-    responses((status = NO_CONTENT)))]
+#[utoipa::path(delete, path = "/users/{id}", tag = "users", params(("id" = Id, Path)),
+    responses((status = NO_CONTENT), (status = NOT_FOUND), (status = PRECONDITION_FAILED)))]
 async fn delete(
     State(app): State<AppState>,
     Path(id): Path<Id>,

@@ -109,7 +109,7 @@ async fn every_call_is_documented_with_its_answers() {
         for header in headers {
             assert!(answers[status]["headers"][header].is_object(), "{method} {path} {status} {header}");
         }
-        assert!(answers["default"]["content"]["application/problem+json"].is_object(), "{method} {path}");
+        assert_eq!(answers["400"]["$ref"], "#/components/responses/Problem", "{method} {path}");
     }
     let parameters = |path: &str, method: &str| -> Vec<String> {
         let parameters = document["paths"][path][method]["parameters"].as_array().unwrap();
