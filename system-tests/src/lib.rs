@@ -8,11 +8,13 @@ mod binaries;
 mod http;
 mod launch;
 pub mod load;
+mod proxy;
 mod service;
 pub mod story;
 mod system;
 pub mod terminal;
 
+use std::env;
 use std::time::Duration;
 
 use tokio::time::{self, Instant};
@@ -20,8 +22,9 @@ use tokio::time::{self, Instant};
 pub use crate::binaries::build;
 pub use crate::http::{Received, Sending};
 pub use crate::launch::Launch;
+pub use crate::proxy::{Fault, Proxy};
 pub use crate::service::{Service, Signal};
-pub use crate::system::{ORDERS, PRODUCTS, System, USERS, order};
+pub use crate::system::{Links, ORDERS, PRODUCTS, System, USERS, order};
 
 /// How long the system may take for what it promises to do by itself: as long as the contract gives a placement that
 /// failed to leave no trace.
@@ -40,4 +43,11 @@ pub async fn eventually<T: PartialEq>(wanted: T, look: impl AsyncFn() -> T) -> T
         }
         time::sleep(PAUSE).await;
     }
+}
+
+/// Where the chance in a test comes from: the number in the environment variable `SEED`, else always the same. A test
+/// that uses it says it when it fails, and fails again with it. (What is no number is meant for the services, which have
+/// a setting of that name.)
+pub fn seed() -> u64 {
+    env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(42)
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::launch::Launch;
+use crate::proxy::Proxy;
 use crate::service::{Service, Signal};
 
 /// The service that owns the users.
@@ -13,6 +14,9 @@ pub const USERS: &str = "user-service";
 pub const PRODUCTS: &str = "product-service";
 /// The service that owns the orders.
 pub const ORDERS: &str = "order-service";
+
+const USERS_URL: &str = "USER_SERVICE_URL";
+const PRODUCTS_URL: &str = "PRODUCT_SERVICE_URL";
 
 /// How long a service may take to finish what it is doing: its own limit of ten seconds, and some.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
@@ -25,6 +29,16 @@ pub struct System {
     pub products: Service,
     /// order-service, which calls both.
     pub orders: Service,
+}
+
+/// The three ways between the services, each through a proxy.
+pub struct Links {
+    /// From order-service to user-service.
+    pub orders_to_users: Proxy,
+    /// From order-service to product-service.
+    pub orders_to_products: Proxy,
+    /// From product-service to user-service.
+    pub products_to_users: Proxy,
 }
 
 impl System {
@@ -42,11 +56,27 @@ impl System {
     /// If one does not start; those before it are stopped.
     pub async fn start_as(prepare: impl Fn(Launch) -> Launch) -> Result<Self, String> {
         let users = Service::start(prepare(Launch::of(USERS))).await?;
-        let launch = prepare(Launch::of(PRODUCTS)).env("USER_SERVICE_URL", users.url());
+        let launch = prepare(Launch::of(PRODUCTS)).env(USERS_URL, users.url());
         let products = Service::start(launch).await?;
-        let launch = prepare(Launch::of(ORDERS)).env("USER_SERVICE_URL", users.url());
-        let orders = Service::start(launch.env("PRODUCT_SERVICE_URL", products.url())).await?;
+        let launch = prepare(Launch::of(ORDERS)).env(USERS_URL, users.url());
+        let orders = Service::start(launch.env(PRODUCTS_URL, products.url())).await?;
         Ok(Self { users, products, orders })
+    }
+
+    /// The same, with a proxy on each way between them. What their faults leave to chance comes from `seed`.
+    ///
+    /// # Errors
+    /// If one does not start; those before it are stopped.
+    pub async fn start_linked(seed: u64, prepare: impl Fn(Launch) -> Launch) -> Result<(Self, Links), String> {
+        let users = Service::start(prepare(Launch::of(USERS))).await?;
+        let products_to_users = Proxy::before(users.address(), seed).await;
+        let launch = prepare(Launch::of(PRODUCTS)).env(USERS_URL, products_to_users.url());
+        let products = Service::start(launch).await?;
+        let orders_to_users = Proxy::before(users.address(), seed.wrapping_add(1)).await;
+        let orders_to_products = Proxy::before(products.address(), seed.wrapping_add(2)).await;
+        let launch = prepare(Launch::of(ORDERS)).env(USERS_URL, orders_to_users.url());
+        let orders = Service::start(launch.env(PRODUCTS_URL, orders_to_products.url())).await?;
+        Ok((Self { users, products, orders }, Links { orders_to_users, orders_to_products, products_to_users }))
     }
 
     /// Waits until one of them ends by itself, and says which.
