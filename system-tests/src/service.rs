@@ -1,6 +1,7 @@
 //! One service that runs.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -107,6 +108,22 @@ impl Service {
     /// `PATCH path` with a JSON body.
     pub async fn patch(&self, path: &str, json: serde_json::Value) -> Received {
         self.request("PATCH", path).json(&json).send().await
+    }
+
+    /// How many requests it has answered so far, by its own count: of this method, with a route that begins so, and with a
+    /// status from `statuses`.
+    ///
+    /// # Panics
+    /// If it does not tell.
+    pub async fn answered(&self, method: &str, route: &str, statuses: RangeInclusive<u16>) -> u64 {
+        let metrics = self.get("/metrics").await.expect(200).text;
+        let beginning = format!(r#"http_requests_total{{method="{method}",route="{route}"#);
+        let count = |line: &str| {
+            let (_, rest) = line.strip_prefix(&beginning)?.split_once(r#"status=""#)?;
+            let (status, count) = rest.split_once(r#""} "#)?;
+            statuses.contains(&status.parse().ok()?).then(|| count.parse::<u64>().ok())?
+        };
+        metrics.lines().filter_map(count).sum()
     }
 
     /// The power fails: SIGKILL, after which it is gone.

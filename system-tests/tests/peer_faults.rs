@@ -1,0 +1,253 @@
+//! A peer that fails, in every way that we could think of: a customer is told so in time, what can be read can be read,
+//! no unit is lost or taken, and when the peer is back, so are orders.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use system_tests::{Fault, Launch, Links, PRODUCTS, Proxy, Received, System, USERS, eventually, order, seed};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+const LAPTOP: i64 = 1;
+const LAPTOPS: i64 = 50;
+const PHONE: i64 = 2;
+const PHONES: i64 = 100;
+
+/// For a call to a peer. Three of them are longer than an order may take, so a missing deadline would be seen.
+const CALL: Duration = Duration::from_millis(1500);
+/// For an order to be placed or refused.
+const ORDER: Duration = Duration::from_secs(2);
+/// What a noisy machine may take on top.
+const NOISE: Duration = Duration::from_millis(1500);
+/// What order-service takes of an answer.
+const MAX_ANSWER_BYTES: usize = 4096;
+/// After a peer is well again, orders are placed within so long.
+const RECOVERY: Duration = Duration::from_secs(5);
+
+/// Every way to fail, and what `/readyz` calls a peer that fails so.
+const FAILURES: [(Failure, &str); 12] = [
+    (Failure::Link("dead", Fault::Refuse), "down"),
+    (Failure::Link("black-holed", Fault::BlackHole), "down"),
+    (Failure::Link("resetting", Fault::Reset), "down"),
+    (Failure::Link("slow", Fault::Delay { base: ORDER, jitter: ORDER }), "down"),
+    (Failure::Link("on a thin line", Fault::Throttle(100)), "down"),
+    (Failure::Link("hanging up after 20 bytes", Fault::CloseAfter(20)), "down"),
+    (Failure::Link("losing its answers", Fault::LoseAnswers(1.0)), "down"),
+    (Failure::Answer("answering 500", |_| http(500, "{}")), "up"),
+    (Failure::Answer("answering 503", |_| http(503, "{}")), "up"),
+    (Failure::Answer("answering garbage", |_| "\u{0}\u{7}garbage\r\n\r\n".to_owned()), "down"),
+    (Failure::Answer("answering in another language", |_| http(418, "<p>teapot</p>")), "up"),
+    (Failure::Answer("answering twice too much", |asked| http(200, &twice_too_much(asked))), "down"),
+];
+
+#[tokio::test]
+async fn however_user_service_fails_an_order_is_refused_in_time_and_nothing_is_lost() {
+    all_failures_of(USERS).await;
+}
+
+#[tokio::test]
+async fn however_product_service_fails_an_order_is_refused_in_time_and_nothing_is_lost() {
+    all_failures_of(PRODUCTS).await;
+}
+
+/// Else the tries would multiply: three of a caller, three each of whom it calls.
+#[tokio::test]
+async fn only_order_service_tries_again() {
+    let (system, links) = System::start_linked(seed(), |launch| launch).await.unwrap();
+    for proxy in [&links.orders_to_users, &links.products_to_users] {
+        proxy.set(Fault::LoseAnswers(1.0));
+    }
+    system.products.get("/users").await.expect_problem(503, "peer-unavailable");
+    assert_eq!(eventually(1, || system.users.answered("GET", "/users", 200..=299)).await, 1);
+    system.orders.post("/orders", order(1, LAPTOP, 1)).await.expect_problem(503, "peer-unavailable");
+    assert_eq!(eventually(3, || system.users.answered("GET", "/users/{id}", 200..=299)).await, 3);
+}
+
+/// Each in a system of its own, all at the same time: most of it is waiting.
+async fn all_failures_of(peer: &'static str) {
+    let cases = FAILURES.iter().enumerate().map(async |(at, (failure, readiness))| {
+        let case = Case::start(peer, failure, at as u64).await;
+        case.run(failure, readiness).await;
+    });
+    join_all(cases).await;
+}
+
+/// One way in which a peer fails.
+enum Failure {
+    /// What is between.
+    Link(&'static str, Fault),
+    /// What it answers, given what it was asked.
+    Answer(&'static str, fn(&Asked) -> String),
+}
+
+/// One failure of one peer.
+struct Case {
+    name: String,
+    peer: &'static str,
+    system: System,
+    links: Links,
+}
+
+impl Case {
+    async fn start(peer: &'static str, failure: &Failure, number: u64) -> Self {
+        let (Failure::Link(what, _) | Failure::Answer(what, _)) = failure;
+        let (name, seed) = (format!("{peer} {what}, seed {}", seed()), seed().wrapping_add(10 * number));
+        let limits = |launch: Launch| {
+            let launch = launch.env("PEER_TIMEOUT_SECONDS", CALL.as_secs_f64());
+            let launch = launch.env("ORDER_TIMEOUT_SECONDS", ORDER.as_secs_f64());
+            launch.env("PEER_MAX_ANSWER_BYTES", MAX_ANSWER_BYTES)
+        };
+        let (system, links) = System::start_linked(seed, limits).await.unwrap_or_else(|why| panic!("{name}: {why}"));
+        Self { name, peer, system, links }
+    }
+
+    async fn run(&self, failure: &Failure, readiness: &str) {
+        let Self { name, system, .. } = self;
+        let placed = self.order(LAPTOP).await.expect(201);
+        let stand_in = self.begin(failure).await;
+
+        let began = Instant::now();
+        let refused = self.order(LAPTOP).await;
+        let waited = began.elapsed();
+        assert_eq!(refused.status, 503, "{name}: {refused}");
+        let problem = refused.expect_problem(503, "peer-unavailable"); // which has a Retry-After
+        assert_eq!(problem["error"], format!("{} does not answer", self.peer), "{name}");
+        assert!(waited < ORDER + NOISE, "{name}: 503 after {waited:?}");
+        self.reads_are_not_affected(&placed).await;
+        self.readiness_is(readiness).await;
+
+        self.link().heal();
+        drop(stand_in);
+        let healed = Instant::now();
+        let (settled, recovered) = tokio::join!(self.settles(healed), self.recovers(healed));
+        assert_eq!(eventually(PHONES - 1, || system.stock(PHONE)).await, PHONES - 1, "{name}");
+        assert_eq!(system.stock(LAPTOP).await, LAPTOPS - 1, "{name}: it stays settled");
+        let orders = system.orders.get("/orders").await.expect(200).json();
+        assert_eq!(orders.as_array().map(Vec::len), Some(2), "{name}: {orders}");
+        self.readiness_is("up").await;
+        let [waited, settled, recovered] = [waited, settled, recovered].map(|time| time.as_millis());
+        println!(
+            "peer_faults: {name}: 503 after {waited} ms, settled {settled} ms and orders {recovered} ms after healing"
+        );
+    }
+
+    /// The link that fails: that from order-service to the peer.
+    fn link(&self) -> &Proxy {
+        if self.peer == USERS { &self.links.orders_to_users } else { &self.links.orders_to_products }
+    }
+
+    async fn begin(&self, failure: &Failure) -> Option<JoinSet<()>> {
+        match failure {
+            Failure::Link(_, fault) => {
+                self.link().set(*fault);
+                None
+            }
+            Failure::Answer(_, answer) => {
+                let (address, stand_in) = stand_in(*answer).await;
+                self.link().redirect(address);
+                Some(stand_in)
+            }
+        }
+    }
+
+    async fn order(&self, product: i64) -> Received {
+        self.system.orders.post("/orders", order(1, product, 1)).await
+    }
+
+    async fn reads_are_not_affected(&self, placed: &Received) {
+        let Self { name, system, .. } = self;
+        let read = system.orders.get(placed.header("location")).await.expect(200);
+        assert_eq!(read.json(), placed.json(), "{name}");
+        assert_eq!(system.orders.get("/orders").await.expect(200).json(), json!([placed.json()]), "{name}");
+        assert_eq!(
+            system.products.get("/products").await.expect(200).json().as_array().map(Vec::len),
+            Some(2),
+            "{name}"
+        );
+        system.users.get("/users/1").await.expect(200);
+    }
+
+    /// It is told how the peer is, and this service is ready all the same. (Looked at until it is so, since half a second
+    /// of silence can also be this machine's fault.)
+    async fn readiness_is(&self, wanted: &str) {
+        let mut peers = json!({USERS: "up", PRODUCTS: "up"});
+        peers[self.peer] = json!(wanted);
+        let seen = eventually(peers.clone(), async || {
+            self.system.orders.get("/readyz").await.expect(200).json()["peers"].take()
+        });
+        assert_eq!(seen.await, peers, "{}", self.name);
+    }
+
+    /// Waits until no unit of the refused order is taken, and none can be; how long after healing that is.
+    async fn settles(&self, healed: Instant) -> Duration {
+        let wanted = (true, LAPTOPS - 1);
+        let state = async || {
+            let released = self.system.products.answered("DELETE", "/reservations", 200..=299).await;
+            (released > 0, self.system.stock(LAPTOP).await)
+        };
+        assert_eq!(eventually(wanted, state).await, wanted, "{}: released, stock", self.name);
+        healed.elapsed()
+    }
+
+    /// Orders until one is placed; how long after healing that is.
+    async fn recovers(&self, healed: Instant) -> Duration {
+        let status = eventually(201, async || self.order(PHONE).await.status).await;
+        let took = healed.elapsed();
+        assert!(status == 201 && took < RECOVERY, "{}: {status} after {took:?}", self.name);
+        took
+    }
+}
+
+/// What a peer was asked.
+struct Asked {
+    path: String,
+    body: String,
+}
+
+/// Listens in the place of a peer, and answers all that it is asked so, until the tasks are dropped.
+async fn stand_in(answer: fn(&Asked) -> String) -> (SocketAddr, JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((client, _)) = listener.accept().await {
+            connections.spawn(async move { answer_one(client, answer).await.unwrap_or_default() });
+        }
+    });
+    (address, tasks)
+}
+
+async fn answer_one(mut client: TcpStream, answer: fn(&Asked) -> String) -> io::Result<()> {
+    let mut reader = BufReader::new(&mut client);
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head).await? > 0 {}
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+    let mut body = vec![0; length.unwrap_or(0)];
+    reader.read_exact(&mut body).await?;
+    let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
+    let asked = Asked { path, body: String::from_utf8_lossy(&body).into_owned() };
+    client.write_all(answer(&asked).as_bytes()).await?;
+    client.shutdown().await
+}
+
+fn http(status: u16, body: &str) -> String {
+    let length = body.len();
+    format!("HTTP/1.1 {status} Said\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}")
+}
+
+/// A good answer to whatever was asked, but for the blanks behind it.
+fn twice_too_much(asked: &Asked) -> String {
+    let id = asked.path.rsplit('/').next();
+    let mut reserved = serde_json::from_str::<Value>(&asked.body).unwrap_or_default();
+    for line in reserved["lines"].as_array_mut().into_iter().flatten() {
+        line["name"] = json!("Laptop");
+        line["price"] = json!(999.99);
+    }
+    reserved["orderId"] = json!(id);
+    format!("{:1$}", reserved.to_string(), 2 * MAX_ANSWER_BYTES)
+}
