@@ -1,0 +1,136 @@
+//! A peer that fails while many ask: it is not asked more than it can bear, nobody waits for one that is dead, and every
+//! unit is where it belongs afterwards.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use system_tests::{Fault, Links, Proxy, System, eventually, order, seed};
+use tokio::sync::Mutex;
+use tokio::time;
+
+const STOCK: i64 = 100_000;
+/// Between two orders, which do not wait for each other: a hundred a second.
+const PACE: Duration = Duration::from_millis(10);
+/// How long a peer is dead.
+const DEAD: Duration = Duration::from_secs(4);
+/// A call to a peer that is silent ends after this.
+const CALL: Duration = Duration::from_millis(500);
+/// In so long orders are as before, after a peer has come back.
+const RECOVERY: Duration = Duration::from_secs(5);
+
+/// Retries are a fifth of the calls, and ten a second on top …
+const RETRY_SHARE: f64 = 0.2;
+const RETRIES_A_SECOND: f64 = 10.0;
+/// … which is counted over so many seconds, and may be spent at once.
+const RETRY_WINDOW: f64 = 10.0;
+
+/// Each of these tests takes times, and would disturb the others'.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+
+#[tokio::test]
+async fn a_peer_that_loses_half_of_its_answers_is_asked_a_fifth_more_and_no_unit_is_lost() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let (system, links, product) = start().await;
+    let asked = || system.users.answered("GET", "/users/{id}", 200..=299);
+    let (began, before) = (Instant::now(), asked().await);
+    let both = [&links.orders_to_users, &links.orders_to_products];
+    both.iter().for_each(|proxy| proxy.set(Fault::LoseAnswers(0.5)));
+    let outcomes = orders_for(&system, product, Duration::from_secs(6)).await;
+    let (orders, placed, calls) = (outcomes.len() as f64, sold(&outcomes), (asked().await - before) as f64);
+    let reserve = RETRIES_A_SECOND * (RETRY_WINDOW + began.elapsed().as_secs_f64());
+
+    both.iter().for_each(|proxy| proxy.heal());
+    let settled = settles(&system, product, placed).await.as_millis();
+    let figures = format!("{calls} calls for {orders} orders, {placed} placed, seed {}", seed());
+    println!("peer_load: half of the answers lost: {figures}; settled {settled} ms after healing");
+    assert!(calls <= orders * (1.0 + RETRY_SHARE) + reserve, "{figures}");
+    assert!(calls > orders, "what may pass is tried again: {figures}");
+    assert!(placed as f64 > orders / 4.0, "more than by luck alone: {figures}");
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_dead_user_service_and_it_is_found_again_within_five_seconds() {
+    nobody_waits("user-service", |links| &links.orders_to_users).await;
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_dead_product_service_and_it_is_found_again_within_five_seconds() {
+    nobody_waits("product-service", |links| &links.orders_to_products).await;
+}
+
+/// Dead as a machine is whose power failed: nothing comes back, not even that nobody is there.
+async fn nobody_waits(peer: &str, link: fn(&Links) -> &Proxy) {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let (system, links, product) = start().await;
+    link(&links).set(Fault::BlackHole);
+    let heal = async {
+        time::sleep(DEAD).await;
+        link(&links).heal();
+        Instant::now()
+    };
+    let (outcomes, healed) = tokio::join!(orders_for(&system, product, DEAD + RECOVERY + Duration::from_secs(1)), heal);
+    let settled = settles(&system, product, sold(&outcomes)).await;
+
+    let (dead, after): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(|outcome| outcome.sent < healed);
+    let recovered = after.iter().filter(|outcome| outcome.sent > healed + RECOVERY);
+    let (placed, of) = (recovered.clone().filter(|outcome| outcome.placed).count(), recovered.count());
+    let first = after.iter().find(|outcome| outcome.placed).map(|outcome| outcome.sent + outcome.took - healed);
+    let mut waits: Vec<_> = dead.iter().map(|outcome| outcome.took.as_millis()).collect();
+    waits.sort();
+    let (median, longest) = (waits[waits.len() / 2], waits[waits.len() - 1]);
+    println!(
+        "peer_load: {peer} dead: 503 after {median} ms at the median and {longest} at most; after healing the first order \
+         after {first:?}, and after five seconds {placed} of {of}; settled {} ms after the last, seed {}",
+        settled.as_millis(),
+        seed(),
+    );
+    assert!(dead.iter().all(|outcome| !outcome.placed || outcome.sent + outcome.took > healed), "{peer} was dead");
+    assert!(median < 100, "{peer}: a median of {median} ms, and up to {longest} ms");
+    assert!(placed * 100 >= of * 95, "{peer}: {placed} of {of} orders are placed");
+}
+
+async fn start() -> (System, Links, i64) {
+    let started = System::start_linked(seed(), |launch| launch.env("PEER_TIMEOUT_SECONDS", CALL.as_secs_f64())).await;
+    let (system, links) = started.unwrap_or_else(|why| panic!("{why}"));
+    let product = system.add_product("Pen", 1.5, STOCK).await;
+    system.orders.post("/orders", order(1, product, 1)).await.expect(201);
+    (system, links, product)
+}
+
+/// What became of an order.
+struct Outcome {
+    placed: bool,
+    sent: Instant,
+    took: Duration,
+}
+
+/// Orders one unit each at a steady pace for so long, and waits for all answers, which are 201 or 503.
+async fn orders_for(system: &System, product: i64, time: Duration) -> Vec<Outcome> {
+    let (began, mut asked) = (Instant::now(), Vec::new());
+    let mut pace = time::interval(PACE);
+    while began.elapsed() < time {
+        pace.tick().await;
+        let sending = system.orders.request("POST", "/orders").json(&order(1, product, 1));
+        asked.push(tokio::spawn(async move {
+            let sent = Instant::now();
+            let answer = sending.send().await;
+            let placed = answer.status == 201;
+            if !placed {
+                answer.expect_problem(503, "peer-unavailable");
+            }
+            Outcome { placed, sent, took: sent.elapsed() }
+        }));
+    }
+    join_all(asked).await.into_iter().map(|outcome| outcome.expect("an answer of either kind")).collect()
+}
+
+fn sold(outcomes: &[Outcome]) -> i64 {
+    outcomes.iter().filter(|outcome| outcome.placed).count() as i64
+}
+
+/// Waits until only what was sold is missing: so many units, and the one of the start; how long it took.
+async fn settles(system: &System, product: i64, sold: i64) -> Duration {
+    let (began, wanted) = (Instant::now(), STOCK - 1 - sold);
+    assert_eq!(eventually(wanted, || system.stock(product)).await, wanted, "seed {}", seed());
+    began.elapsed()
+}
