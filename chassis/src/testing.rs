@@ -203,10 +203,10 @@ pub async fn dead_peer() -> Url {
     Url::parse(&format!("http://{address}")).expect("an address is a URL")
 }
 
-/// The seed of random tests: `SEED` in the environment, if that is a number, to repeat a failure or to look elsewhere.
+/// The seed of random tests: `TEST_SEED` in the environment, if that is a number, to repeat a failure or to look elsewhere.
 pub fn seed() -> u64 {
     const USUAL: u64 = 20_261_121;
-    env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(USUAL)
+    env::var("TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(USUAL)
 }
 
 /// Checks that the committed file is the app's OpenAPI document, pretty printed, so that a change of the API is a diff.

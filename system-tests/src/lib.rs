@@ -45,9 +45,8 @@ pub async fn eventually<T: PartialEq>(wanted: T, look: impl AsyncFn() -> T) -> T
     }
 }
 
-/// Where the chance in a test comes from: the number in the environment variable `SEED`, else always the same. A test
-/// that uses it says it when it fails, and fails again with it. (What is no number is meant for the services, which have
-/// a setting of that name.)
+/// Where the chance in a test comes from: the number in the environment variable `TEST_SEED`, else always the same. A test
+/// that uses it says it when it fails, and fails again with it.
 pub fn seed() -> u64 {
-    env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(42)
+    env::var("TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(42)
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::future::Future;
 use std::time::Duration;
 
-use tokio::task::JoinSet;
+use futures_util::future::join_all;
 use tokio::time::{self, Instant, MissedTickBehavior};
 
 use crate::http::{self, Received, Sending};
@@ -17,7 +17,9 @@ pub struct Caller(reqwest::Client);
 /// What came of one request.
 #[derive(Debug)]
 pub struct Outcome {
-    /// From the moment it was due to the end of its answer.
+    /// When it was to be sent.
+    pub due: Instant,
+    /// From then to the end of its answer.
     pub took: Duration,
     /// The status of the answer, or why there is none.
     pub status: Result<u16, String>,
@@ -26,7 +28,8 @@ pub struct Outcome {
 /// What came of many.
 #[derive(Debug)]
 pub struct Figures {
-    outcomes: Vec<Outcome>,
+    /// In the order in which they were due.
+    pub outcomes: Vec<Outcome>,
     length: Duration,
 }
 
@@ -52,12 +55,13 @@ where
 {
     let mut due = time::interval(Duration::from_secs(1) / rate);
     due.set_missed_tick_behavior(MissedTickBehavior::Burst);
-    let mut running = JoinSet::new();
+    let mut running = Vec::new();
     for _ in 0..(length.as_secs_f64() * f64::from(rate)) as u32 {
         let (due, answer) = (due.tick().await, request());
-        running.spawn(async move { Outcome::of(due, answer.await) });
+        running.push(tokio::spawn(async move { Outcome::of(due, answer.await) }));
     }
-    Figures { outcomes: running.join_all().await, length }
+    let outcomes = join_all(running).await.into_iter().map(|outcome| outcome.expect("a request does not panic"));
+    Figures { outcomes: outcomes.collect(), length }
 }
 
 /// Has so many clients send for so long, each its next request as soon as the last is answered.
@@ -74,13 +78,13 @@ where
         }
         outcomes
     };
-    let outcomes = futures_util::future::join_all((0..clients).map(|_| client())).await;
+    let outcomes = join_all((0..clients).map(|_| client())).await;
     Figures { outcomes: outcomes.into_iter().flatten().collect(), length }
 }
 
 impl Outcome {
     fn of(due: Instant, answer: Result<Received, String>) -> Self {
-        Self { took: due.elapsed(), status: answer.map(|received| received.status) }
+        Self { due, took: due.elapsed(), status: answer.map(|received| received.status) }
     }
 }
 

@@ -1,18 +1,18 @@
 //! A peer that fails while many ask: it is not asked more than it can bear, nobody waits for one that is dead, and every
 //! unit is where it belongs afterwards.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use futures_util::future::join_all;
+use system_tests::load::{Outcome, steady};
 use system_tests::{Fault, Links, Proxy, System, eventually, order, seed};
 use tokio::sync::Mutex;
-use tokio::time;
+use tokio::time::{self, Instant};
 
 const STOCK: i64 = 100_000;
-/// Between two orders, which do not wait for each other: 125 a second, of which 20 are let through to a dead peer.
-const PACE: Duration = Duration::from_millis(8);
-/// Fifty a second: more than the 20, and no trouble for a small machine that is busy.
-const SLOWER: Duration = Duration::from_millis(20);
+/// Orders a second, of which 20 are let through to a dead peer.
+const MANY: u32 = 125;
+/// More than the 20, and no trouble for a small machine that is busy.
+const FEWER: u32 = 50;
 /// When so many are placed one after the other, all is as before.
 const IN_A_ROW: usize = 25;
 /// How long a peer is dead.
@@ -39,7 +39,7 @@ async fn a_peer_that_loses_half_of_its_answers_is_asked_a_fifth_more_and_no_unit
     let (began, before) = (Instant::now(), asked().await);
     let both = [&links.orders_to_users, &links.orders_to_products];
     both.iter().for_each(|proxy| proxy.set(Fault::LoseAnswers(0.5)));
-    let outcomes = orders_for(&system, product, PACE, Duration::from_secs(5)).await;
+    let outcomes = orders_for(&system, product, MANY, Duration::from_secs(5)).await;
     let (orders, placed, calls) = (outcomes.len() as f64, sold(&outcomes), (asked().await - before) as f64);
     let reserve = RETRIES_A_SECOND * (RETRY_WINDOW + began.elapsed().as_secs_f64());
 
@@ -69,23 +69,23 @@ async fn nobody_waits(peer: &str, link: fn(&Links) -> &Proxy) {
     let healing = async {
         time::sleep(DEAD).await;
         link(&links).heal();
-        (Instant::now(), orders_for(&system, product, SLOWER, RECOVERY + Duration::from_secs(1)).await)
+        (Instant::now(), orders_for(&system, product, FEWER, RECOVERY + Duration::from_secs(1)).await)
     };
-    let (dead, (healed, after)) = tokio::join!(orders_for(&system, product, PACE, DEAD), healing);
+    let (dead, (healed, after)) = tokio::join!(orders_for(&system, product, MANY, DEAD), healing);
     let settled = settles(&system, product, sold(&dead) + sold(&after)).await;
 
     let mut waits: Vec<_> = dead.iter().map(|outcome| outcome.took.as_millis()).collect();
     waits.sort();
     let (median, longest) = (waits[waits.len() / 2], waits[waits.len() - 1]);
-    let as_before = after.windows(IN_A_ROW).find(|some| some.iter().all(|outcome| outcome.placed));
-    let recovered = as_before.map_or(Duration::MAX, |some| some[0].sent - healed);
+    let as_before = after.windows(IN_A_ROW).find(|some| some.iter().all(is_placed));
+    let recovered = as_before.map_or(Duration::MAX, |some| some[0].due - healed);
     println!(
         "peer_load: {peer} dead: 503 after {median} ms at the median and {longest} at most; {recovered:.0?} after healing \
          every order is placed; settled {} ms after the last, seed {}",
         settled.as_millis(),
         seed(),
     );
-    assert!(dead.iter().all(|outcome| !outcome.placed || outcome.sent + outcome.took > healed), "{peer} was dead");
+    assert!(dead.iter().all(|outcome| !is_placed(outcome) || outcome.due + outcome.took > healed), "{peer} was dead");
     assert!(median < 100, "{peer}: a median of {median} ms, and up to {longest} ms");
     assert!(recovered < RECOVERY, "{peer}: recovered after {recovered:?}");
 }
@@ -98,35 +98,27 @@ async fn start() -> (System, Links, i64) {
     (system, links, product)
 }
 
-/// What became of an order.
-struct Outcome {
-    placed: bool,
-    sent: Instant,
-    took: Duration,
+/// Orders one unit each at a steady pace for so long, and waits for all answers, which are 201 or 503.
+async fn orders_for(system: &System, product: i64, a_second: u32, time: Duration) -> Vec<Outcome> {
+    let one = || {
+        let sending = system.orders.request("POST", "/orders").json(&order(1, product, 1));
+        async move {
+            let answer = sending.try_send().await?;
+            if answer.status != 201 {
+                answer.clone().expect_problem(503, "peer-unavailable");
+            }
+            Ok(answer)
+        }
+    };
+    steady(a_second, time, one).await.outcomes
 }
 
-/// Orders one unit each at a steady pace for so long, and waits for all answers, which are 201 or 503.
-async fn orders_for(system: &System, product: i64, pace: Duration, time: Duration) -> Vec<Outcome> {
-    let (began, mut asked) = (Instant::now(), Vec::new());
-    let mut pace = time::interval(pace);
-    while began.elapsed() < time {
-        pace.tick().await;
-        let sending = system.orders.request("POST", "/orders").json(&order(1, product, 1));
-        asked.push(tokio::spawn(async move {
-            let sent = Instant::now();
-            let answer = sending.send().await;
-            let placed = answer.status == 201;
-            if !placed {
-                answer.expect_problem(503, "peer-unavailable");
-            }
-            Outcome { placed, sent, took: sent.elapsed() }
-        }));
-    }
-    join_all(asked).await.into_iter().map(|outcome| outcome.expect("an answer of either kind")).collect()
+fn is_placed(outcome: &Outcome) -> bool {
+    outcome.status == Ok(201)
 }
 
 fn sold(outcomes: &[Outcome]) -> i64 {
-    outcomes.iter().filter(|outcome| outcome.placed).count() as i64
+    outcomes.iter().filter(|outcome| is_placed(outcome)).count() as i64
 }
 
 /// Waits until only what was sold is missing: so many units, and the one of the start; how long it took.

@@ -39,7 +39,7 @@ pub struct Language {
 ///
 /// # Panics
 /// If one is answered with a 5xx, with an error that is no problem, by a panic or not at all; the message has the request
-/// and the seed (`SEED=<number>` in the environment repeats it). Or if one of the statuses of `reached` was no answer to
+/// and the seed (`TEST_SEED=<number>` in the environment repeats it). Or if one of the statuses of `reached` was no answer to
 /// any of them: then the requests are no good.
 pub async fn fuzz(service: &str, client: &Client, language: Language, requests: usize, reached: &[u16]) {
     let seed = seed();
@@ -48,7 +48,7 @@ pub async fn fuzz(service: &str, client: &Client, language: Language, requests: 
     for number in 1..=requests {
         let request = speaker.request();
         let received = answer(client, request.clone()).await;
-        let told = |fault| panic!("{fault}: request {number}, SEED={seed}: {}", tell(&request));
+        let told = |fault| panic!("{fault}: request {number}, TEST_SEED={seed}: {}", tell(&request));
         let received = received.unwrap_or_else(told);
         speaker.remember(&received);
         *tally.entry(received.status.as_u16()).or_default() += 1;
@@ -56,7 +56,7 @@ pub async fn fuzz(service: &str, client: &Client, language: Language, requests: 
     let figures = tally.iter().map(|(status, times)| format!(", {status} {times}")).collect::<String>();
     println!("fuzz: {service}: {requests} requests{figures}, seed {seed}");
     for status in reached {
-        assert!(tally.contains_key(status), "no request was answered with {status}{figures}, SEED={seed}");
+        assert!(tally.contains_key(status), "no request was answered with {status}{figures}, TEST_SEED={seed}");
     }
 }
 

@@ -36,13 +36,13 @@ async fn no_random_bytes_are_a_5xx() {
         connection.end().await;
         let heard = connection.closed().await;
         let bad = heard.windows(10).any(|bytes| bytes == b"HTTP/1.1 5") || panics.load(Ordering::SeqCst) > 0;
-        let said = || format!("connection {number}, SEED={seed}: b\"{}\"", sent.escape_ascii());
+        let said = || format!("connection {number}, TEST_SEED={seed}: b\"{}\"", sent.escape_ascii());
         assert!(!bad, "{}: {}", said(), heard.escape_ascii());
         answered += usize::from(!heard.is_empty());
     }
     let figures = served.get("/metrics").await.expect(200).to_string();
     for (status, there) in [("200", true), ("400", true), ("404", true), ("405", true), ("5", false)] {
-        assert_eq!(figures.contains(&format!("status=\"{status}")), there, "{status}, SEED={seed}: {figures}");
+        assert_eq!(figures.contains(&format!("status=\"{status}")), there, "{status}, TEST_SEED={seed}: {figures}");
     }
     println!("fuzz: bytes: {CONNECTIONS} connections, {answered} answered, seed {seed}");
 }
