@@ -1,5 +1,6 @@
 //! The settings that every service has. Each is a flag and an environment variable of the same name; `--help` lists
-//! them all. The only place, with each service's own `config`, that reads the environment.
+//! them all. The only place, with each service's own `config`, that reads the environment (but for `LISTEN_FDS`, which is
+//! no setting: [`crate::run`]).
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -53,7 +54,11 @@ pub struct Settings {
     #[arg(long = "drain", env = "DRAIN_SECONDS", value_name = "DRAIN_SECONDS", default_value = "2", value_parser = seconds)]
     pub drain: Duration,
 
-    /// Seconds for what runs to be finished when the service ends
+    /// Seconds, at the end, for what is half-way in or out: half a request, an answer that its client is slow to take
+    #[arg(long = "linger", env = "LINGER_SECONDS", value_name = "LINGER_SECONDS", default_value = "1", value_parser = seconds)]
+    pub linger: Duration,
+
+    /// Seconds for all that runs to be finished when the service ends
     #[arg(long = "shutdown", env = "SHUTDOWN_SECONDS", value_name = "SHUTDOWN_SECONDS", default_value = "10", value_parser = seconds)]
     pub shutdown: Duration,
 
@@ -79,9 +84,10 @@ pub struct PeerSettings {
         long = "peer-max-in-flight",
         env = "PEER_MAX_IN_FLIGHT",
         value_name = "PEER_MAX_IN_FLIGHT",
-        default_value_t = 1024
+        default_value_t = 512,
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000)
     )]
-    pub max_in_flight: usize,
+    pub max_in_flight: u32,
 
     /// Largest answer taken from a peer, in bytes
     #[arg(long = "peer-max-answer-bytes", env = "PEER_MAX_ANSWER_BYTES", value_name = "PEER_MAX_ANSWER_BYTES", default_value_t = 4 << 20)]

@@ -24,6 +24,8 @@ pub struct Context {
     /// The caller's place in a trace, as it came: `traceparent` and `tracestate` (W3C Trace Context).
     trace: Option<(HeaderValue, Option<HeaderValue>)>,
     deadline: Instant,
+    /// Whether the deadline is the caller's own.
+    given: bool,
 }
 
 impl Context {
@@ -34,18 +36,19 @@ impl Context {
     pub fn of(headers: &HeaderMap, limit: Duration) -> Self {
         let request_id = single(headers, &X_REQUEST_ID).filter(|id| is_sane_id(id));
         let waits = single(headers, &X_DEADLINE_MS).and_then(|ms| ms.to_str().ok()?.parse().ok());
-        let limit = waits.map_or(limit, |ms| limit.min(Duration::from_millis(ms)));
+        let waits = waits.map(Duration::from_millis).filter(|waits| *waits < limit);
         let traceparent = single(headers, &TRACEPARENT).filter(|value| is_traceparent(value));
         Self {
             request_id: request_id.cloned().unwrap_or_else(new_id),
             trace: traceparent.map(|parent| (parent.clone(), headers.get(TRACESTATE).cloned())),
-            deadline: Instant::now() + limit,
+            deadline: Instant::now() + waits.unwrap_or(limit),
+            given: waits.is_some(),
         }
     }
 
     /// The context of work that no request asked for.
     pub fn background(limit: Duration) -> Self {
-        Self { request_id: new_id(), trace: None, deadline: Instant::now() + limit }
+        Self { request_id: new_id(), trace: None, deadline: Instant::now() + limit, given: false }
     }
 
     /// The same, for work that must be done sooner.
@@ -53,9 +56,11 @@ impl Context {
         Self { deadline: self.deadline.min(Instant::now() + limit), ..self.clone() }
     }
 
-    /// The same, with this much more time.
+    /// The same after this delay, which is not taken from a time limit of ours. (A caller who says how long it waits has
+    /// counted it in.)
     pub(crate) fn after(self, delay: Duration) -> Self {
-        Self { deadline: self.deadline + delay, ..self }
+        let deadline = if self.given { self.deadline } else { self.deadline + delay };
+        Self { deadline, ..self }
     }
 
     /// The time left; zero once it is over.

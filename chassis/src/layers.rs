@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::Body;
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use axum::response::IntoResponse;
 use bytes::{Buf, Bytes};
 use futures_util::FutureExt;
@@ -69,6 +69,7 @@ where
     B: http_body::Body<Data: Buf + Send, Error: Into<BoxError>> + Send + 'static,
 {
     let cors = cors(&edge.settings);
+    let max_header_bytes = edge.settings.max_header_bytes as usize;
     let plain = ServiceBuilder::new()
         .map_request(accept_plain)
         .layer(CompressionLayer::new().compress_when(SizeAbove::new(COMPRESS_FROM)))
@@ -78,18 +79,18 @@ where
             Box::pin(async move { Ok(edge.handle(request).await) })
         }));
     let shared = cors.layer(plain.clone());
-    service_fn(move |request| {
-        let bare = is_bare_options(&request);
-        let chosen = if bare { Either::Left(plain.clone()) } else { Either::Right(shared.clone()) };
+    service_fn(move |request: Request<B>| {
+        let ours = request.method() == Method::OPTIONS && !is_good_preflight(&request, max_header_bytes);
+        let chosen = if ours { Either::Left(plain.clone()) } else { Either::Right(shared.clone()) };
         chosen.oneshot(request)
     })
 }
 
-/// An `OPTIONS` that is no browser's preflight. The CORS layer would answer it all the same, whatever it is about.
-fn is_bare_options<B>(request: &Request<B>) -> bool {
+/// Whether an `OPTIONS` is a browser's preflight. The CORS layer would answer any other all the same, whatever it is about.
+fn is_good_preflight<B>(request: &Request<B>, max_header_bytes: usize) -> bool {
     let headers = request.headers();
     let asks = headers.contains_key(header::ORIGIN) && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-    request.method() == Method::OPTIONS && !asks
+    asks && check_head(request.uri(), headers, max_header_bytes).is_ok()
 }
 
 fn cors(settings: &Settings) -> CorsLayer {
@@ -148,7 +149,7 @@ impl Edge {
         B: http_body::Body<Data: Buf, Error: Into<BoxError>>,
     {
         let (mut head, body) = request.into_parts();
-        check_head(&head, self.settings.max_header_bytes as usize)?;
+        check_head(&head.uri, &head.headers, self.settings.max_header_bytes as usize)?;
         let began = Instant::now();
         let body = self.read_body(&head, body).await?;
         let context = context.after(began.elapsed()); // a body has a limit of its own
@@ -196,9 +197,13 @@ impl Edge {
             }
             return Err(too_large());
         }
-        match time::timeout(self.settings.body_timeout, Limited::new(body, limit).collect()).await {
+        let mut body = pin!(body);
+        match time::timeout(self.settings.body_timeout, Limited::new(body.as_mut(), limit).collect()).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                discard(body).await;
+                Err(too_large())
+            }
             Ok(Err(error)) => Err(Problem::new(&INVALID_REQUEST, "The body could not be read").caused_by(error)),
             Err(_) => Err(Problem::new(&REQUEST_TIMEOUT, "The body did not arrive in time")),
         }
@@ -222,20 +227,19 @@ async fn discard<B: http_body::Body<Data: Buf>>(body: B) {
 }
 
 /// What is wrong with a request before anyone looks at what it asks for.
-fn check_head(head: &Parts, max_bytes: usize) -> Result<(), Problem> {
-    let mut hosts = head.headers.get_all(header::HOST).iter();
+fn check_head(uri: &Uri, headers: &HeaderMap, max_bytes: usize) -> Result<(), Problem> {
+    let mut hosts = headers.get_all(header::HOST).iter();
     let host = hosts.next().filter(|_| hosts.next().is_none());
     if !is_host(host.ok_or_else(|| Problem::new(&INVALID_REQUEST, "A request has one Host header"))?) {
         return Err(Problem::new(&INVALID_REQUEST, "The Host header names no host"));
     }
     // hyper takes every list that ends in `chunked`, and leaves what the others have made of the body as it is.
-    let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter().enumerate();
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter().enumerate();
     if codings.any(|(at, coding)| at > 0 || !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
         return Err(Problem::new(&INVALID_REQUEST, "The only transfer coding taken is chunked, once"));
     }
     let line = |(name, value): (&header::HeaderName, &HeaderValue)| name.as_str().len() + value.len() + ": \r\n".len();
-    let bytes =
-        head.uri.path().len() + head.uri.query().map_or(0, str::len) + head.headers.iter().map(line).sum::<usize>();
+    let bytes = uri.path().len() + uri.query().map_or(0, str::len) + headers.iter().map(line).sum::<usize>();
     if bytes > max_bytes {
         return Err(Problem::new(&HEADERS_TOO_LARGE, format!("The header is larger than {max_bytes} bytes")));
     }

@@ -34,6 +34,7 @@ use std::future::Future;
 use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
@@ -92,12 +93,12 @@ pub fn now() -> Timestamp {
 
 /// Listens at this port, or on the socket that it was started with (`LISTEN_FDS`, as systemd hands them over). Says so in one
 /// line on stdout (`<service> listens on http://<address>, <about>`), and serves until SIGTERM or Ctrl-C. A second signal
-/// ends it at once.
+/// ends it at once. Answers how much is left of the time for what runs, for whatever else the service has to finish.
 ///
 /// # Errors
 /// If the address cannot be listened on, or there was a second signal.
 #[expect(clippy::print_stdout, reason = "the start-up line is for whoever started the process, whatever the log does")]
-pub async fn run(service: &str, port: u16, about: &str, app: &App) -> Result<(), String> {
+pub async fn run(service: &str, port: u16, about: &str, app: &App) -> Result<Duration, String> {
     // The signals are caught before anyone can know that the service is there.
     let unable = |error: io::Error| format!("cannot catch signals: {error}");
     let (stop, again) = (stop_signal().map_err(unable)?, second_signal().map_err(unable)?);
@@ -105,7 +106,7 @@ pub async fn run(service: &str, port: u16, about: &str, app: &App) -> Result<(),
     let address = listener.local_addr().map_err(|error| format!("cannot tell where it listens: {error}"))?;
     println!("{service} listens on http://{address}, {about}");
     tokio::select! {
-        () = serve(listener, app, stop) => Ok(()),
+        left = serve(listener, app, stop) => Ok(left),
         () = again => Err("a second signal; what was running is not finished".to_owned()),
     }
 }

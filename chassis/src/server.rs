@@ -3,6 +3,7 @@
 //! `axum::serve` sets no timer, so a client that is silent keeps its connection for ever; here hyper's own HTTP/1
 //! builder has one. The listener and the signal to stop are handed in, so tests have the same server.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
@@ -14,7 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::time;
+use tokio::time::{self, Instant};
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,8 +24,6 @@ use crate::{App, layers};
 
 /// How long to leave the listener alone when it cannot accept: out of descriptors, most likely, which takes a while.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// At the end, how long is waited for what may be on its way, and for a client that is half-way through something.
-const LINGER: Duration = Duration::from_secs(1);
 /// hyper's own minimum for a connection's buffer.
 const MIN_BUFFER: usize = 8192;
 
@@ -45,8 +44,8 @@ struct Connections {
 }
 
 /// Serves until `stop` says so, then ends in order: `/readyz` turns 503 and answers close their connections; after the
-/// grace time nothing more is accepted; what runs is finished, within its limit.
-pub async fn serve(listener: TcpListener, app: &App, stop: impl Future<Output = Stop>) {
+/// grace time nothing more is accepted; what runs is finished, within its limit. Answers what is left of that.
+pub async fn serve(listener: TcpListener, app: &App, stop: impl Future<Output = Stop>) -> Duration {
     let connections = Connections::default();
     let settings = &app.edge.settings;
     let end = async {
@@ -58,13 +57,15 @@ pub async fn serve(listener: TcpListener, app: &App, stop: impl Future<Output = 
         stop
     };
     let stop = tokio::select! {
-        () = accept(&listener, app, &connections) => return,
+        never = accept(&listener, app, &connections) => match never {},
         stop = end => stop,
     };
     drop(listener);
+    let began = Instant::now();
     if time::timeout(settings.shutdown, finish(stop, app, &connections)).await.is_err() {
         tracing::warn!(running = app.edge.running.len(), "some requests did not end in time");
     }
+    settings.shutdown.saturating_sub(began.elapsed())
 }
 
 /// Ends the connections that are open. A request that has arrived is answered, however long that takes; for one that has
@@ -73,19 +74,19 @@ async fn finish(stop: Stop, app: &App, connections: &Connections) {
     connections.tasks.close();
     if stop == Stop::Gracefully {
         // The last to be accepted are about to send their request: closed now, they would see it fail.
-        let _ = time::timeout(LINGER, connections.tasks.wait()).await;
+        let _ = time::timeout(app.edge.settings.linger, connections.tasks.wait()).await;
     }
     connections.closing.cancel();
     loop {
         app.edge.running.wait().await;
-        let all_ended = time::timeout(LINGER, connections.tasks.wait()).await.is_ok();
+        let all_ended = time::timeout(app.edge.settings.linger, connections.tasks.wait()).await.is_ok();
         if all_ended || app.edge.running.is_empty() {
             return;
         }
     }
 }
 
-async fn accept(listener: &TcpListener, app: &App, connections: &Connections) {
+async fn accept(listener: &TcpListener, app: &App, connections: &Connections) -> Infallible {
     let settings = &app.edge.settings;
     let places = Arc::new(Semaphore::new(room_for(settings.max_connections as usize)));
     let mut http = http1::Builder::new();
@@ -96,7 +97,7 @@ async fn accept(listener: &TcpListener, app: &App, connections: &Connections) {
     let service = TowerToHyperService::new(layers::stack(Arc::clone(&app.edge)));
     loop {
         // A place first: what cannot be served waits in the kernel's queue, at no cost to us.
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let place = Arc::clone(&places).acquire_owned().await.expect("it is never closed");
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) if is_of_the_client(&error) => continue,

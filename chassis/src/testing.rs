@@ -205,7 +205,7 @@ pub async fn dead_peer() -> Url {
 
 /// The seed of random tests: `TEST_SEED` in the environment, if that is a number, to repeat a failure or to look elsewhere.
 pub fn seed() -> u64 {
-    const USUAL: u64 = 20_261_121;
+    const USUAL: u64 = 42;
     env::var("TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(USUAL)
 }
 

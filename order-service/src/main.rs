@@ -25,7 +25,7 @@ async fn start(config: Config) -> Result<(), String> {
     tokio::spawn(reconciler::run(placement.clone(), config.reconcile));
     let (users, products) = (&config.user_service_url, &config.product_service_url);
     let about = format!("store: {}, peers: user-service {users}, product-service {products}", store::MEMORY);
-    chassis::run(SERVICE, config.port, &about, &app).await?;
-    placement.finish(config.settings.shutdown).await;
+    let left = chassis::run(SERVICE, config.port, &about, &app).await?;
+    placement.finish(left).await;
     Ok(())
 }

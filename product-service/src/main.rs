@@ -19,5 +19,6 @@ async fn start(config: Config) -> Result<(), String> {
     let users = Users::at(config.user_service_url.clone(), &config.peers).map_err(|error| error.to_string())?;
     let about = format!("store: {}, peers: user-service {}", store::MEMORY, config.user_service_url);
     let app = app(AppState::new(store, users), &config.settings);
-    chassis::run(SERVICE, config.port, &about, &app).await
+    chassis::run(SERVICE, config.port, &about, &app).await?;
+    Ok(())
 }

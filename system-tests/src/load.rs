@@ -10,7 +10,8 @@ use tokio::time::{self, Instant, MissedTickBehavior};
 
 use crate::http::{self, Received, Sending};
 
-/// A client that keeps its connections for the next request, as real ones do, and never tries again.
+/// A client that keeps its connections for the next request, as real ones do, and never sends one again. (Of one that finds
+/// its connection closed before it has left, hyper opens another.)
 #[derive(Clone)]
 pub struct Caller(reqwest::Client);
 
@@ -26,7 +27,6 @@ pub struct Outcome {
 }
 
 /// What came of many.
-#[derive(Debug)]
 pub struct Figures {
     /// In the order in which they were due.
     pub outcomes: Vec<Outcome>,
@@ -130,5 +130,13 @@ impl fmt::Display for Figures {
             *counts.entry(status).or_default() += 1;
         }
         write!(f, "{counts:?}")
+    }
+}
+
+/// Shorter than all of them.
+impl fmt::Debug for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let longest = self.outcomes.iter().map(|outcome| outcome.took).max();
+        write!(f, "{self}, the longest {longest:?}")
     }
 }

@@ -4,6 +4,7 @@
 //! nothing can improve one: so a time counts only beyond what a service with nothing to do takes at the same moment, and
 //! a measurement that fails may be taken twice more.
 
+use std::fmt;
 use std::fs;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -50,18 +51,21 @@ impl Machine {
     }
 }
 
-/// Whether a time is within its limit, or as good as that of a service with nothing to do.
+/// Whether a time is within its limit, or as good as that of a service with nothing to do. Much is not forgiven so: what
+/// disturbs others may be the very thing that is looked for.
 fn within(limit: Duration, time: Duration, noise: Duration) -> bool {
-    time <= limit.max(2 * noise)
+    const FORGIVEN: Duration = Duration::from_millis(50);
+    time <= limit.max(2 * noise.min(FORGIVEN))
 }
 
 /// Measures until it is good, three times at most, and gives the last measurement.
-async fn measured<T>(good: impl Fn(&T) -> bool, measure: impl AsyncFn() -> T) -> T {
+async fn measured<T: fmt::Debug>(good: impl Fn(&T) -> bool, measure: impl AsyncFn() -> T) -> T {
     for _ in 0..2 {
         let measurement = measure().await;
         if good(&measurement) {
             return measurement;
         }
+        println!("measured once more: {measurement:?}");
     }
     measure().await
 }
@@ -128,7 +132,7 @@ async fn one_of_the_crowd(service: SocketAddr, sent: &str, answered: bool) -> Tc
 
 /// Until the service closes the connection.
 async fn closes(mut stream: TcpStream) {
-    let closed = time::timeout(3 * DEADLINE, stream.read_to_end(&mut Vec::new())).await;
+    let closed = time::timeout(6 * DEADLINE, stream.read_to_end(&mut Vec::new())).await;
     assert!(closed.is_ok(), "it is closed in the end");
 }
 
@@ -162,6 +166,7 @@ async fn without_a_file_left_it_waits_and_does_not_spin() {
 }
 
 /// What is measured of a service that is asked for too much.
+#[derive(Debug)]
 struct Overload {
     /// As many clients as it has places.
     peak: Figures,

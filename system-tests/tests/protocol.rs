@@ -11,7 +11,7 @@ use tokio::time;
 
 /// How long the services wait for what does not come. Every connection is read to its end, so this is how long the table
 /// takes.
-const PATIENCE: Duration = Duration::from_secs(4);
+const PATIENCE: Duration = Duration::from_secs(6);
 /// What goes on for so long is a hang.
 const DEADLINE: Duration = Duration::from_secs(60);
 const KIB: usize = 1 << 10;

@@ -17,12 +17,12 @@ pub struct Config {
     pub seed: bool,
 
     /// Passwords hashed at once; 0 is half of the cores
-    #[arg(long, env, default_value_t = 0)]
-    pub password_hashes_at_once: usize,
+    #[arg(long, env, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1024))]
+    pub password_hashes_at_once: u32,
 
     /// Passwords waiting to be hashed; beyond it 503 at once
-    #[arg(long, env, default_value_t = 32)]
-    pub password_hashes_waiting: usize,
+    #[arg(long, env, default_value_t = 32, value_parser = clap::value_parser!(u32).range(..=100_000))]
+    pub password_hashes_waiting: u32,
 
     /// What every service has.
     #[command(flatten)]

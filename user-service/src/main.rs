@@ -19,5 +19,6 @@ async fn start(config: Config) -> Result<(), String> {
     let about = format!("store: {}, peers: none", store::MEMORY);
     let hasher = Hasher::new(config.password_hashes_at_once, config.password_hashes_waiting);
     let app = app(AppState::new(store, hasher), &config.settings);
-    chassis::run(SERVICE, config.port, &about, &app).await
+    chassis::run(SERVICE, config.port, &about, &app).await?;
+    Ok(())
 }

@@ -53,10 +53,10 @@ pub enum HashError {
 
 impl Hasher {
     /// One that hashes so many passwords at once (0 is half of the cores) and lets so many wait.
-    pub fn new(at_once: usize, waiting: usize) -> Self {
+    pub fn new(at_once: u32, waiting: u32) -> Self {
         let half_of_the_cores = || thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
-        let at_once = if at_once == 0 { half_of_the_cores() } else { at_once }.min(Semaphore::MAX_PERMITS);
-        let queue = at_once.saturating_add(waiting).min(Semaphore::MAX_PERMITS);
+        let at_once = if at_once == 0 { half_of_the_cores() } else { at_once as usize };
+        let queue = at_once + waiting as usize;
         Self { at_once: Arc::new(Semaphore::new(at_once)), queue: Arc::new(Semaphore::new(queue)) }
     }
 
@@ -66,10 +66,10 @@ impl Hasher {
     /// If too many wait for theirs, or it cannot be made.
     pub async fn hash_some(&self, password: Option<Password>) -> Result<Option<PasswordHash>, HashError> {
         let Some(Password(text)) = password else { return Ok(None) };
-        let _queued = self.queue.try_acquire().map_err(|_| HashError::Busy)?;
+        let queued = Arc::clone(&self.queue).try_acquire_owned().map_err(|_| HashError::Busy)?;
         let turn = Arc::clone(&self.at_once).acquire_owned().await.map_err(failed)?;
         let hashed = task::spawn_blocking(move || {
-            let _turn = turn; // kept until the work is done, also if the client goes away
+            let _places = (queued, turn); // kept until the work is done, also if the client goes away
             Argon2::default().hash_password(text.as_bytes()).map(|hash| hash.to_string())
         });
         let hash = hashed.await.map_err(failed)?.map_err(failed)?;
@@ -84,6 +84,7 @@ fn failed(error: impl ToString) -> HashError {
 #[cfg(test)]
 mod tests {
     use argon2::password_hash::{PasswordVerifier, phc};
+    use futures_util::FutureExt;
 
     use super::*;
 
@@ -104,6 +105,20 @@ mod tests {
         let (a, b, c, d, e) = tokio::join!(hash(), hash(), hash(), hash(), hash());
         assert_eq!([a, b, c, d, e], [Ok(()), Ok(()), Ok(()), Err(HashError::Busy), Err(HashError::Busy)]);
         assert_eq!(hash().await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn so_many_are_hashed_at_once_and_the_others_wait() {
+        let hasher = Hasher::new(2, 8);
+        let hash = || async { hasher.hash_some(Password::parse("correct horse".to_owned()).ok()).await.is_ok() };
+        let mut one = Box::pin(hash());
+        assert!(one.as_mut().now_or_never().is_none());
+        assert_eq!(hasher.at_once.available_permits(), 1, "it is being hashed");
+        let mut others: Vec<_> = (0..4).map(|_| Box::pin(hash())).collect();
+        assert!(others.iter_mut().all(|other| other.as_mut().now_or_never().is_none()));
+        assert_eq!((hasher.at_once.available_permits(), hasher.queue.available_permits()), (0, 5));
+        assert!(one.await && futures_util::future::join_all(others).await.into_iter().all(|hashed| hashed));
+        assert_eq!((hasher.at_once.available_permits(), hasher.queue.available_permits()), (2, 10));
     }
 
     #[test]

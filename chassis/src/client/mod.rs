@@ -31,6 +31,8 @@ use crate::problem::{self, PEER_UNAVAILABLE, Problem};
 
 /// How long a peer may be silent before `/readyz` calls it down.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
+/// A peer that had less than this for its answer is not blamed for giving none.
+const FAIR_TIME: Duration = Duration::from_millis(250);
 /// How long an unused connection is kept: less than the 15 s after which the other side closes it, so that no request
 /// is sent into a connection that is just going.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -146,7 +148,7 @@ impl Peer {
             .referer(false)
             .build();
         let http = http.map_err(|error| PeerError::Unreachable { peer: name, cause: chain(&error) })?;
-        let (places, throttle) = (Semaphore::new(settings.max_in_flight), Throttle::new());
+        let (places, throttle) = (Semaphore::new(settings.max_in_flight as usize), Throttle::new());
         Ok(Self(Arc::new(Parts { name, base, http, settings: settings.clone(), places, throttle, retries })))
     }
 
@@ -188,11 +190,19 @@ impl Peer {
         let not_asked = |reason| PeerError::NotAsked { peer: self.0.name, reason };
         let _place = self.0.places.try_acquire().map_err(|_| not_asked("too many calls wait for its answers"))?;
         let attempt = || async {
+            let time_left = context.time_left();
+            if time_left.is_zero() {
+                return Err(not_asked("no time is left"));
+            }
             if !self.0.throttle.lets_through(rand::random()) {
                 return Err(not_asked("it answers next to nothing lately"));
             }
             let outcome = self.attempt(call, context).await;
-            self.0.throttle.learn(outcome.as_ref().is_ok_and(|answer| !answer.status.is_server_error()));
+            let accepted = outcome.as_ref().is_ok_and(|answer| !answer.status.is_server_error());
+            // That a client was in a hurry says nothing about the peer.
+            if accepted || time_left >= FAIR_TIME.min(self.0.settings.timeout) {
+                self.0.throttle.learn(accepted);
+            }
             outcome
         };
         match &self.0.retries {

@@ -54,7 +54,7 @@ impl Retries {
         loop {
             let outcome = attempt().await;
             let Verdict::Again(at_least) = judge(&outcome) else { return outcome };
-            let wait = wait_after(tries, rand::random()).max(at_least);
+            let wait = wait_after(tries, at_least, rand::random());
             if tries == MAX_TRIES || wait >= context.time_left() || !self.budget.withdraw() {
                 return outcome;
             }
@@ -64,9 +64,10 @@ impl Retries {
     }
 }
 
-/// How long to wait after the `tries`th try, given a random number from 0 to 1.
-fn wait_after(tries: u32, dice: f64) -> Duration {
-    (BASE_WAIT * 2_u32.pow(tries - 1)).mul_f64(dice)
+/// How long to wait after the `tries`th try, given a random number from 0 to 1: never less than the peer asks for, and up to
+/// half as long again, since it says the same to all whom it refuses.
+fn wait_after(tries: u32, at_least: Duration, dice: f64) -> Duration {
+    at_least + (BASE_WAIT * 2_u32.pow(tries - 1)).max(at_least / 2).mul_f64(dice)
 }
 
 fn judge(outcome: &Result<Answer, PeerError>) -> Verdict {
@@ -125,7 +126,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_may_pass_is_tried_three_times_and_anything_else_once() {
-        for passing in [unreachable, || answer(502), || answer(503), || answer(504)] {
+        let timed_out = || Err(PeerError::TimedOut { peer: "peer", limit: Duration::ZERO });
+        for passing in [unreachable, timed_out, || answer(502), || answer(503), || answer(504)] {
             assert_eq!(tries(LONG, &[passing]).await.len(), 3);
         }
         let too_large = || Err(PeerError::TooLarge { peer: "peer", limit: 1 });
@@ -146,15 +148,21 @@ mod tests {
         }
         let [first, second] = longest.map(|wait| wait.as_millis());
         assert!((20..=26).contains(&first) && (40..=51).contains(&second), "{first} ms, {second} ms");
-        assert_eq!(wait_after(1, 1.0), BASE_WAIT);
-        assert_eq!(wait_after(2, 0.5), BASE_WAIT);
-        assert_eq!(wait_after(2, 0.0), Duration::ZERO);
+        assert_eq!(wait_after(1, Duration::ZERO, 1.0), BASE_WAIT);
+        assert_eq!(wait_after(2, Duration::ZERO, 0.5), BASE_WAIT);
+        assert_eq!(wait_after(2, Duration::ZERO, 0.0), Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_says_when_is_not_asked_before() {
         let made = tries(LONG, &[|| overloaded("2"), || answer(200)]).await;
         assert!(made[1] >= Duration::from_secs(2), "{made:?}");
+        let second = Duration::from_secs(1);
+        assert_eq!(
+            [0.0, 0.5, 1.0].map(|dice| wait_after(1, second, dice).as_millis()),
+            [1000, 1250, 1500],
+            "and not all at once"
+        );
         let made = tries(Duration::from_secs(1), &[|| overloaded("2")]).await;
         assert_eq!(made.len(), 1, "there is not so much time");
     }

@@ -14,14 +14,18 @@ use chassis::config::{PeerSettings, defaults};
 use chassis::context::Context;
 use chassis::problem::Problem;
 use chassis::testing::{dead_peer, stub_peer};
+use futures_util::FutureExt;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time;
 use url::Url;
 
 use crate::wire::in_time;
 
 const HOUR: Duration = Duration::from_secs(3600);
+const MINUTE: Duration = Duration::from_secs(60);
+const A_WHILE: Duration = Duration::from_millis(100);
 const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 /// Settings without any time limit that a test comes near.
@@ -191,12 +195,66 @@ async fn a_call_has_so_much_time_its_answer_included() {
 #[tokio::test]
 async fn a_call_has_no_more_time_than_the_request_that_it_is_made_for() {
     let peer = peer(slow()).await; // which gives a call an hour
-    for left in [Duration::from_millis(100), Duration::ZERO] {
-        for path in ["/silent", "/begun"] {
-            let answer = in_time("the end of the call", peer.get(path, &Context::background(left))).await;
-            assert!(matches!(&answer, Err(PeerError::TimedOut { limit, .. }) if *limit <= left), "{path}: {answer:?}");
-        }
+    let left = Duration::from_millis(100);
+    for path in ["/silent", "/begun"] {
+        let answer = in_time("the end of the call", peer.get(path, &Context::background(left))).await;
+        assert!(matches!(&answer, Err(PeerError::TimedOut { limit, .. }) if *limit <= left), "{path}: {answer:?}");
     }
+    let answer = peer.get("/silent", &Context::background(Duration::ZERO)).await;
+    assert!(matches!(&answer, Err(PeerError::NotAsked { .. })), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_peer_is_told_how_much_time_is_left() {
+    let peer = peer_at(stub_peer(mirror()).await, &PeerSettings { timeout: 2 * MINUTE, ..patient() });
+    for (left, told) in [(MINUTE, MINUTE), (HOUR, 2 * MINUTE)] {
+        let asked: Value = peer.get("/", &Context::background(left)).await.unwrap().json().unwrap();
+        let ms: u128 = asked["headers"]["x-deadline-ms"].as_str().and_then(|ms| ms.parse().ok()).expect("a number");
+        assert!(ms <= told.as_millis() && ms > told.as_millis() / 2, "{ms} ms of {left:?}");
+    }
+}
+
+/// A hundred clients that do not wait say nothing about the peer that did not answer them.
+#[tokio::test]
+async fn clients_in_a_hurry_close_no_peer() {
+    let peer = peer(slow().route("/", get(async || "well"))).await;
+    for _ in 0..100 {
+        let answer = peer.get("/silent", &Context::background(Duration::from_millis(1))).await;
+        assert!(answer.is_err(), "{answer:?}");
+    }
+    assert_eq!(ask(&peer, "/").await.unwrap().status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn so_many_calls_wait_for_a_peer_and_the_next_does_not() {
+    let peer = peer_at(stub_peer(slow()).await, &PeerSettings { max_in_flight: 2, ..patient() });
+    let context = Context::background(HOUR);
+    let waits = || Box::pin(peer.get("/silent", &context));
+    let (mut one, mut two) = (waits(), waits());
+    for waiting in [&mut one, &mut two] {
+        assert!(waiting.as_mut().now_or_never().is_none());
+    }
+    let refused = ask(&peer, "/silent").await;
+    assert!(matches!(&refused, Err(PeerError::NotAsked { .. })), "{refused:?}");
+    drop(one);
+    assert!(waits().now_or_never().is_none(), "there is a place again");
+}
+
+/// Linux drops what asks to be connected when too many wait to be accepted: so a peer behind a dead switch looks.
+#[tokio::test]
+async fn a_connection_is_waited_for_only_so_long() {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let full = socket.listen(0).unwrap();
+    let address = full.local_addr().unwrap();
+    let mut waiting = Vec::new();
+    while let Ok(stream) = time::timeout(A_WHILE, TcpStream::connect(address)).await {
+        waiting.push(stream.unwrap());
+    }
+    let settings = PeerSettings { connect_timeout: A_WHILE, ..patient() };
+    let peer = peer_at(Url::parse(&format!("http://{address}")).unwrap(), &settings);
+    let answer = ask(&peer, "/").await;
+    assert!(matches!(&answer, Err(PeerError::Unreachable { .. })), "{answer:?}");
 }
 
 #[tokio::test]

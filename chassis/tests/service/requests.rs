@@ -48,7 +48,7 @@ async fn a_handler_that_takes_too_long_is_given_up() {
     in_time("the end of the request", client.get("/hang")).await.expect_problem(503, "overloaded");
 }
 
-/// Only a browser's preflight is CORS's to answer; that one is tested with the services.
+/// Only a browser's preflight is CORS's to answer; a good one is tested with the services.
 #[tokio::test]
 async fn options_is_a_method_like_another() {
     let client = client();
@@ -60,6 +60,9 @@ async fn options_is_a_method_like_another() {
     from_a_page.expect_problem(405, "method-not-allowed");
     client.request("OPTIONS", "/nowhere").send().await.expect_problem(404, "not-found");
     client.request("OPTIONS", "/numbers/1").without("host").send().await.expect_problem(400, "invalid-request");
+    let preflight = client.request("OPTIONS", "/numbers/1").header("origin", "https://shop.example");
+    let preflight = preflight.header("access-control-request-method", "GET").without("host");
+    preflight.send().await.expect_problem(400, "invalid-request");
 }
 
 #[tokio::test]

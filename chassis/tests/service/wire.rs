@@ -48,7 +48,9 @@ impl Served {
         let address = listener.local_addr().expect("a bound listener");
         let (stop, stopped) = oneshot::channel();
         let stopped = async { stopped.await.unwrap_or(Stop::Now) };
-        let serving = tokio::spawn(async move { chassis::serve(listener, &app, stopped).await });
+        let serving = tokio::spawn(async move {
+            chassis::serve(listener, &app, stopped).await;
+        });
         Self { address, stop: Some(stop), serving }
     }
 
