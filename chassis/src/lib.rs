@@ -23,6 +23,7 @@ mod listener;
 mod metrics;
 mod openapi;
 pub mod page;
+pub mod postgres;
 pub mod problem;
 mod server;
 pub mod telemetry;

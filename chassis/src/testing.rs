@@ -1,6 +1,7 @@
 //! For the services' tests: a client over an [`App`] without a network, and a peer that answers what it is told to.
 
 mod fuzz;
+pub mod postgres;
 
 use std::path::Path;
 use std::{env, fs};
@@ -17,8 +18,8 @@ use url::Url;
 pub use self::fuzz::{Dice, Language, fuzz};
 use crate::{App, layers};
 
-/// Stamps every case of a store's contract as a test of each store: first how each is made, then the cases, which are
-/// functions that take the store.
+/// Stamps every case of a store's contract as a test of each store: first how each is made, in memory and over the
+/// address of an empty database, then the cases, which are functions that take the store.
 #[macro_export]
 macro_rules! store_contract {
     (memory: $memory:expr; $($case:ident)*) => {
@@ -27,6 +28,25 @@ macro_rules! store_contract {
             async fn $case() {
                 use super::*;
                 super::$case(&$memory).await;
+            })*
+        }
+    };
+    (memory: $memory:expr; postgres: $postgres:expr; $($case:ident)*) => {
+        mod memory {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                use super::*;
+                super::$case(&$memory).await;
+            })*
+        }
+
+        mod postgres {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                use super::*;
+                if let Some(database) = $crate::testing::postgres::database().await {
+                    super::$case(&$postgres(database).await).await;
+                }
             })*
         }
     };
