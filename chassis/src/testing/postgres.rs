@@ -4,6 +4,7 @@ use std::env;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, Stdio};
@@ -18,12 +19,26 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 /// How long it may take to answer. Half a second is usual.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
-/// A running server. It ends, and its files go, with this process, however that ends.
-struct Server {
+/// A server of its own, from what is installed on this machine. It ends, and its files go, with this process, however that
+/// ends.
+pub struct Server {
+    programs: PathBuf,
+    owner: Option<(u32, u32)>,
     /// Its data, and the socket that it listens on; on nothing else.
     folder: PathBuf,
+    durability: Durability,
+    process: Child,
     databases: AtomicU32,
     _lifeline: Child,
+}
+
+/// Whether what is committed outlives a crash of the machine. (That of a process it outlives in any case.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// `fsync=on`, as PostgreSQL has it by itself.
+    Full,
+    /// `fsync=off`, which is quicker.
+    ProcessOnly,
 }
 
 /// The address of a new and empty database. `None` where no PostgreSQL is installed, which is said once on stderr; with
@@ -33,16 +48,8 @@ struct Server {
 /// If the server does not start, or is required and not there.
 pub async fn database() -> Option<PgConnectOptions> {
     static SERVER: OnceLock<Option<Server>> = OnceLock::new();
-    let server = SERVER.get_or_init(|| {
-        let programs = programs();
-        if programs.is_none() {
-            assert!(env::var_os("REQUIRE_POSTGRES").is_none_or(|value| value != "1"), "there is no PostgreSQL here");
-            // Not by a macro, whose words are kept from whoever runs the tests.
-            let _ = writeln!(io::stderr(), "SKIPPED: the tests over PostgreSQL, for there is no initdb here");
-        }
-        programs.map(|programs| Server::start(&programs).unwrap_or_else(|reason| panic!("PostgreSQL: {reason}")))
-    });
-    Some(server.as_ref()?.create_database().await)
+    let server = SERVER.get_or_init(|| Server::start(Durability::ProcessOnly)).as_ref()?;
+    Some(server.create_database().await)
 }
 
 /// The folder of `initdb` and `postgres`: one of the PATH, or the newest of those where Debian puts them.
@@ -57,41 +64,86 @@ fn programs() -> Option<PathBuf> {
 }
 
 impl Server {
-    fn start(programs: &Path) -> Result<Self, String> {
-        let folder = env::temp_dir().join(format!("postgres-{}-{:08x}", process::id(), rand::random::<u32>()));
-        let failed = |error: io::Error| error.to_string();
-        fs::create_dir(&folder).map_err(failed)?;
-        let owner = owner(&folder)?;
-        let as_owner = |program: &str| {
-            let mut command = Command::new(programs.join(program));
-            if let Some((user, group)) = owner {
-                command.uid(user).gid(group);
-            }
-            command.current_dir(&folder).stdin(Stdio::null());
-            command
+    /// Starts one. `None` where no PostgreSQL is installed, which is said on stderr; with `REQUIRE_POSTGRES=1` in the
+    /// environment that is a failure, not a skip.
+    ///
+    /// # Panics
+    /// If it does not start, or is required and not there.
+    pub fn start(durability: Durability) -> Option<Self> {
+        let Some(programs) = programs() else {
+            assert!(env::var_os("REQUIRE_POSTGRES").is_none_or(|value| value != "1"), "there is no PostgreSQL here");
+            // Not by a macro, whose words are kept from whoever runs the tests.
+            let _ = writeln!(io::stderr(), "SKIPPED: the tests over PostgreSQL, for there is no initdb here");
+            return None;
         };
-        let data = folder.join("data");
-        let mut initdb = as_owner("initdb");
-        initdb.args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--pgdata"]);
-        let made = initdb.arg(&data).output().map_err(failed)?;
+        Some(Self::set_up(programs, durability).unwrap_or_else(|reason| panic!("PostgreSQL: {reason}")))
+    }
+
+    fn set_up(programs: PathBuf, durability: Durability) -> Result<Self, String> {
+        let folder = env::temp_dir().join(format!("postgres-{}-{:08x}", process::id(), rand::random::<u32>()));
+        fs::create_dir(&folder).map_err(|error| error.to_string())?;
+        let lifeline = lifeline(&folder).map_err(|error| error.to_string())?;
+        let owner = owner(&folder)?;
+        let mut initdb = command(&programs.join("initdb"), owner, &folder);
+        initdb.args([
+            "--username=postgres",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--no-sync",
+            "-D",
+            "data",
+        ]);
+        let made = initdb.output().map_err(|error| error.to_string())?;
         if !made.status.success() {
             return Err(String::from_utf8_lossy(&made.stderr).into_owned());
         }
-        let log = fs::File::create(folder.join("log")).map_err(failed)?;
-        let mut postgres = as_owner("postgres");
-        postgres.arg("-D").arg(&data).arg("-k").arg(&folder);
-        postgres.args(["-c", "listen_addresses=", "-c", "max_connections=500", "-c", "fsync=off"]);
-        let server = postgres.process_group(0).stdout(log.try_clone().map_err(failed)?).stderr(log).spawn();
-        let lifeline = lifeline(&server.map_err(failed)?, &folder).map_err(failed)?;
-        wait_for(&folder.join(".s.PGSQL.5432.lock"), &folder)?;
-        Ok(Self { folder, databases: AtomicU32::new(0), _lifeline: lifeline })
+        let process = launch(&programs, owner, &folder, durability)?;
+        Ok(Self { programs, owner, folder, durability, process, databases: AtomicU32::new(0), _lifeline: lifeline })
+    }
+
+    /// The power fails: all its processes are gone, with SIGKILL.
+    ///
+    /// # Panics
+    /// If they cannot be killed.
+    pub fn kill(&mut self) {
+        let postmaster = self.process.id();
+        let signal = |signal: &str, pid: u32| Command::new("kill").args([signal, &pid.to_string()]).status();
+        let stopped = signal("-STOP", postmaster); // so that no more are started
+        assert!(stopped.is_ok_and(|status| status.success()), "PostgreSQL is there to be killed");
+        let children = children_of(postmaster);
+        for pid in children.iter().chain([&postmaster]) {
+            let _ = signal("-KILL", *pid); // one that has ended meanwhile is as good
+        }
+        self.process.wait().expect("it is a child of ours");
+        let _ = fs::remove_file(self.folder.join("data/postmaster.pid")); // its number may be somebody else's soon
+    }
+
+    /// Starts it again, with the data that it had.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn restart(&mut self) {
+        let launched = launch(&self.programs, self.owner, &self.folder, self.durability);
+        self.process = launched.unwrap_or_else(|reason| panic!("PostgreSQL: {reason}"));
+    }
+
+    /// The address of a new and empty database, as a service's `DATABASE_URL`.
+    pub async fn create_database_url(&self) -> String {
+        let options = self.create_database().await;
+        let name = options.get_database().unwrap_or_default();
+        format!("postgres://postgres@localhost/{name}?host={}", self.folder.display())
     }
 
     fn options(&self) -> PgConnectOptions {
         PgConnectOptions::new_without_pgpass().socket(&self.folder).port(5432).username("postgres")
     }
 
-    async fn create_database(&self) -> PgConnectOptions {
+    /// The address of a new and empty database.
+    ///
+    /// # Panics
+    /// If the server does not answer.
+    pub async fn create_database(&self) -> PgConnectOptions {
         let name = format!("test_{}", self.databases.fetch_add(1, Ordering::Relaxed));
         let began = Instant::now();
         let mut connection = loop {
@@ -106,6 +158,51 @@ impl Server {
         let _ = connection.close().await;
         self.options().database(&name)
     }
+}
+
+/// Starts the server and waits until it listens.
+fn launch(programs: &Path, owner: Option<(u32, u32)>, folder: &Path, durability: Durability) -> Result<Child, String> {
+    let log = || fs::OpenOptions::new().create(true).append(true).open(folder.join("log"));
+    let fsync = if durability == Durability::Full { "fsync=on" } else { "fsync=off" };
+    let began = Instant::now();
+    loop {
+        let mut postgres = command(&programs.join("postgres"), owner, folder);
+        postgres.args(["-D", "data", "-c", "listen_addresses=", "-c", "max_connections=500", "-c", fsync, "-k"]);
+        let (out, err) = (log().map_err(|error| error.to_string())?, log().map_err(|error| error.to_string())?);
+        let mut process = postgres.arg(folder).stdout(out).stderr(err).spawn().map_err(|error| error.to_string())?;
+        // It may end at once: the last one's processes can take a moment to be gone.
+        while process.try_wait().is_ok_and(|ended| ended.is_none()) {
+            if UnixStream::connect(folder.join(".s.PGSQL.5432")).is_ok() {
+                return Ok(process);
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        if began.elapsed() > START_LIMIT {
+            return Err(fs::read_to_string(folder.join("log")).unwrap_or_default());
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn command(program: &Path, owner: Option<(u32, u32)>, folder: &Path) -> Command {
+    let mut command = Command::new(program);
+    if let Some((user, group)) = owner {
+        command.uid(user).gid(group);
+    }
+    command.current_dir(folder).stdin(Stdio::null()).process_group(0);
+    command
+}
+
+/// From Linux's `/proc/<pid>/stat`, where the parent is the second field behind the name in brackets.
+fn children_of(parent: u32) -> Vec<u32> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let processes = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_child = |pid: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let behind = stat.rsplit(')').next().unwrap_or_default();
+        behind.split_whitespace().nth(1).and_then(|pid| pid.parse().ok()) == Some(parent)
+    };
+    processes.filter(is_child).collect()
 }
 
 /// PostgreSQL refuses to run as root: then it runs as `postgres`, to whom the folder is given.
@@ -126,23 +223,45 @@ fn owner(folder: &Path) -> Result<Option<(u32, u32)>, String> {
 
 /// A shell that reads from us. When this process ends, in whatever way, its pipe closes; then the shell ends the server and
 /// removes its files. (What is static is never dropped, so nothing here can do it.)
-fn lifeline(server: &Child, folder: &Path) -> io::Result<Child> {
+fn lifeline(folder: &Path) -> io::Result<Child> {
+    const END: &str = r#"
+        read -r line
+        kill -QUIT "$(head -n 1 "$0"/data/postmaster.pid)"
+        for _ in $(seq 100); do [ -e "$0"/data/postmaster.pid ] || break; sleep 0.1; done
+        rm -rf "$0""#;
     let mut shell = Command::new("sh");
-    shell.args([
-        "-c",
-        r#"read -r line; kill -QUIT "$0"; while [ -e "$1"/data/postmaster.pid ]; do sleep 0.1; done; rm -rf "$1""#,
-    ]);
-    shell.arg(server.id().to_string()).arg(folder).current_dir("/").process_group(0);
+    shell.args(["-c", END]).arg(folder).current_dir("/").process_group(0);
     shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
 }
 
-fn wait_for(file: &Path, folder: &Path) -> Result<(), String> {
-    let began = Instant::now();
-    while !file.exists() {
-        if began.elapsed() > START_LIMIT {
-            return Err(fs::read_to_string(folder.join("log")).unwrap_or_default());
-        }
-        thread::sleep(Duration::from_millis(10));
+#[cfg(test)]
+mod tests {
+    use sqlx::PgConnection;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_committed_is_there_after_a_kill() {
+        let Some(mut server) = Server::start(Durability::Full) else { return };
+        let database = server.create_database_url().await;
+        let mut connection = PgConnection::connect(&database).await.unwrap();
+        connection.execute("create table things as select 7 as id").await.unwrap();
+        server.kill();
+        assert!(connection.execute("select id from things").await.is_err());
+        assert!(PgConnection::connect(&database).await.is_err());
+        server.restart();
+        let mut connection = connect(&database).await;
+        let (id,): (i32,) = sqlx::query_as("select id from things").fetch_one(&mut connection).await.unwrap();
+        assert_eq!(id, 7);
     }
-    Ok(())
+
+    /// It listens a moment before it is ready.
+    async fn connect(database: &str) -> PgConnection {
+        loop {
+            match PgConnection::connect(database).await {
+                Ok(connection) => return connection,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
 }
