@@ -2,11 +2,15 @@
 //! them all. The only place, with each service's own `config`, that reads the environment (but for `LISTEN_FDS`, which is
 //! no setting: [`crate::run`]).
 
+use std::convert::Infallible;
+use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 use std::time::Duration;
 
 use axum::http::HeaderValue;
 use clap::Args;
+use sqlx::postgres::PgConnectOptions;
 use url::Url;
 
 /// How a service listens, and what it takes from a client.
@@ -92,6 +96,59 @@ pub struct PeerSettings {
     /// Largest answer taken from a peer, in bytes
     #[arg(long = "peer-max-answer-bytes", env = "PEER_MAX_ANSWER_BYTES", value_name = "PEER_MAX_ANSWER_BYTES", default_value_t = 4 << 20)]
     pub max_answer_bytes: usize,
+}
+
+/// Where a service keeps what it knows.
+#[derive(Args, Clone, Debug)]
+pub struct DatabaseSettings {
+    /// PostgreSQL database of this service alone, `postgres://name:password@host/database`; if not set, the store is in
+    /// memory, and a restart forgets everything
+    #[arg(long, env, hide_env_values = true)]
+    pub database_url: Option<DatabaseUrl>,
+
+    /// Connections to the database
+    #[arg(long, env, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub database_connections: u32,
+
+    /// Seconds to wait for one of them to be free; then 503
+    #[arg(long = "database-acquire", env = "DATABASE_ACQUIRE_SECONDS", value_name = "DATABASE_ACQUIRE_SECONDS", default_value = "1", value_parser = seconds)]
+    pub database_acquire: Duration,
+
+    /// Seconds for a statement, what it waits for included; then 503
+    #[arg(long = "database-statement", env = "DATABASE_STATEMENT_SECONDS", value_name = "DATABASE_STATEMENT_SECONDS", default_value = "2", value_parser = seconds)]
+    pub database_statement: Duration,
+}
+
+/// The address of a database. It may hold a password, so nothing shows it: not `Debug`, and not clap, which would repeat
+/// one that it cannot read; so it is read later.
+#[derive(Clone)]
+pub struct DatabaseUrl(String);
+
+impl FromStr for DatabaseUrl {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("postgres://…")
+    }
+}
+
+impl DatabaseSettings {
+    /// Where the database is; `None` for a store in memory.
+    ///
+    /// # Errors
+    /// If that is no address of a PostgreSQL database.
+    pub fn url(&self) -> Result<Option<PgConnectOptions>, String> {
+        let Some(DatabaseUrl(text)) = &self.database_url else { return Ok(None) };
+        let known = text.starts_with("postgres://") || text.starts_with("postgresql://");
+        let options = text.parse().ok().filter(|_| known);
+        options.map(Some).ok_or_else(|| "DATABASE_URL must be postgres://name:password@host/database".to_owned())
+    }
 }
 
 /// Only the defaults: for tests, which say what they need themselves.
@@ -180,6 +237,19 @@ mod tests {
         assert_eq!(given("drain", "0.25").unwrap().drain, Duration::from_millis(250));
         let origins = given("cors-allowed-origins", "https://a.example,http://localhost:8080").unwrap();
         assert_eq!(origins.cors_allowed_origins, ["https://a.example", "http://localhost:8080"]);
+    }
+
+    #[test]
+    fn a_bad_address_of_a_database_is_refused_without_being_repeated() {
+        let settings = |url: &str| DatabaseSettings { database_url: url.parse().ok(), ..defaults() };
+        for good in ["postgres://me:secret@db.example/users", "postgresql://db.example/users"] {
+            assert!(settings(good).url().unwrap().is_some());
+        }
+        for bad in ["", "users", "mysql://me:secret@db.example/users", "postgres://me:secret@db.example:port/users"] {
+            let refused = settings(bad).url().expect_err(bad);
+            assert!(refused.contains("DATABASE_URL") && !refused.contains("secret"), "{refused}");
+            assert!(!format!("{:?}", settings(bad)).contains("secret"));
+        }
     }
 
     #[test]

@@ -186,8 +186,8 @@ fn launch(programs: &Path, owner: Option<(u32, u32)>, folder: &Path, durability:
 
 fn command(program: &Path, owner: Option<(u32, u32)>, folder: &Path) -> Command {
     let mut command = Command::new(program);
-    if let Some((user, group)) = owner {
-        command.uid(user).gid(group);
+    if let Some((uid, gid)) = owner {
+        command.uid(uid).gid(gid);
     }
     command.current_dir(folder).stdin(Stdio::null()).process_group(0);
     command
@@ -214,11 +214,11 @@ fn owner(folder: &Path) -> Result<Option<(u32, u32)>, String> {
     let id = |what: &str| -> Result<u32, String> {
         let output = Command::new("id").args([what, "postgres"]).output().map_err(failed)?;
         let id = String::from_utf8_lossy(&output.stdout).trim().parse();
-        id.map_err(|_| "this is root, and there is no user postgres to run it as".to_owned())
+        id.map_err(|_| "this is root, and there is no account postgres to run it as".to_owned())
     };
-    let (user, group) = (id("-u")?, id("-g")?);
-    chown(folder, Some(user), Some(group)).map_err(failed)?;
-    Ok(Some((user, group)))
+    let (uid, gid) = (id("-u")?, id("-g")?);
+    chown(folder, Some(uid), Some(gid)).map_err(failed)?;
+    Ok(Some((uid, gid)))
 }
 
 /// A shell that reads from us. When this process ends, in whatever way, its pipe closes; then the shell ends the server and
