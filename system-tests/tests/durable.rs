@@ -1,0 +1,120 @@
+//! The three services over PostgreSQL, a database each: what was promised outlives every process.
+
+use std::time::{Duration, Instant};
+
+use chassis::testing::postgres::{Durability, Server};
+use serde_json::{Value, json};
+use system_tests::{Launch, ORDERS, PRODUCTS, Received, Service, System, USERS, eventually, order};
+
+/// After the database has come back, all is well within so long.
+const RECOVERY: Duration = Duration::from_secs(5);
+
+/// PostgreSQL, the services over it, and the address of each one's database.
+struct Durable {
+    postgres: Server,
+    system: System,
+    databases: [(&'static str, String); 3],
+}
+
+impl Durable {
+    /// With a user 1 and a product 1, of which there are so many. `None` without PostgreSQL.
+    async fn start(stock: i64) -> Option<Self> {
+        let postgres = Server::start(Durability::Full)?;
+        let database = async |service| (service, postgres.create_database_url().await);
+        let databases = [database(USERS).await, database(PRODUCTS).await, database(ORDERS).await];
+        let system =
+            System::start_as(|launch| over(launch, &databases)).await.unwrap_or_else(|reason| panic!("{reason}"));
+        system.users.post("/users", json!({"name": "Eve"})).await.expect(201);
+        system.add_product("Lamp", 19.99, stock).await;
+        Some(Self { postgres, system, databases })
+    }
+
+    /// One more of each.
+    async fn replicas(&self) -> System {
+        System::start_as(|launch| over(launch, &self.databases)).await.unwrap_or_else(|reason| panic!("{reason}"))
+    }
+}
+
+fn over(launch: Launch, databases: &[(&str, String); 3]) -> Launch {
+    let database = databases.iter().find(|(service, _)| *service == launch.service());
+    let (_, url) = database.expect("each service has one");
+    launch.env("DATABASE_URL", url)
+}
+
+async fn with_key(orders: &Service, key: &str, body: &Value) -> Received {
+    orders.request("POST", "/orders").header("idempotency-key", key).json(body).send().await
+}
+
+#[tokio::test]
+async fn what_was_promised_outlives_a_kill_of_everything() {
+    let Some(Durable { mut postgres, mut system, .. }) = Durable::start(50).await else { return };
+    let wanted = order(1, 1, 5);
+    let placed = with_key(&system.orders, "a", &wanted).await.expect(201);
+    postgres.kill();
+    for service in [&mut system.users, &mut system.products, &mut system.orders] {
+        service.kill().await;
+    }
+    postgres.restart();
+    for service in [&mut system.users, &mut system.products, &mut system.orders] {
+        service.restart().await;
+    }
+    assert_eq!(system.orders.get(placed.header("location")).await.expect(200).json(), placed.json());
+    let again = with_key(&system.orders, "a", &wanted).await.expect(201);
+    assert_eq!((again.json(), again.header("idempotent-replayed")), (placed.json(), "true"));
+    assert_eq!(system.stock(1).await, 45, "it was sold once");
+    assert_eq!(system.users.get("/users/1").await.expect(200).json()["name"], "Eve");
+}
+
+#[tokio::test]
+async fn without_its_database_a_service_says_so_and_with_it_all_is_well_without_a_restart() {
+    let Some(Durable { mut postgres, system, .. }) = Durable::start(50).await else { return };
+    let placed = system.orders.post("/orders", order(1, 1, 1)).await.expect(201);
+    let calls = [
+        (&system.users, "/users/1".to_owned()),
+        (&system.products, "/products/1".to_owned()),
+        (&system.orders, placed.header("location").to_owned()),
+    ];
+    postgres.kill();
+    for (service, path) in &calls {
+        service.get(path).await.expect_problem(503, "store-unavailable"); // which has a Retry-After
+        service.get("/readyz").await.expect_problem(503, "store-unavailable");
+        service.get("/livez").await.expect(200);
+    }
+    assert_eq!(system.orders.post("/orders", order(1, 1, 1)).await.expect(503).header("retry-after"), "1");
+
+    postgres.restart();
+    let back = Instant::now();
+    for (service, path) in &calls {
+        let status = eventually(200, async || service.get(path).await.status).await;
+        assert!(status == 200 && back.elapsed() < RECOVERY, "{path}: {status} after {:?}", back.elapsed());
+        service.get("/readyz").await.expect(200);
+    }
+    system.orders.post("/orders", order(1, 1, 1)).await.expect(201);
+    assert_eq!(eventually(48, || system.stock(1)).await, 48);
+}
+
+#[tokio::test]
+async fn replicas_over_one_database_keep_every_promise_together() {
+    let Some(durable) = Durable::start(5).await else { return };
+    let (one, two) = (&durable.system, &durable.replicas().await);
+    let attempts = (0..10).flat_map(|_| [&one.orders, &two.orders]);
+    let answers = futures_util::future::join_all(attempts.map(|orders| {
+        let wanted = order(1, 1, 1);
+        async move { with_key(orders, "one", &wanted).await }
+    }));
+    let answers = answers.await;
+    let placed: Vec<_> = answers.iter().filter(|answer| answer.status == 201).map(Received::json).collect();
+    assert!(answers.iter().all(|answer| matches!(answer.status, 201 | 409)), "{answers:#?}");
+    assert!(!placed.is_empty() && placed.iter().all(|order| *order == placed[0]), "one key, one order: {placed:#?}");
+
+    let rivals = (0..10).flat_map(|_| [&one.orders, &two.orders]).map(|orders| orders.post("/orders", order(1, 1, 1)));
+    let sold = futures_util::future::join_all(rivals).await.iter().filter(|answer| answer.status == 201).count();
+    assert_eq!(sold, 4, "the units that were left");
+    assert_eq!(eventually((0, 0), async || (one.stock(1).await, two.stock(1).await)).await, (0, 0));
+
+    let named = json!({"username": "eve"});
+    let (first, second) = tokio::join!(one.users.post("/users", named.clone()), two.users.post("/users", named));
+    let mut statuses = [first.status, second.status];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [201, 409], "a name is one user's");
+}
