@@ -1,6 +1,7 @@
 //! The settings of this service.
 
 use chassis::config::Settings;
+use chassis::postgres::DatabaseSettings;
 use clap::Parser;
 use clap::builder::BoolishValueParser;
 
@@ -23,6 +24,10 @@ pub struct Config {
     /// Passwords waiting to be hashed; beyond it 503 at once
     #[arg(long, env, default_value_t = 32, value_parser = clap::value_parser!(u32).range(..=100_000))]
     pub password_hashes_waiting: u32,
+
+    /// Where the users are kept.
+    #[command(flatten)]
+    pub database: DatabaseSettings,
 
     /// What every service has.
     #[command(flatten)]

@@ -27,6 +27,11 @@ impl Password {
 }
 
 impl PasswordHash {
+    /// What a store wrote down.
+    pub fn stored(phc: String) -> Self {
+        Self(phc.into())
+    }
+
     /// The PHC string: for the store, and nobody else.
     pub fn expose(&self) -> &str {
         &self.0

@@ -1,11 +1,18 @@
 //! The contract of [`UserStore`], one function a sentence, run against every store.
 
+use futures_util::future::join_all;
+use sqlx::postgres::PgConnectOptions;
+
 use super::*;
+use crate::password::PasswordHash;
 
 chassis::store_contract! {
     memory: (Arc::new(MemoryStore::default()) as Store);
+    postgres: over;
     ids_rise_and_are_never_given_twice
+    what_is_put_in_comes_out
     names_are_unique_without_case
+    the_longest_names_are_kept
     a_refused_insert_changes_nothing
     rows_are_found_by_id_and_by_name
     pages_join_to_the_whole_list
@@ -14,9 +21,15 @@ chassis::store_contract! {
     a_change_cannot_take_anothers_name
     a_removed_user_frees_its_names
     of_many_at_once_one_gets_the_name
+    of_many_changes_at_once_one_is_made
 }
 
 type Store = Arc<dyn UserStore>;
+
+async fn over(database: PgConnectOptions) -> Store {
+    let store = PostgresStore::open(&database, &chassis::config::defaults()).await;
+    Arc::new(store.expect("a database that is empty"))
+}
 
 fn draft(name: &str) -> Draft {
     Draft { name: name.to_owned(), username: None, email: None, password: None }
@@ -45,17 +58,48 @@ async fn ids_rise_and_are_never_given_twice(store: &Store) {
     assert_eq!(first.public.created_at, Timestamp::UNIX_EPOCH, "the time is the caller's");
 }
 
+async fn what_is_put_in_comes_out(store: &Store) {
+    let hash = |text: &str| Some(PasswordHash::stored(text.to_owned()));
+    let given = Draft { password: hash("$argon2id$1"), ..account("Ada \\'; drop table 🦀", "\"Ada\"@Example.com") };
+    let put = store.insert(given, "2026-01-31T09:30:00.123456Z".parse().unwrap()).await.unwrap();
+    expect_kept(store, &put, Some("$argon2id$1")).await;
+    let put = add(store, draft("no account")).await;
+    expect_kept(store, &put, None).await;
+    let mut change = User { password: hash("$argon2id$2"), version: put.version + 1, ..User::clone(&put) };
+    (change.public.name, change.public.email) = ("an account".to_owned(), Some("Bob@Example.com".to_owned()));
+    let put = store.replace(put.version, change).await.unwrap().expect("nobody else was there");
+    expect_kept(store, &put, Some("$argon2id$2")).await;
+}
+
+async fn expect_kept(store: &Store, put: &User, hash: Option<&str>) {
+    let kept = store.by_id(put.public.id).await.unwrap().unwrap();
+    assert_eq!((&kept.public, kept.version), (&put.public, put.version));
+    assert_eq!(kept.password.as_ref().map(PasswordHash::expose), hash);
+}
+
 async fn names_are_unique_without_case(store: &Store) {
     add(store, account("Ångström", "Ada@Example.com")).await;
     for (username, email, refusal) in [
         ("ångström", "other@example.com", StoreError::UsernameTaken),
         ("A\u{30a}NGSTRO\u{308}M", "other@example.com", StoreError::UsernameTaken),
         ("other", "ADA@example.COM", StoreError::EmailTaken),
+        ("ångström", "ada@example.com", StoreError::UsernameTaken), // of two reasons always this one
     ] {
         let refused = store.insert(account(username, email), Timestamp::UNIX_EPOCH).await.err();
         assert_eq!(refused, Some(refusal), "{username} {email}");
     }
     add(store, draft("Ångström")).await; // a name for people is not unique
+}
+
+/// Some characters take three times the room when they are folded, and an index takes no row of any length.
+async fn the_longest_names_are_kept(store: &Store) {
+    let notes: Vec<char> = ('\u{1d15e}'..='\u{1d164}').chain('\u{1d1bb}'..='\u{1d1c0}').collect();
+    let name = |length: usize| (0..length).map(|n| notes[n * n % 151 % notes.len()]).collect::<String>();
+    let given = account(&name(64), &format!("{}@x", name(252)));
+    add(store, given.clone()).await;
+    assert!(store.by_username(&name(64)).await.unwrap().is_some());
+    let twice = Draft { username: None, ..given };
+    assert_eq!(store.insert(twice, Timestamp::UNIX_EPOCH).await.err(), Some(StoreError::EmailTaken));
 }
 
 async fn a_refused_insert_changes_nothing(store: &Store) {
@@ -73,7 +117,9 @@ async fn rows_are_found_by_id_and_by_name(store: &Store) {
     assert!(store.by_id(ada_id).await.unwrap().is_some_and(|user| user.public == ada.public));
     assert!(store.by_id(nobody).await.unwrap().is_none());
     assert!(store.by_username("ADA").await.unwrap().is_some_and(|user| user.public.id == ada_id));
-    assert!(store.by_username("ad").await.unwrap().is_none());
+    for other in ["ad", "ada\0", "\0", "", "%"] {
+        assert!(store.by_username(other).await.unwrap().is_none(), "{other:?}");
+    }
     let found = store.by_ids(&[bob_id, nobody, ada_id, bob_id]).await.unwrap();
     assert_eq!(found.iter().map(|user| user.public.id).collect::<Vec<_>>(), [ada_id, bob_id]);
 }
@@ -131,9 +177,12 @@ async fn a_change_frees_the_names_it_gives_up(store: &Store) {
 async fn a_change_cannot_take_anothers_name(store: &Store) {
     let ada = add(store, account("ada", "ada@example.com")).await;
     add(store, account("bob", "bob@example.com")).await;
-    for (username, email, refusal) in
-        [("BOB", "ada@example.com", StoreError::UsernameTaken), ("ada", "Bob@example.com", StoreError::EmailTaken)]
-    {
+    add(store, account("eve", "eve@example.com")).await;
+    for (username, email, refusal) in [
+        ("BOB", "ada@example.com", StoreError::UsernameTaken),
+        ("ada", "Bob@example.com", StoreError::EmailTaken),
+        ("bob", "eve@example.com", StoreError::UsernameTaken),
+    ] {
         let mut change = User::clone(&ada);
         (change.public.username, change.public.email) = (Some(username.to_owned()), Some(email.to_owned()));
         change.version += 1;
@@ -160,7 +209,19 @@ async fn of_many_at_once_one_gets_the_name(store: &Store) {
             store.insert(draft, Timestamp::UNIX_EPOCH).await.is_ok()
         })
     });
-    let results = futures_util::future::join_all(tries).await;
+    let results = join_all(tries).await;
     assert_eq!(results.into_iter().filter(|result| *result.as_ref().unwrap()).count(), 1);
     assert_eq!(all(store).await.len(), 1);
+}
+
+async fn of_many_changes_at_once_one_is_made(store: &Store) {
+    let seen = add(store, draft("ada")).await;
+    let tries = (0..20).map(|n| {
+        let (store, mut next) = (Arc::clone(store), User::clone(&seen));
+        (next.public.name, next.version) = (n.to_string(), seen.version + 1);
+        tokio::spawn(async move { store.replace(next.version - 1, next).await.unwrap() })
+    });
+    let made: Vec<_> = join_all(tries).await.into_iter().filter_map(Result::unwrap).collect();
+    assert_eq!(made.len(), 1);
+    expect_kept(store, &made[0], None).await;
 }

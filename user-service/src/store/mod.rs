@@ -3,19 +3,24 @@
 #[cfg(test)]
 mod contract;
 mod memory;
+mod postgres;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use chassis::page::{Page, Rows};
+use chassis::postgres::DatabaseSettings;
 use jiff::Timestamp;
 use shared::Id;
 
 pub use self::memory::MemoryStore;
+pub use self::postgres::PostgresStore;
 use crate::user::{Draft, User};
 
 /// What the start-up line says of the store in memory.
 pub const MEMORY: &str = "memory (a restart forgets everything)";
+/// What it says of the store in PostgreSQL.
+pub const POSTGRES: &str = "PostgreSQL";
 
 /// Users by id, and by the names that are unique. Each call is one atomic step.
 #[async_trait]
@@ -61,11 +66,23 @@ pub enum StoreError {
     Unavailable(String),
 }
 
-/// Opens the store in memory, with the users of the tutorial in it if `seed`.
+/// Opens the store that the settings ask for, and what the start-up line says of it. Only the one in memory is seeded: a
+/// database keeps what it has.
+///
+/// # Errors
+/// If the database does not answer or cannot be migrated.
+pub async fn open(settings: &DatabaseSettings, seed: bool) -> Result<(Arc<dyn UserStore>, &'static str), String> {
+    match &settings.database_url {
+        Some(url) => Ok((Arc::new(PostgresStore::open(url, settings).await?), POSTGRES)),
+        None => Ok((memory(seed).await?, MEMORY)),
+    }
+}
+
+/// A store in memory, with the users of the tutorial in it if `seed`.
 ///
 /// # Errors
 /// If the users cannot be added.
-pub async fn open(seed: bool) -> Result<Arc<dyn UserStore>, String> {
+pub async fn memory(seed: bool) -> Result<Arc<dyn UserStore>, String> {
     let store = MemoryStore::default();
     for name in ["John Doe", "Jane Smith"].into_iter().filter(|_| seed) {
         let draft = Draft { name: name.to_owned(), username: None, email: None, password: None };

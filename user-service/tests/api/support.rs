@@ -21,12 +21,12 @@ pub(crate) async fn service() -> Client {
 
 /// A service with an empty store and these settings.
 pub(crate) async fn service_with(settings: &Settings) -> Client {
-    service_over(store::open(false).await.expect("a store in memory"), settings)
+    service_over(store::memory(false).await.expect("a store in memory"), settings)
 }
 
 /// A service with John Doe and Jane Smith in its store.
 pub(crate) async fn seeded() -> Client {
-    service_over(store::open(true).await.expect("a store in memory"), &settings())
+    service_over(store::memory(true).await.expect("a store in memory"), &settings())
 }
 
 /// One that takes as many passwords as a test has.
