@@ -3,15 +3,18 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use chassis::config::defaults;
 use chassis::page::{Page, Rows};
-use chassis::testing::Client;
+use chassis::testing::{Client, postgres};
 use jiff::Timestamp;
 use serde_json::json;
 use shared::Id;
-use user_service::store::{StoreError, UserStore};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions};
+use user_service::store::{PostgresStore, StoreError, UserStore};
 use user_service::user::{Draft, User};
 
-use crate::support::{service_over, settings};
+use crate::support::{add, service_over, settings};
 
 const CAUSE: &str = "no route to 10.0.0.7";
 
@@ -86,4 +89,32 @@ async fn the_service_is_alive_but_not_ready() {
     let answer = client.get("/readyz").await;
     assert!(!answer.to_string().contains(CAUSE), "{answer}");
     assert_eq!(answer.expect_problem(503, "store-unavailable")["reasons"], json!(["the store does not answer"]));
+}
+
+/// Lets nobody into the database any more and sends away whoever is there, or lets everybody in again.
+async fn allow_connections(database: &PgConnectOptions, allowed: bool) {
+    let name = database.get_database().expect("a database");
+    let mut admin = database.clone().database("postgres").connect().await.expect("a server that is there");
+    let alter = format!("alter database {name} allow_connections {allowed}");
+    sqlx::query(AssertSqlSafe(alter)).execute(&mut admin).await.expect("a superuser may");
+    let end = "select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = $1 and not $2";
+    sqlx::query(end).bind(name).bind(allowed).execute(&mut admin).await.expect("a superuser may");
+}
+
+#[tokio::test]
+async fn a_database_that_comes_back_is_used_again() {
+    let Some(database) = postgres::database().await else { return };
+    let store = PostgresStore::open(&database, &defaults()).await.unwrap();
+    let client = service_over(Arc::new(store), &settings());
+    let ada = add(&client, "Ada").await;
+    for _ in 0..3 {
+        client.get("/readyz").await.expect(200);
+        allow_connections(&database, false).await;
+        client.get("/users/1").await.expect_problem(503, "store-unavailable");
+        client.post("/users", json!({"name": "Bob"})).await.expect_problem(503, "store-unavailable");
+        client.get("/readyz").await.expect_problem(503, "store-unavailable");
+        client.get("/livez").await.expect(200);
+        allow_connections(&database, true).await;
+        assert_eq!(client.get("/users").await.expect(200).json(), json!([ada]));
+    }
 }
