@@ -1,7 +1,6 @@
 //! The settings of this service.
 
-use chassis::config::Settings;
-use chassis::postgres::DatabaseSettings;
+use chassis::config::{DatabaseSettings, Settings};
 use clap::Parser;
 use clap::builder::BoolishValueParser;
 

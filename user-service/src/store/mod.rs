@@ -8,8 +8,8 @@ mod postgres;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use chassis::config::DatabaseSettings;
 use chassis::page::{Page, Rows};
-use chassis::postgres::DatabaseSettings;
 use jiff::Timestamp;
 use shared::Id;
 
@@ -72,8 +72,8 @@ pub enum StoreError {
 /// # Errors
 /// If the database does not answer or cannot be migrated.
 pub async fn open(settings: &DatabaseSettings, seed: bool) -> Result<(Arc<dyn UserStore>, &'static str), String> {
-    match &settings.database_url {
-        Some(url) => Ok((Arc::new(PostgresStore::open(url, settings).await?), POSTGRES)),
+    match settings.url()? {
+        Some(url) => Ok((Arc::new(PostgresStore::open(&url, settings).await?), POSTGRES)),
         None => Ok((memory(seed).await?, MEMORY)),
     }
 }
