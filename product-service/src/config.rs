@@ -1,6 +1,7 @@
 //! The settings of this service.
 
 use chassis::config::{PeerSettings, Settings, peer_url};
+use chassis::postgres::DatabaseSettings;
 use clap::Parser;
 use clap::builder::BoolishValueParser;
 use url::Url;
@@ -24,6 +25,10 @@ pub struct Config {
     /// How peers are called.
     #[command(flatten)]
     pub peers: PeerSettings,
+
+    /// Where products and reservations are kept.
+    #[command(flatten)]
+    pub database: DatabaseSettings,
 
     /// What every service has.
     #[command(flatten)]

@@ -15,9 +15,9 @@ async fn main() -> ExitCode {
 
 async fn start(config: Config) -> Result<(), String> {
     telemetry::start(&config.settings.rust_log)?;
-    let store = store::open(config.seed).await?;
+    let (store, kind) = store::open(&config.database, config.seed).await?;
     let users = Users::at(config.user_service_url.clone(), &config.peers).map_err(|error| error.to_string())?;
-    let about = format!("store: {}, peers: user-service {}", store::MEMORY, config.user_service_url);
+    let about = format!("store: {kind}, peers: user-service {}", config.user_service_url);
     let app = app(AppState::new(store, users), &config.settings);
     chassis::run(SERVICE, config.port, &about, &app).await?;
     Ok(())

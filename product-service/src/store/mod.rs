@@ -3,20 +3,25 @@
 #[cfg(test)]
 mod contract;
 mod memory;
+mod postgres;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use chassis::page::{Page, Rows};
+use chassis::postgres::DatabaseSettings;
 use jiff::Timestamp;
 use shared::{Id, Money, OrderId};
 
 pub use self::memory::MemoryStore;
+pub use self::postgres::PostgresStore;
 use crate::product::{NewProduct, Product};
 use crate::reservation::{Lines, Reservation, Taken};
 
 /// What the start-up line says of the store in memory.
 pub const MEMORY: &str = "memory (a restart forgets everything)";
+/// What it says of the one in PostgreSQL.
+pub const POSTGRES: &str = "PostgreSQL";
 
 /// Products by id, and reservations on their stock. Each call is one atomic step.
 ///
@@ -64,11 +69,22 @@ pub trait ProductStore: Send + Sync {
 #[error("the store does not answer: {0}")]
 pub struct StoreError(pub String);
 
-/// Opens the store in memory, with the products of the tutorial in it if `seed`.
+/// Opens the store that the settings ask for, and says what the start-up line calls it. Only one in memory is seeded.
+///
+/// # Errors
+/// If the database does not answer or cannot be brought up to date.
+pub async fn open(settings: &DatabaseSettings, seed: bool) -> Result<(Arc<dyn ProductStore>, &'static str), String> {
+    match &settings.database_url {
+        None => Ok((memory(seed).await?, MEMORY)),
+        Some(url) => Ok((Arc::new(PostgresStore::open(url, settings).await?), POSTGRES)),
+    }
+}
+
+/// A store in memory, with the products of the tutorial in it if `seed`.
 ///
 /// # Errors
 /// If the products cannot be added.
-pub async fn open(seed: bool) -> Result<Arc<dyn ProductStore>, String> {
+pub async fn memory(seed: bool) -> Result<Arc<dyn ProductStore>, String> {
     let store = MemoryStore::default();
     for (name, cents, stock) in [("Laptop", 99_999, 50), ("Phone", 59_900, 100)].into_iter().filter(|_| seed) {
         let price = Money::from_cents(cents).unwrap_or_default();

@@ -25,7 +25,7 @@ pub(crate) struct ShakyStore {
 impl ShakyStore {
     /// With which nothing is wrong yet.
     pub(crate) async fn open() -> Arc<Self> {
-        let store = store::open(true).await.expect("a store in memory");
+        let store = store::memory(true).await.expect("a store in memory");
         Arc::new(Self { store, away: AtomicBool::new(false), rival: AtomicBool::new(false) })
     }
 

@@ -16,7 +16,7 @@ const OPENAPI: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json");
 #[tokio::test]
 async fn the_document_is_the_one_that_is_committed() {
     let users = Users::at("http://user-service.invalid".parse().unwrap(), &patience()).unwrap();
-    let app = app(AppState::new(store::open(true).await.unwrap(), users), &defaults());
+    let app = app(AppState::new(store::memory(true).await.unwrap(), users), &defaults());
     check_openapi(&app, Path::new(OPENAPI));
     let committed: Value = serde_json::from_str(&std::fs::read_to_string(OPENAPI).unwrap()).unwrap();
     let served = Shop::open().await.get("/openapi.json").await.expect(200).json();

@@ -37,12 +37,12 @@ impl Deref for Shop {
 impl Shop {
     /// As it opens for the first time, with laptops and phones.
     pub(crate) async fn open() -> Self {
-        Self::over(store::open(true).await.expect("a store in memory"))
+        Self::over(store::memory(true).await.expect("a store in memory"))
     }
 
     /// With nothing in it.
     pub(crate) async fn empty() -> Self {
-        Self::over(store::open(false).await.expect("a store in memory"))
+        Self::over(store::memory(false).await.expect("a store in memory"))
     }
 
     /// Over this store. Who asks it for users gets none.
@@ -53,7 +53,7 @@ impl Shop {
 
     /// With user-service at this address.
     pub(crate) async fn beside(users: Url, peers: &PeerSettings) -> Self {
-        Self::of(store::open(true).await.expect("a store in memory"), users, peers)
+        Self::of(store::memory(true).await.expect("a store in memory"), users, peers)
     }
 
     fn of(store: Arc<dyn ProductStore>, users: Url, peers: &PeerSettings) -> Self {
