@@ -38,11 +38,14 @@ chassis::store_contract! {
 
 type Store = Arc<dyn ProductStore>;
 
-/// Over an empty database, with so much time that a busy machine fails no case.
 async fn postgres(database: PgConnectOptions) -> Store {
+    Arc::new(PostgresStore::open(&database, &patient()).await.expect("a database"))
+}
+
+/// So much time that a busy machine fails no test.
+pub(super) fn patient() -> DatabaseSettings {
     const MINUTE: Duration = Duration::from_secs(60);
-    let patient = DatabaseSettings { database_acquire: MINUTE, database_statement: MINUTE, ..defaults() };
-    Arc::new(PostgresStore::open(&database, &patient).await.expect("a database"))
+    DatabaseSettings { database_acquire: MINUTE, database_statement: MINUTE, ..defaults() }
 }
 
 async fn add(store: &Store, name: &str, stock: i64) -> Id {
@@ -317,7 +320,7 @@ fn step() -> impl Strategy<Value = Step> {
 async fn any_takes_and_releases_conserve_the_stock(store: &Store) {
     let mut runner = TestRunner::deterministic();
     let mut added = [10_i64, 5, 1];
-    let mut products = Vec::new();
+    let (mut products, mut held) = (Vec::new(), BTreeMap::new());
     for units in added {
         products.push(add(store, "thing", units).await);
     }
@@ -329,8 +332,7 @@ async fn any_takes_and_releases_conserve_the_stock(store: &Store) {
         for restocked in join_all(running).await {
             restocked.unwrap().into_iter().for_each(|(product, units)| added[product] += units);
         }
-        let mut held = BTreeMap::new();
-        for n in 0..(round + 1) * 8 {
+        for n in round * 8..(round + 1) * 8 {
             let reservation = store.reservation(order(n)).await.unwrap();
             let taken = reservation.filter(|reservation| reservation.status == ReservationStatus::Taken);
             for line in taken.into_iter().flat_map(|reservation| reservation.lines) {

@@ -47,25 +47,26 @@ impl PostgresStore {
     /// # Errors
     /// If it does not answer, or cannot be brought up to date.
     pub async fn open(url: &PgConnectOptions, settings: &DatabaseSettings) -> Result<Self, String> {
-        Ok(Self { pool: postgres::open(SERVICE, url, settings, &MIGRATIONS).await? })
+        // Each statement has its index. A plan that was made when a table was small must not scan it when it is not.
+        let url = url.clone().options([("enable_seqscan", "off")]);
+        Ok(Self { pool: postgres::open(SERVICE, &url, settings, &MIGRATIONS).await? })
     }
 }
 
 /// How many rows to read for a page of `limit`: one more, to see whether more follow.
 fn one_more_than(limit: usize) -> i64 {
-    i64::try_from(limit).map_or(i64::MAX, |limit| limit.saturating_add(1))
+    i64::try_from(limit + 1).unwrap_or(i64::MAX)
 }
 
-/// What `like` finds every folded name by that `part` is a part of: no character of it is special.
+/// What `like` finds every name by that `part` is a part of: no character of it is special.
 fn pattern(part: &str) -> String {
-    let escaped = part.chars().flat_map(|c| matches!(c, '%' | '_' | '\\').then_some('\\').into_iter().chain([c]));
-    ["%", &escaped.collect::<String>(), "%"].concat()
+    format!("%{}%", part.replace('\\', r"\\").replace('%', r"\%").replace('_', r"\_"))
 }
 
-/// A row, read.
-struct Stored<T>(T);
+/// A row of `products`.
+struct Stored(Product);
 
-impl FromRow<'_, PgRow> for Stored<Product> {
+impl FromRow<'_, PgRow> for Stored {
     fn from_row(row: &PgRow) -> Result<Self, Error> {
         let id = Id::new(row.try_get("id")?).ok_or_else(|| unreadable("id"))?;
         let price = Money::from_cents(row.try_get("price")?).ok_or_else(|| unreadable("price"))?;
@@ -101,7 +102,7 @@ fn reserved(lines: Vec<Line>) -> Vec<ReservedLine> {
     lines.into_iter().map(reserved).collect()
 }
 
-/// What the functions in `migrations/` answer to a take.
+/// What the function `take_units` answers; `migrations/` says when.
 #[derive(Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Answer {
@@ -214,5 +215,102 @@ impl ProductStore for PostgresStore {
     async fn ping(&self) -> Result<(), StoreError> {
         repeat(|| sqlx::query("select 1").execute(&self.pool)).await?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chassis::testing::postgres::database;
+    use futures_util::future::join_all;
+    use shared::products::Line;
+    use sqlx::{AssertSqlSafe, Connection, PgConnection};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::store::contract::patient;
+
+    async fn open(database: &PgConnectOptions) -> PostgresStore {
+        PostgresStore::open(database, &patient()).await.expect("a database")
+    }
+
+    fn lines(wanted: &[(i64, u32)]) -> Lines {
+        let line = |&(id, quantity)| Line { product_id: Id::new(id).unwrap(), quantity };
+        Lines::new(wanted.iter().map(line).collect()).unwrap()
+    }
+
+    async fn add_lamp(store: &PostgresStore, stock: i64) -> i64 {
+        let lamp = NewProduct { name: "Lamp".to_owned(), price: Money::default(), stock };
+        store.insert(lamp, chassis::now()).await.unwrap().public.id.get()
+    }
+
+    #[tokio::test]
+    async fn a_restart_forgets_nothing() {
+        let Some(database) = database().await else { return };
+        let (store, order_id) = (open(&database).await, OrderId(Uuid::from_u128(1)));
+        let lamp = add_lamp(&store, 5).await;
+        let taken = store.take(order_id, &lines(&[(lamp, 2)])).await.unwrap();
+        store.pool.close().await;
+        assert!(store.ping().await.is_err());
+
+        let store = open(&database).await;
+        let Taken::Now(reserved) = taken else { panic!("{taken:?}") };
+        assert_eq!(store.take(order_id, &lines(&[(lamp, 2)])).await.unwrap(), Taken::Already(reserved));
+        assert_eq!(store.by_id(Id::new(lamp).unwrap()).await.unwrap().unwrap().public.stock, 3);
+    }
+
+    /// A deadlock would be resolved by another try and seen by nobody but the database, which counts.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn nobody_waits_for_somebody_who_waits_for_him() {
+        let Some(database) = database().await else { return };
+        let store = Arc::new(open(&database).await);
+        let (lamp, desk, vase) =
+            (add_lamp(&store, 1000).await, add_lamp(&store, 1000).await, add_lamp(&store, 1000).await);
+        let orders = [[lamp, desk, vase], [vase, desk, lamp], [desk, vase, lamp], [vase, lamp, desk]];
+        let clients = (0..).zip(orders.into_iter().cycle().take(8)).map(|(client, wanted)| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move {
+                for n in 0..50 {
+                    let order_id = OrderId(Uuid::from_u128(client * 100 + n));
+                    store.take(order_id, &lines(&wanted.map(|id| (id, 1)))).await.unwrap();
+                    store.release(order_id).await.unwrap();
+                }
+            })
+        });
+        join_all(clients).await.into_iter().for_each(|client| client.unwrap());
+        store.pool.close().await; // a connection tells its counts when it ends, if not before
+        let mut connection = PgConnection::connect_with(&database).await.unwrap();
+        let sql = "select deadlocks from pg_stat_database where datname = current_database()";
+        let deadlocks: i64 = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
+        assert_eq!(deadlocks, 0);
+    }
+
+    #[tokio::test]
+    async fn a_hundred_thousand_products_are_not_searched_one_by_one() {
+        let Some(database) = database().await else { return };
+        let store = open(&database).await;
+        for sql in [
+            "insert into products (name, folded_name, price, stock, version, created_at) \
+             select name, name, 1, 1, 1, now() from (select 'thing ' || md5(n::text) as name from generate_series(1, 100000) n)\
+             as things",
+            "vacuum analyze products",
+        ] {
+            sqlx::query(sql).execute(&store.pool).await.unwrap();
+        }
+        let plan = async |sql: &str, part: Option<&str>| {
+            let explain = sqlx::query_scalar(AssertSqlSafe(format!("explain {sql}"))).bind(50_000_i64).bind(101_i64);
+            let explain = if let Some(part) = part { explain.bind(pattern(part)) } else { explain };
+            let plan: Vec<String> = explain.fetch_all(&store.pool).await.unwrap();
+            plan.join("\n")
+        };
+        for (sql, part, index) in [
+            (PAGE, None, "products_key"),
+            (SEARCH, Some("c4ca4238a0"), "products_by_part_of_name"),
+            (SEARCH, Some("ca42"), "products_by_part_of_name"),
+            (SEARCH, Some("thing"), "products_key"), // almost all: the first that come along are a page
+            (SEARCH, Some("zq"), "products_key"),    // too short for the other index
+        ] {
+            let plan = plan(sql, part).await;
+            assert!(plan.contains(index) && !plan.contains("Seq Scan"), "{part:?}: {plan}");
+        }
     }
 }
