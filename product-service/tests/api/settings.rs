@@ -8,12 +8,13 @@ use product_service::config::Config;
 
 #[test]
 fn its_settings_are_those_of_the_contract() {
-    let Config { port, seed, user_service_url, settings, .. } = defaults();
+    let Config { port, seed, user_service_url, database, settings, .. } = defaults();
+    assert!(database.database_url.is_none(), "the store is in memory unless a database is named");
     assert_eq!((port, seed, user_service_url.as_str()), (3002, true, "http://127.0.0.1:3001/"));
     assert_eq!(settings.host.to_string(), "127.0.0.1");
     let command = Config::command();
     let variables: BTreeSet<_> = command.get_arguments().filter_map(|argument| argument.get_env()?.to_str()).collect();
-    for name in ["PORT", "HOST", "SEED", "USER_SERVICE_URL", "DRAIN_SECONDS", "CORS_ALLOWED_ORIGINS"] {
+    for name in ["PORT", "HOST", "SEED", "DATABASE_URL", "USER_SERVICE_URL", "DRAIN_SECONDS", "CORS_ALLOWED_ORIGINS"] {
         assert!(variables.contains(name), "{name} is not among {variables:?}");
     }
 }
@@ -26,13 +27,20 @@ fn a_setting_that_makes_no_sense_is_named() {
             .try_get_matches_from(["product-service", &format!("--{flag}={value}")])
             .map_err(|error| error.to_string())
     };
-    for (flag, value) in [("seed", "false"), ("seed", "0"), ("port", "0"), ("user-service-url", "http://users/api")] {
+    for (flag, value) in [
+        ("seed", "false"),
+        ("seed", "0"),
+        ("port", "0"),
+        ("user-service-url", "http://users/api"),
+        ("database-url", "postgres://me@db/products"),
+    ] {
         assert!(start(flag, value).is_ok(), "--{flag}={value}");
     }
     for (flag, value) in [
         ("seed", "maybe"),
         ("port", "65536"),
         ("port", "http"),
+        ("database-url", "mysql://me@db/products"),
         ("user-service-url", "users:3001"),
         ("user-service-url", "ftp://users"),
         ("user-service-url", "http://users?x=1"),
