@@ -1,7 +1,6 @@
 //! The settings of this service.
 
-use chassis::config::{PeerSettings, Settings, peer_url};
-use chassis::postgres::DatabaseSettings;
+use chassis::config::{DatabaseSettings, PeerSettings, Settings, peer_url};
 use clap::Parser;
 use clap::builder::BoolishValueParser;
 use url::Url;

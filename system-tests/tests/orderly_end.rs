@@ -124,6 +124,7 @@ async fn a_bad_setting_stops_the_start_and_is_named() {
         (USERS, "DRAIN_SECONDS", "-1", "no time runs backwards"),
         (USERS, "RUST_LOG", "user=loud", "no level of that name"),
         (USERS, "SEED", "perhaps", "neither yes nor no"),
+        (USERS, "DATABASE_URL", "mysql://me:secret@db/users", "another database"),
         (PRODUCTS, "USER_SERVICE_URL", "127.0.0.1:3001", "no http://"),
         (ORDERS, "PRODUCT_SERVICE_URL", "http://shop?q=1", "a query has no place there"),
     ];

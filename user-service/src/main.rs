@@ -15,8 +15,8 @@ async fn main() -> ExitCode {
 
 async fn start(config: Config) -> Result<(), String> {
     telemetry::start(&config.settings.rust_log)?;
-    let (store, about_store) = store::open(&config.database, config.seed).await?;
-    let about = format!("store: {about_store}, peers: none");
+    let (store, kind) = store::open(&config.database, config.seed).await?;
+    let about = format!("store: {kind}, peers: none");
     let hasher = Hasher::new(config.password_hashes_at_once, config.password_hashes_waiting);
     let app = app(AppState::new(store, hasher), &config.settings);
     chassis::run(SERVICE, config.port, &about, &app).await?;

@@ -8,8 +8,8 @@ mod postgres;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use chassis::config::DatabaseSettings;
 use chassis::page::{Page, Rows};
-use chassis::postgres::DatabaseSettings;
 use jiff::Timestamp;
 use shared::{Id, Money, OrderId};
 
@@ -74,9 +74,9 @@ pub struct StoreError(pub String);
 /// # Errors
 /// If the database does not answer or cannot be brought up to date.
 pub async fn open(settings: &DatabaseSettings, seed: bool) -> Result<(Arc<dyn ProductStore>, &'static str), String> {
-    match &settings.database_url {
+    match settings.url()? {
         None => Ok((memory(seed).await?, MEMORY)),
-        Some(url) => Ok((Arc::new(PostgresStore::open(url, settings).await?), POSTGRES)),
+        Some(url) => Ok((Arc::new(PostgresStore::open(&url, settings).await?), POSTGRES)),
     }
 }
 

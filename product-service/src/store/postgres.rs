@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use chassis::config::DatabaseSettings;
 use chassis::page::{Page, Rows};
-use chassis::postgres::{self, DatabaseSettings, once, repeat};
+use chassis::postgres::{self, once, repeat};
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
 use serde::de::Error as _;
