@@ -78,7 +78,13 @@ impl Products {
             taken.product_id == wanted.product_id && taken.quantity == wanted.quantity
         };
         let all = reserved.lines.len() == wanted.len() && reserved.lines.iter().zip(wanted).all(same);
-        if all { Ok(reserved.lines) } else { Err(self.0.unexpected(answer, "other lines than those asked for")) }
+        if !all {
+            return Err(self.0.unexpected(answer, "other lines than those asked for"));
+        }
+        if reserved.lines.iter().any(|line| line.name.contains('\0')) {
+            return Err(self.0.unexpected(answer, "a name with U+0000, which no database takes"));
+        }
+        Ok(reserved.lines)
     }
 
     fn refused(&self, answer: &Answer) -> Result<Take, PeerError> {

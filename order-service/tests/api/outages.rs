@@ -76,6 +76,7 @@ async fn an_answer_that_the_contract_does_not_have_is_none() {
         (201, with("/orderId", json!("x")), "an id that is none"),
         (201, with("/lines/0/productId", json!(PHONE)), "another product"),
         (201, with("/lines/0/quantity", json!(1)), "another quantity"),
+        (201, with("/lines/0/name", json!("P\0n")), "a name that no database takes"),
         (201, with("/lines/0/price", json!(-1)), "a price that is none"),
         (201, with("/lines/0/price", json!(0.001)), "a price that is none"),
         (202, taken.to_string(), "perhaps"),
