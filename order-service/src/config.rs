@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chassis::config::{PeerSettings, Settings, peer_url, seconds};
+use chassis::config::{DatabaseSettings, PeerSettings, Settings, peer_url, seconds};
 use clap::Parser;
 use url::Url;
 
@@ -29,6 +29,10 @@ pub struct Config {
     /// Seconds between two looks for what was left half done, give or take a half
     #[arg(long = "reconcile", env = "RECONCILE_SECONDS", value_name = "RECONCILE_SECONDS", default_value = "1", value_parser = seconds)]
     pub reconcile: Duration,
+
+    /// Where orders are kept.
+    #[command(flatten)]
+    pub database: DatabaseSettings,
 
     /// How peers are called.
     #[command(flatten)]

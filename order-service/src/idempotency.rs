@@ -25,6 +25,13 @@ impl Header for Key {
     }
 }
 
+impl Key {
+    /// The key, without quotes.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 /// What tells one body from another: a digest of its JSON, so that white space, the order of members and the way a
 /// number is written do not matter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +47,11 @@ impl Fingerprint {
             Err(_) => return Self(Sha256::digest(body).into()),
         }
         Self(Sha256::digest(text).into())
+    }
+
+    /// The digest.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
     }
 }
 

@@ -16,7 +16,7 @@ async fn main() -> ExitCode {
 
 async fn start(config: Config) -> Result<(), String> {
     telemetry::start(&config.settings.rust_log)?;
-    let store = store::open();
+    let (store, kind) = store::open(&config.database).await?;
     let users = Users::at(config.user_service_url.clone(), &config.peers).map_err(|error| error.to_string())?;
     let products =
         Products::at(config.product_service_url.clone(), &config.peers).map_err(|error| error.to_string())?;
@@ -24,7 +24,7 @@ async fn start(config: Config) -> Result<(), String> {
     let app = app(AppState::new(placement.clone()), &config.settings);
     tokio::spawn(reconciler::run(placement.clone(), config.reconcile));
     let (users, products) = (&config.user_service_url, &config.product_service_url);
-    let about = format!("store: {}, peers: user-service {users}, product-service {products}", store::MEMORY);
+    let about = format!("store: {kind}, peers: user-service {users}, product-service {products}");
     let left = chassis::run(SERVICE, config.port, &about, &app).await?;
     placement.finish(left).await;
     Ok(())

@@ -48,6 +48,32 @@ pub enum Released {
 }
 
 impl State {
+    /// All of them, in the order in which they are reached.
+    pub const ALL: [Self; 8] = [
+        Self::Placing,
+        Self::Aborting,
+        Self::Pending,
+        Self::Confirmed,
+        Self::Shipped,
+        Self::Delivered,
+        Self::Cancelling,
+        Self::Cancelled,
+    ];
+
+    /// The name that a database keeps.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Placing => "placing",
+            Self::Aborting => "aborting",
+            Self::Pending => "pending",
+            Self::Confirmed => "confirmed",
+            Self::Shipped => "shipped",
+            Self::Delivered => "delivered",
+            Self::Cancelling => "cancelling",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
     /// Where an order stands that clients see here.
     pub const fn of(status: OrderStatus) -> Self {
         match status {

@@ -1,20 +1,24 @@
 //! The contract of [`OrderStore`], one function a sentence, run against every store.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use chassis::extract::Header;
 use futures_util::future::join_all;
+use sqlx::postgres::PgConnectOptions;
 use uuid::Uuid;
 
 use super::*;
 
 chassis::store_contract! {
-    memory: (Arc::new(MemoryStore::default()) as Store);
+    memory: memory();
+    postgres: postgres_store;
     an_intent_is_shown_to_nobody
     a_settled_intent_is_an_order
     an_intent_is_settled_or_given_up_and_never_both
     a_key_leads_to_one_order
     a_key_given_up_is_free_at_once
+    who_asks_twice_is_not_in_its_own_way
     of_twenty_attempts_with_one_key_one_begins
     an_order_steps_only_from_where_it_was_seen
     of_twenty_who_settle_or_abort_one_wins
@@ -23,18 +27,23 @@ chassis::store_contract! {
     filters_find_just_their_orders_and_pages_join
     abandoned_intents_are_given_up_and_claimed
     a_claim_is_given_to_one_until_it_ends
+    two_reconcilers_never_have_the_same
 }
 
 type Store = Arc<dyn OrderStore>;
 
 const LEASE: Duration = Duration::from_secs(10);
 
+async fn postgres_store(database: PgConnectOptions) -> Store {
+    Arc::new(super::postgres::tests::open(&database).await)
+}
+
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
 }
 
 fn order(n: u128) -> OrderId {
-    OrderId(Uuid::from_u128(n))
+    OrderId(Uuid::from_u128(n + 1)) // none is as low as `OrderId::MIN`
 }
 
 fn user(n: i64) -> Id {
@@ -143,6 +152,23 @@ async fn a_key_given_up_is_free_at_once(store: &Store) {
     assert!(settle(store, order(2)).await.is_some());
 }
 
+/// A store that is asked over a network may have to ask again, not knowing whether it was heard.
+async fn who_asks_twice_is_not_in_its_own_way(store: &Store) {
+    for intent in [intent(1), keyed(2, "k", "{}")] {
+        begin(store, intent.clone()).await;
+        begin(store, intent.clone()).await;
+        assert!(settle(store, intent.id).await.is_some());
+        begin(store, intent.clone()).await;
+        assert!(store.by_id(intent.id).await.unwrap().is_some(), "it stays as it is");
+    }
+    begin(store, keyed(3, "other", "{}")).await;
+    assert!(store.abort(order(3)).await.unwrap());
+    begin(store, keyed(4, "other", "{}")).await;
+    begin(store, keyed(3, "other", "{}")).await;
+    assert!(settle(store, order(3)).await.is_none(), "it stays as it is");
+    assert!(settle(store, order(4)).await.is_some());
+}
+
 async fn of_twenty_attempts_with_one_key_one_begins(store: &Store) {
     let attempts = (0..20).map(|n| {
         let store = Arc::clone(store);
@@ -190,7 +216,8 @@ async fn a_release_ends_what_was_given_up(store: &Store) {
         assert_eq!(store.claim(at(1), at(0), Duration::ZERO, 9).await.unwrap(), [], "nothing is left to do");
         assert_eq!(store.by_id(order(2)).await.unwrap().unwrap().status, OrderStatus::Cancelled);
     }
-    begin(store, intent(1)).await; // the row is gone
+    begin(store, intent(1)).await;
+    assert!(settle(store, order(1)).await.is_some(), "the row was gone");
 }
 
 async fn a_release_of_anything_else_does_nothing(store: &Store) {
@@ -266,4 +293,33 @@ async fn a_claim_is_given_to_one_until_it_ends(store: &Store) {
     assert_eq!(claimed.iter().collect::<HashSet<_>>().len(), 32, "no two took the same");
     assert_eq!(store.claim(at(109), at(0), LEASE, 99).await.unwrap().len(), 8, "the rest");
     assert_eq!(store.claim(at(111), at(0), LEASE, 99).await.unwrap().len(), 32, "the first claims are over");
+}
+
+/// Orders that were given up, and some that are only now; each reconciler releases half of what it is given at once.
+async fn two_reconcilers_never_have_the_same(store: &Store) {
+    const ORDERS: usize = 60;
+    for n in 0..ORDERS as u128 {
+        begin(store, intent(n)).await;
+        assert!(n % 2 == 0 || store.abort(order(n)).await.unwrap());
+    }
+    let given = Arc::new(AtomicUsize::new(0));
+    let reconcile = |_| {
+        let (store, given) = (Arc::clone(store), Arc::clone(&given));
+        tokio::spawn(async move {
+            let mut mine = Vec::new();
+            while given.load(Ordering::Relaxed) < ORDERS {
+                let claimed = store.claim(at(100), at(50), LEASE, 4).await.unwrap();
+                given.fetch_add(claimed.len(), Ordering::Relaxed);
+                for id in claimed.iter().step_by(2) {
+                    store.released(*id).await.unwrap();
+                }
+                mine.extend(claimed);
+            }
+            mine
+        })
+    };
+    let given: Vec<OrderId> =
+        join_all([1, 2].map(reconcile)).await.into_iter().flat_map(|mine| mine.unwrap()).collect();
+    assert_eq!(given.len(), ORDERS);
+    assert_eq!(given.into_iter().collect::<HashSet<_>>().len(), ORDERS, "no order was given to both");
 }

@@ -130,6 +130,9 @@ fn indexed(user_id: Id, status: OrderStatus) -> [(Option<Id>, Option<OrderStatus
 impl OrderStore for MemoryStore {
     async fn begin(&self, intent: Intent) -> Result<Begun, StoreError> {
         let mut tables = self.write();
+        if tables.rows.contains_key(&intent.id) {
+            return Ok(Begun::Placing);
+        }
         let earlier = tables.earlier(&intent);
         if earlier.is_none() {
             tables.insert(Row::placing(intent));

@@ -3,28 +3,34 @@
 #[cfg(test)]
 mod contract;
 mod memory;
+mod postgres;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use chassis::config::DatabaseSettings;
 use chassis::page::{Page, Rows};
 use jiff::Timestamp;
 use shared::orders::{Order, OrderLine, OrderStatus};
 use shared::{Id, Money, OrderId};
 
 pub use self::memory::MemoryStore;
+pub use self::postgres::PostgresStore;
 use crate::idempotency::{Fingerprint, Key};
 use crate::order::State;
 
 /// What the start-up line says of the store in memory.
 pub const MEMORY: &str = "memory (a restart forgets everything)";
+/// What it says of the store in PostgreSQL.
+pub const POSTGRES: &str = "PostgreSQL";
 
 /// Orders, and the intents that may become orders. Each call is one atomic step of an order's life
 /// ([`crate::order::State`]); a step that finds the order elsewhere does nothing and says so.
 #[async_trait]
 pub trait OrderStore: Send + Sync {
-    /// Writes an intent down, [`State::Placing`], unless its key is held by another that is not given up.
+    /// Writes an intent down, [`State::Placing`], unless its key is held by another that is not given up. If it is written
+    /// down already, its caller has asked twice, and it stays as it is.
     async fn begin(&self, intent: Intent) -> Result<Begun, StoreError>;
 
     /// The intent becomes an order with these lines; `None` if it is an intent no more.
@@ -100,7 +106,17 @@ pub struct Filter {
 #[error("the store does not answer: {0}")]
 pub struct StoreError(pub String);
 
-/// Opens the store in memory.
-pub fn open() -> Arc<dyn OrderStore> {
+/// Opens the store in the database of these settings, or in memory if they have none; with what the start-up line says
+/// of it.
+///
+/// # Errors
+/// If the database does not answer for half a minute, or cannot be migrated.
+pub async fn open(settings: &DatabaseSettings) -> Result<(Arc<dyn OrderStore>, &'static str), String> {
+    let Some(url) = settings.url()? else { return Ok((memory(), MEMORY)) };
+    Ok((Arc::new(PostgresStore::open(&url, settings).await?), POSTGRES))
+}
+
+/// An empty store in memory.
+pub fn memory() -> Arc<dyn OrderStore> {
     Arc::new(MemoryStore::default())
 }

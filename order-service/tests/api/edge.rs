@@ -69,7 +69,7 @@ async fn readiness_tells_of_the_peers_and_does_not_depend_on_them() {
         (users, dead.clone(), json!({"user-service": "up", "product-service": "down"})),
         (dead.clone(), dead, json!({"user-service": "down", "product-service": "down"})),
     ] {
-        let client = client(placement(store::open(), users, products, Limits { call: HOUR, order: HOUR }));
+        let client = client(placement(store::memory(), users, products, Limits { call: HOUR, order: HOUR }));
         assert_eq!(ready(&client).await, expected);
         assert_eq!(client.get("/livez").await.expect(200).json(), json!({"status": "alive"}));
     }

@@ -179,7 +179,7 @@ async fn a_user_exists_when_the_answer_is_200_whatever_is_in_it() {
         let users = chassis::testing::stub_peer(axum::Router::new().fallback(async move || body)).await;
         let products = world.placement.peers()[1].base().clone();
         let limits = Limits { call: HOUR, order: HOUR };
-        let client = client(placement(order_service::store::open(), users, products, limits));
+        let client = client(placement(order_service::store::memory(), users, products, limits));
         client.post("/orders", order(ANN, &[(PEN, 1)])).await.expect(201);
     }
 }
@@ -192,7 +192,7 @@ async fn the_path_of_a_peer_s_address_is_kept() {
     for (base, asked) in [("", "/users/1"), ("/api/v2", "/api/v2/users/1"), ("/api/v2/", "/api/v2/users/1")] {
         let limits = Limits { call: HOUR, order: HOUR };
         let users = users.join(base).unwrap();
-        let client = client(placement(order_service::store::open(), users, products.clone(), limits));
+        let client = client(placement(order_service::store::memory(), users, products.clone(), limits));
         client.post("/orders", order(ANN, &[(PEN, 1)])).await.expect(201);
         assert_eq!(world.people.reads.calls().pop().unwrap().path, asked);
     }

@@ -1,0 +1,307 @@
+//! Orders in PostgreSQL. Each step is one statement, which the database does whole or not at all, so that no transaction
+//! stands open while somebody here is away. Each may be repeated: when a connection breaks, a statement may be done and
+//! its answer lost, and then the next try is content to find it done.
+
+#[cfg(test)]
+pub(super) mod tests;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chassis::config::DatabaseSettings;
+use chassis::page::{Page, Rows};
+use chassis::postgres::{self, repeat};
+use jiff::Timestamp;
+use jiff_sqlx::ToSqlx;
+use serde::{Deserialize, Serialize};
+use shared::orders::{Order, OrderLine, OrderStatus};
+use shared::{Id, Money, OrderId};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgRow};
+use sqlx::query::Query;
+use sqlx::types::Json;
+use sqlx::{Error, Postgres, Row, query, query_scalar};
+use uuid::Uuid;
+
+use super::{Begun, Filter, Intent, OrderStore, StoreError};
+use crate::SERVICE;
+use crate::order::State;
+
+type PgQuery = Query<'static, Postgres, PgArguments>;
+
+const MIGRATIONS: [(&str, &str); 1] = [("orders", include_str!("../../migrations/0001_orders.sql"))];
+
+/// What makes an order, by name: the next version's migration may have added to the table.
+macro_rules! columns {
+    () => {
+        "id, user_id, lines, total, status, created_at"
+    };
+}
+
+macro_rules! orders_where {
+    ($condition:literal) => {
+        concat!("select ", columns!(), " from orders where status is not null and ", $condition)
+    };
+}
+
+macro_rules! order_set {
+    ($change:literal) => {
+        concat!("update orders set ", $change, " returning ", columns!())
+    };
+}
+
+const INSERT: &str = "insert into orders (id, user_id, state, idempotency_key, fingerprint, created_at)
+    values ($1, $2, 'placing', $3, $4, $5) on conflict do nothing";
+
+/// What is in an intent's way: itself, from a try whose answer was lost, or the row that holds its key.
+const EARLIER: &str = concat!(
+    "select fingerprint, ",
+    columns!(),
+    " from orders where id = $1 or (idempotency_key = $2 and state <> 'aborting') order by id <> $1 limit 1"
+);
+
+const SETTLE: &str = order_set!("state = 'pending', lines = $2, total = $3 where id = $1 and state = 'placing'");
+
+const ABORT: &str = "update orders set state = 'aborting' where id = $1 and state = 'placing'";
+
+const STEP: &str = order_set!("state = $3 where id = $1 and status = $2");
+
+const RELEASED: &str = "with gone as (delete from orders where id = $1 and state = 'aborting')
+    update orders set state = 'cancelled' where id = $1 and state = 'cancelling'";
+
+const BY_ID: &str = orders_where!("id = $1");
+
+// Up to $2 orders behind $1. Each has an index that holds its orders in its order. Filter and id are compared as one and
+// sorted by as one, so that only that index will do: for `status = 'pending' order by id` the planner may walk along all
+// orders by id and leave out the others, hoping to meet enough that are pending soon, and they are the last of millions.
+const PAGE: &str = orders_where!("id > $1 order by id limit $2");
+const PAGE_OF_USER: &str = orders_where!("(user_id, id) > ($3, $1) and user_id <= $3 order by user_id, id limit $2");
+const PAGE_OF_STATUS: &str = orders_where!("(status, id) > ($3, $1) and status <= $3 order by status, id limit $2");
+const PAGE_OF_BOTH: &str = orders_where!(
+    "(user_id, status, id) > ($3, $4, $1) and (user_id, status) <= ($3, $4) order by user_id, status, id limit $2"
+);
+
+/// Passes over rows that somebody has locked: they are being settled, or given up, just now.
+const GIVE_UP: &str = "with abandoned as materialized
+        (select id from orders where state = 'placing' and created_at < $1 for update skip locked)
+    update orders set state = 'aborting' from abandoned where orders.id = abandoned.id";
+
+/// First what was never claimed, then what was claimed longest ago: rows that cannot be released keep none waiting. What
+/// another replica is claiming just now is passed over.
+const CLAIM: &str = "with waiting as materialized
+        (select id from orders where state in ('aborting', 'cancelling') and claimed_until <= $1
+        order by claimed_until, id limit $3 for update skip locked),
+    claimed as
+        (update orders set claimed_until = $2 from waiting where orders.id = waiting.id returning orders.id)
+    select id from claimed order by id";
+
+/// The store in a PostgreSQL database of its own.
+pub struct PostgresStore {
+    pool: PgPool,
+}
+
+/// A line of an order as it is kept. What crosses the wire may change; this must not.
+#[derive(Serialize, Deserialize)]
+struct Line {
+    product: i64,
+    name: String,
+    quantity: u32,
+    /// In cents.
+    price: i64,
+}
+
+impl PostgresStore {
+    /// The store in the database at `url`, brought to the latest of its migrations.
+    ///
+    /// # Errors
+    /// If the database does not answer for half a minute, or cannot be migrated.
+    pub async fn open(url: &PgConnectOptions, settings: &DatabaseSettings) -> Result<Self, String> {
+        Ok(Self { pool: postgres::open(SERVICE, url, settings, &MIGRATIONS).await? })
+    }
+
+    /// Writes an intent down, unless something is in its way.
+    async fn insert(&self, intent: &Intent) -> Result<bool, Error> {
+        let (key, fingerprint) = columns_of_key(intent);
+        let insert = || {
+            let insert = query(INSERT).bind(intent.id.0).bind(intent.user_id.get()).bind(key).bind(fingerprint);
+            insert.bind(intent.created_at.to_sqlx()).execute(&self.pool)
+        };
+        Ok(repeat(insert).await?.rows_affected() == 1)
+    }
+
+    /// What has come of that which was in the way of an intent; `None` if it is gone by now.
+    async fn earlier(&self, intent: &Intent) -> Result<Option<Begun>, Error> {
+        let (key, fingerprint) = columns_of_key(intent);
+        let earlier = repeat(|| query(EARLIER).bind(intent.id.0).bind(key).fetch_optional(&self.pool)).await?;
+        let Some(row) = earlier else { return Ok(None) };
+        Ok(Some(if row.try_get::<Uuid, _>("id")? == intent.id.0 {
+            Begun::Placing
+        } else if row.try_get::<Option<&[u8]>, _>("fingerprint")? != fingerprint {
+            Begun::OtherBody
+        } else if row.try_get::<Option<&str>, _>("status")?.is_none() {
+            Begun::InProgress
+        } else {
+            Begun::Placed(order(&row)?)
+        }))
+    }
+
+    /// Moves an order by this statement. If it is not where the statement wants it, and there was a try before whose answer
+    /// was lost, then it may have been that one that moved it: it did if the order is where `done` says.
+    async fn move_order(
+        &self,
+        id: OrderId,
+        statement: impl Fn() -> PgQuery + Sync,
+        done: impl Fn(&Order) -> bool + Send,
+    ) -> Result<Option<Arc<Order>>, StoreError> {
+        let tries = AtomicU32::new(0);
+        let moved = repeat(|| {
+            tries.fetch_add(1, Ordering::Relaxed);
+            statement().fetch_optional(&self.pool)
+        });
+        match moved.await? {
+            Some(row) => Ok(Some(order(&row)?)),
+            None if tries.load(Ordering::Relaxed) > 1 => Ok(self.by_id(id).await?.filter(|order| done(order))),
+            None => Ok(None),
+        }
+    }
+}
+
+#[async_trait]
+impl OrderStore for PostgresStore {
+    async fn begin(&self, intent: Intent) -> Result<Begun, StoreError> {
+        loop {
+            if self.insert(&intent).await? {
+                return Ok(Begun::Placing);
+            }
+            if let Some(begun) = self.earlier(&intent).await? {
+                return Ok(begun);
+            }
+        }
+    }
+
+    async fn settle(&self, id: OrderId, lines: Vec<OrderLine>, total: Money) -> Result<Option<Arc<Order>>, StoreError> {
+        let lines: Vec<Line> = lines.into_iter().map(Line::from).collect();
+        let settle = || query(SETTLE).bind(id.0).bind(Json(&lines)).bind(total.cents());
+        self.move_order(id, settle, |_| true).await // nobody else makes an order of this intent
+    }
+
+    async fn abort(&self, id: OrderId) -> Result<bool, StoreError> {
+        let aborted = repeat(|| query(ABORT).bind(id.0).execute(&self.pool)).await?;
+        Ok(aborted.rows_affected() == 1)
+    }
+
+    async fn step(&self, id: OrderId, from: OrderStatus, to: State) -> Result<Option<Arc<Order>>, StoreError> {
+        let step = || query(STEP).bind(id.0).bind(from.name()).bind(to.name());
+        self.move_order(id, step, |order| Some(order.status) == to.shown()).await
+    }
+
+    async fn released(&self, id: OrderId) -> Result<(), StoreError> {
+        repeat(|| query(RELEASED).bind(id.0).execute(&self.pool)).await?;
+        Ok(())
+    }
+
+    async fn by_id(&self, id: OrderId) -> Result<Option<Arc<Order>>, StoreError> {
+        let row = repeat(|| query(BY_ID).bind(id.0).fetch_optional(&self.pool)).await?;
+        Ok(row.as_ref().map(order).transpose()?)
+    }
+
+    async fn page(&self, page: Page<OrderId>, filter: Filter) -> Result<Rows<Arc<Order>>, StoreError> {
+        let rows = repeat(|| bind(query(page_sql(filter)), page, filter).fetch_all(&self.pool)).await?;
+        let orders: Vec<Arc<Order>> = rows.iter().map(order).collect::<Result<_, _>>()?;
+        Ok(Rows::cut(orders.into_iter(), page.limit))
+    }
+
+    async fn claim(
+        &self,
+        now: Timestamp,
+        abandoned: Timestamp,
+        lease: Duration,
+        most: usize,
+    ) -> Result<Vec<OrderId>, StoreError> {
+        // Two statements, for what is given up and not claimed yet is as any other that waits.
+        repeat(|| query(GIVE_UP).bind(abandoned.to_sqlx()).execute(&self.pool)).await?;
+        let until = now.checked_add(lease).unwrap_or(Timestamp::MAX);
+        let claim = || {
+            let claim = query_scalar(CLAIM).bind(now.to_sqlx()).bind(until.to_sqlx()).bind(limit(most));
+            claim.fetch_all(&self.pool)
+        };
+        Ok(repeat(claim).await?.into_iter().map(OrderId).collect())
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        repeat(|| query("select 1").execute(&self.pool)).await?;
+        Ok(())
+    }
+}
+
+fn columns_of_key(intent: &Intent) -> (Option<&str>, Option<&[u8]>) {
+    intent.key.as_ref().map(|(key, fingerprint)| (key.as_str(), fingerprint.as_bytes())).unzip()
+}
+
+fn page_sql(filter: Filter) -> &'static str {
+    match (filter.user_id, filter.status) {
+        (None, None) => PAGE,
+        (Some(_), None) => PAGE_OF_USER,
+        (None, Some(_)) => PAGE_OF_STATUS,
+        (Some(_), Some(_)) => PAGE_OF_BOTH,
+    }
+}
+
+/// The parameters of a page: where it begins and ends, then what the filter has.
+fn bind(page_sql: PgQuery, page: Page<OrderId>, filter: Filter) -> PgQuery {
+    let mut query = page_sql.bind(page.after.unwrap_or(OrderId::MIN).0).bind(limit(page.limit + 1));
+    if let Some(user) = filter.user_id {
+        query = query.bind(user.get());
+    }
+    if let Some(status) = filter.status {
+        query = query.bind(status.name());
+    }
+    query
+}
+
+fn limit(rows: usize) -> i64 {
+    rows.try_into().unwrap_or(i64::MAX)
+}
+
+/// The order in a row with its columns.
+fn order(row: &PgRow) -> Result<Arc<Order>, Error> {
+    let Json(lines) = row.try_get::<Json<Vec<Line>>, _>("lines")?;
+    Ok(Arc::new(Order {
+        id: OrderId(row.try_get("id")?),
+        user_id: Id::new(row.try_get("user_id")?).ok_or_else(|| strange("user_id"))?,
+        products: lines.into_iter().map(OrderLine::try_from).collect::<Result<_, _>>()?,
+        total: Money::from_cents(row.try_get("total")?).ok_or_else(|| strange("total"))?,
+        status: row.try_get::<&str, _>("status")?.parse().map_err(|_| strange("status"))?,
+        created_at: row.try_get::<jiff_sqlx::Timestamp, _>("created_at")?.to_jiff(),
+    }))
+}
+
+impl From<OrderLine> for Line {
+    fn from(line: OrderLine) -> Self {
+        let OrderLine { product_id, name, quantity, price } = line;
+        Self { product: product_id.get(), name, quantity, price: price.cents() }
+    }
+}
+
+impl TryFrom<Line> for OrderLine {
+    type Error = Error;
+
+    fn try_from(line: Line) -> Result<Self, Error> {
+        let Line { product, name, quantity, price } = line;
+        let product_id = Id::new(product).ok_or_else(|| strange("lines"))?;
+        let price = Money::from_cents(price).ok_or_else(|| strange("lines"))?;
+        Ok(Self { product_id, name, quantity, price })
+    }
+}
+
+/// The error for a value that nobody here has written.
+fn strange(column: &str) -> Error {
+    Error::Decode(format!("{column} holds what cannot be").into())
+}
+
+impl From<Error> for StoreError {
+    fn from(error: Error) -> Self {
+        Self(error.to_string())
+    }
+}

@@ -1,0 +1,185 @@
+//! What only this store can get wrong. What every store does is in `contract`.
+
+use std::sync::atomic::AtomicBool;
+
+use chassis::config::defaults;
+use chassis::extract::Header;
+use chassis::testing::postgres::database;
+use sqlx::AssertSqlSafe;
+use tokio::io::{self, AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+
+use super::*;
+use crate::idempotency::{Fingerprint, Key};
+use crate::order::Released;
+
+/// The store in this database, with patience for a slow machine.
+pub(in crate::store) async fn open(database: &PgConnectOptions) -> PostgresStore {
+    let patience = Duration::from_secs(60);
+    let settings = DatabaseSettings { database_acquire: patience, database_statement: patience, ..defaults() };
+    PostgresStore::open(database, &settings).await.unwrap()
+}
+
+/// Writes down an order as it stands in this state.
+async fn insert(store: &PostgresStore, state: &str) -> Result<Uuid, Error> {
+    let insert =
+        query_scalar("insert into orders (id, user_id, state, created_at) values ($1, 1, $2, now()) returning id");
+    insert.bind(Uuid::now_v7()).bind(state).fetch_one(&store.pool).await
+}
+
+async fn read<T>(store: &PostgresStore, column: &str, id: Uuid) -> Option<T>
+where
+    T: Send + Unpin + for<'r> sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres>,
+{
+    let read = format!("select {column} from orders where id = $1");
+    query_scalar(AssertSqlSafe(read)).bind(id).fetch_optional(&store.pool).await.unwrap()
+}
+
+#[tokio::test]
+async fn the_database_knows_the_same_states_and_steps() {
+    let Some(database) = database().await else { return };
+    let store = open(&database).await;
+    for state in State::ALL {
+        println!("{state:?}");
+        let shown: Option<String> = read(&store, "status", insert(&store, state.name()).await.unwrap()).await.unwrap();
+        assert_eq!(shown.as_deref(), state.shown().map(OrderStatus::name));
+
+        let [aborted, settled, released] = [(); 3].map(|()| insert(&store, state.name()));
+        let [aborted, settled, released] = [aborted.await.unwrap(), settled.await.unwrap(), released.await.unwrap()];
+        store.abort(OrderId(aborted)).await.unwrap();
+        store.settle(OrderId(settled), Vec::new(), Money::default()).await.unwrap();
+        store.released(OrderId(released)).await.unwrap();
+        let after_release = match state.released() {
+            Some(Released::Gone) => None,
+            Some(Released::Kept(state)) => Some(state),
+            None => Some(state),
+        };
+        for (id, expected) in [
+            (aborted, Some(state.abort().unwrap_or(state))),
+            (settled, Some(state.settle().unwrap_or(state))),
+            (released, after_release),
+        ] {
+            assert_eq!(read::<String>(&store, "state", id).await.as_deref(), expected.map(State::name));
+        }
+    }
+    for unknown in ["", "Pending", "gone"] {
+        assert!(insert(&store, unknown).await.is_err(), "{unknown:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_is_unique_unless_it_was_given_up() {
+    let Some(database) = database().await else { return };
+    let store = open(&database).await;
+    for state in State::ALL {
+        query("delete from orders").execute(&store.pool).await.unwrap();
+        for _ in 0..2 {
+            let id = insert(&store, "aborting").await.unwrap();
+            let key = query("update orders set idempotency_key = 'k', fingerprint = 'x' where id = $1").bind(id);
+            key.execute(&store.pool).await.unwrap();
+        }
+        let move_all = query("update orders set state = $1").bind(state.name()).execute(&store.pool).await;
+        assert_eq!(move_all.is_err(), state.holds_key(), "{state:?}");
+    }
+}
+
+/// Most orders were delivered long ago, the planner knows that, and the few that are not are the last ones.
+#[tokio::test]
+async fn a_page_reads_what_it_shows_and_nothing_else() {
+    let Some(database) = database().await else { return };
+    let store = open(&database).await;
+    let many = "insert into orders (id, user_id, state, created_at)
+        select lpad(to_hex(n), 32, '0')::uuid, 1 + (n > 39000)::int,
+            case when n % 10 = 0 then 'aborting' when n < 38000 then 'delivered' else 'pending' end, now()
+        from generate_series(1, 40000) n";
+    query(many).execute(&store.pool).await.unwrap();
+    query("analyze orders").execute(&store.pool).await.unwrap();
+    let [one, two] = [1, 2].map(|id| Id::new(id).unwrap());
+    let statuses = [None, Some(OrderStatus::Pending), Some(OrderStatus::Delivered), Some(OrderStatus::Shipped)];
+    for (user_id, status) in [None, Some(one), Some(two)].into_iter().flat_map(|user| statuses.map(|s| (user, s))) {
+        let index = match (user_id, status) {
+            (None, None) => "orders_shown",
+            (Some(_), None) => "orders_shown_by_user",
+            (None, Some(_)) => "orders_shown_by_status",
+            (Some(_), Some(_)) => "orders_shown_by_user_and_status",
+        };
+        for after in [None, Some(OrderId(Uuid::from_u128(20_000))), Some(OrderId(Uuid::from_u128(39_990)))] {
+            let (page, filter) = (Page { after, limit: 100 }, Filter { user_id, status });
+            let explain = format!("explain (analyze, costs off, timing off) {}", page_sql(filter));
+            let plan = bind(query(AssertSqlSafe(explain)), page, filter).fetch_all(&store.pool).await.unwrap();
+            let plan: Vec<String> = plan.iter().map(|row| row.get(0)).collect();
+            let plan = plan.join("\n");
+            assert!(plan.contains(&format!("Index Scan using {index} on")), "{filter:?} {after:?}\n{plan}");
+            for waste in ["Seq Scan", "Sort", "Bitmap", "Rows Removed"] {
+                assert!(!plan.contains(waste), "{filter:?} {after:?}\n{plan}");
+            }
+        }
+    }
+}
+
+/// The same database behind a wire that breaks, each time that is asked of it, when the next answer says that a row was
+/// written: it was, and nobody hears of it.
+async fn behind_a_bad_wire(database: &PgConnectOptions) -> (PgConnectOptions, Arc<AtomicBool>) {
+    let server = database.get_socket().unwrap().join(".s.PGSQL.5432");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let wire = PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(listener.local_addr().unwrap().port());
+    let breaks = Arc::new(AtomicBool::new(false));
+    let breaking = Arc::clone(&breaks);
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            tokio::spawn(carry(client, UnixStream::connect(&server).await.unwrap(), Arc::clone(&breaking)));
+        }
+    });
+    (wire.username(database.get_username()).database(database.get_database().unwrap()), breaks)
+}
+
+async fn carry(client: TcpStream, server: UnixStream, breaks: Arc<AtomicBool>) {
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    let calls = tokio::spawn(async move { io::copy(&mut from_client, &mut to_server).await });
+    let mut answer = vec![0; 1 << 16];
+    while let Ok(length @ 1..) = from_server.read(&mut answer).await {
+        let says = |words: &[u8]| answer[..length].windows(words.len()).any(|window| window == words);
+        if (says(b"INSERT 0 1\0") || says(b"UPDATE 1\0")) && breaks.swap(false, Ordering::SeqCst) {
+            break;
+        }
+        to_client.write_all(&answer[..length]).await.unwrap();
+    }
+    calls.abort();
+}
+
+#[tokio::test]
+async fn a_step_whose_answer_is_lost_is_answered_all_the_same() {
+    let Some(database) = database().await else { return };
+    let (database, breaks) = behind_a_bad_wire(&database).await;
+    let store = open(&database).await;
+    let lose = || breaks.store(true, Ordering::SeqCst);
+    let lost = || !breaks.load(Ordering::SeqCst);
+    for key in [None, Some((Key::parse("k").unwrap(), Fingerprint::of(b"{}")))] {
+        let id = OrderId(Uuid::now_v7());
+        let intent = Intent { id, user_id: Id::new(1).unwrap(), key, created_at: chassis::now() };
+        lose();
+        assert_eq!(store.begin(intent.clone()).await, Ok(Begun::Placing));
+        assert!(lost());
+        lose();
+        let settled = store.settle(id, Vec::new(), Money::default()).await.unwrap().expect("it was settled");
+        assert_eq!((lost(), settled.status), (true, OrderStatus::Pending));
+        for (from, to) in [(OrderStatus::Pending, State::Confirmed), (OrderStatus::Confirmed, State::Cancelling)] {
+            lose();
+            let order = store.step(id, from, to).await.unwrap().expect("it was moved");
+            assert_eq!((lost(), Some(order.status)), (true, to.shown()));
+            assert_eq!(store.step(id, from, to).await.unwrap(), None, "asked anew, that is another step");
+        }
+        lose();
+        store.released(id).await.unwrap();
+        assert!(lost());
+        assert_eq!(read::<String>(&store, "state", id.0).await.as_deref(), Some("cancelled"));
+
+        let id = OrderId(Uuid::now_v7());
+        assert_eq!(store.begin(Intent { id, key: None, ..intent }).await, Ok(Begun::Placing));
+        lose();
+        store.abort(id).await.unwrap();
+        assert!(lost());
+        assert_eq!(read::<String>(&store, "state", id.0).await.as_deref(), Some("aborting"));
+    }
+}
