@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use proptest::prelude::*;
 use proptest::test_runner::Config;
 use serde_json::Value;
-use tokio::runtime;
+use tokio::runtime::{self, Runtime};
 use tokio::task::JoinHandle;
 
 use crate::fakes::Mood;
@@ -66,19 +66,36 @@ fn wave() -> impl Strategy<Value = Wave> {
     (mood(), mood(), mood(), acts).prop_map(|(people, takes, releases, acts)| Wave { people, takes, releases, acts })
 }
 
+/// A hanging peer costs a request this much time, and what it was told comes late.
+const LIMITS: Limits = Limits { call: Duration::from_millis(30), order: HOUR };
+
 proptest! {
     #![proptest_config(Config { cases: 32, failure_persistence: None, ..Config::default() })]
 
     #[test]
     fn no_unit_is_sold_twice_and_none_is_lost(waves in prop::collection::vec(wave(), 1..6)) {
-        let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(live_through(waves));
+        runtime().block_on(async { live_through(waves, World::with(LIMITS).await).await });
     }
 }
 
-async fn live_through(waves: Vec<Wave>) {
-    // A hanging peer costs a request this much time, and what it was told comes late.
-    let world = World::with(Limits { call: Duration::from_millis(30), order: HOUR }).await;
+proptest! {
+    #![proptest_config(Config { cases: 8, failure_persistence: None, ..Config::default() })]
+
+    #[test]
+    fn no_unit_is_sold_twice_and_none_is_lost_over_postgres(waves in prop::collection::vec(wave(), 1..6)) {
+        runtime().block_on(async {
+            if let Some(world) = World::over_postgres(LIMITS).await {
+                live_through(waves, world).await;
+            }
+        });
+    }
+}
+
+fn runtime() -> Runtime {
+    runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
+}
+
+async fn live_through(waves: Vec<Wave>, world: World) {
     world.shop.offer(LAPTOP, "Laptop", 99_999, STOCK);
     world.shop.offer(PHONE, "Phone", 59_900, STOCK);
     let mut told = Told::default();
@@ -138,7 +155,7 @@ fn begin(world: &World, act: Act, ids: &[String]) -> Acting {
         },
         Act::GiveUpTooEarly => Acting::Other(tokio::spawn(async move {
             let claim = world.placement.store().claim(Timestamp::now(), Timestamp::MAX, Duration::ZERO, 1000).await;
-            for id in claim.expect("a store in memory") {
+            for id in claim.expect("a store that answers") {
                 let _ = world.placement.release(id).await; // which may fail, as anybody's
             }
         })),

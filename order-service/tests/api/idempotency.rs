@@ -221,7 +221,17 @@ async fn an_order_is_replayed_as_it_stands_now() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_twenty_at_once_one_is_placed() {
-    let world = World::new().await;
+    one_of_twenty_is_placed(World::new().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_twenty_at_once_one_is_placed_over_postgres() {
+    if let Some(world) = World::over_postgres(Limits { call: HOUR, order: HOUR }).await {
+        one_of_twenty_is_placed(world).await;
+    }
+}
+
+async fn one_of_twenty_is_placed(world: World) {
     let wanted = order(ANN, &[(LAPTOP, 3)]);
     world.shop.takes.is(Mood::Hanging);
     let requests: Vec<_> = (0..20).map(|_| begin(world.keyed("k", &wanted))).collect();
@@ -251,7 +261,17 @@ async fn of_twenty_at_once_one_is_placed() {
 /// Nobody hangs here, so that retries meet the order in every state on its way.
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_ask_until_they_are_told_all_get_the_one_order() {
-    let world = World::new().await;
+    all_get_the_one_order(World::new().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_ask_until_they_are_told_all_get_the_one_order_over_postgres() {
+    if let Some(world) = World::over_postgres(Limits { call: HOUR, order: HOUR }).await {
+        all_get_the_one_order(world).await;
+    }
+}
+
+async fn all_get_the_one_order(world: World) {
     for round in 0..20 {
         let (key, wanted) = (format!("k{round}"), order(ANN, &[(PEN, 1)]));
         let asking = |_| {
@@ -268,7 +288,8 @@ async fn clients_that_ask_until_they_are_told_all_get_the_one_order() {
             })
         };
         let told = futures_util::future::join_all((0..8).map(asking).collect::<Vec<_>>());
-        let told: Vec<Value> = in_time("eight answers", told).await.into_iter().map(|told| told.unwrap()).collect();
+        let told: Vec<Value> =
+            in_time("eight answers", told).await.into_iter().map(|told| told.expect("no panic")).collect();
         assert!(told.iter().all(|order| *order == told[0]), "{told:?}");
         assert_eq!((world.orders().await.len(), world.shop.stock(PEN)), (round + 1, 20_000 - 1 - round as i64));
     }

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chassis::config::{PeerSettings, Settings, defaults};
+use chassis::postgres::DatabaseSettings;
 use chassis::testing::{Client, Received, Sending};
 use jiff::Timestamp;
 use order_service::peers::{Products, Users};
 use order_service::placement::Placement;
-use order_service::store::{MemoryStore, OrderStore};
+use order_service::store::{MemoryStore, OrderStore, PostgresStore};
 use order_service::{AppState, app};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -65,6 +66,14 @@ impl World {
     /// One with these time limits.
     pub(crate) async fn with(limits: Limits) -> Self {
         Self::over(Arc::new(MemoryStore::default()), limits).await
+    }
+
+    /// One over PostgreSQL, if that is installed here.
+    pub(crate) async fn over_postgres(limits: Limits) -> Option<Self> {
+        let url = chassis::testing::postgres::database().await?;
+        let patient = DatabaseSettings { database_acquire: DEADLINE, database_statement: DEADLINE, ..defaults() };
+        let store = PostgresStore::open(&url, &patient).await.expect("an empty database");
+        Some(Self::over(Arc::new(store), limits).await)
     }
 
     /// One over this store, with these time limits.
@@ -122,7 +131,7 @@ impl World {
     pub(crate) async fn at_rest(&self) {
         let unfinished = async || {
             let store = self.placement.store();
-            store.claim(Timestamp::now(), Timestamp::MAX, Duration::ZERO, 1000).await.expect("a store in memory")
+            store.claim(Timestamp::now(), Timestamp::MAX, Duration::ZERO, 1000).await.expect("a store that answers")
         };
         until("the end of all that was begun", async || unfinished().await.is_empty()).await;
     }
@@ -132,7 +141,7 @@ impl World {
     pub(crate) async fn at_rest_with_help(&self) {
         in_time("the end of what runs", self.placement.finish(HOUR)).await;
         let patient = self.replica(Limits { call: HOUR, order: HOUR });
-        patient.reconcile(1000).await.expect("a store in memory");
+        patient.reconcile(1000).await.expect("a store that answers");
         self.at_rest().await;
     }
 
