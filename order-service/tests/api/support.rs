@@ -5,8 +5,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chassis::config::DatabaseSettings;
 use chassis::config::{PeerSettings, Settings, defaults};
-use chassis::postgres::DatabaseSettings;
 use chassis::testing::{Client, Received, Sending};
 use jiff::Timestamp;
 use order_service::peers::{Products, Users};
