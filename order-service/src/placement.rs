@@ -28,7 +28,7 @@ use crate::peers::{Products, Take, Users};
 use crate::store::{Begun, Intent, OrderStore, StoreError};
 
 /// How long a release may take, when nobody waits for it, and how long a replica's claim keeps the others from trying.
-const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Everything it takes to place an order.
 #[derive(Clone)]

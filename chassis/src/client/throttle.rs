@@ -14,7 +14,7 @@ const WINDOW: Duration = Duration::from_secs(5);
 /// The window is forgotten in so many steps.
 const SLOTS: usize = 5;
 /// Fewer calls than this in the window say nothing about a peer.
-const MIN_CALLS: u32 = 5;
+const MIN_CALLS: u32 = 10;
 /// However bad it looks, one call goes through each time this has passed: how else would one learn that it is better?
 const PROBE_EVERY: Duration = Duration::from_millis(500);
 /// So many good answers in a row are all that is remembered of the past: what failed before them is forgiven, and a peer
@@ -145,7 +145,7 @@ mod tests {
             assert!(throttle.lets_through(0.0), "call {call}");
             throttle.learn(false);
         }
-        assert!(!throttle.lets_through(0.0), "but five in a row do");
+        assert!(!throttle.lets_through(0.0), "but ten in a row do");
     }
 
     #[tokio::test(start_paused = true)]
