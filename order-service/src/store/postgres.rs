@@ -32,6 +32,10 @@ type PgQuery = Query<'static, Postgres, PgArguments>;
 
 const MIGRATIONS: [(&str, &str); 1] = [("orders", include_str!("../../migrations/0001_orders.sql"))];
 
+/// How often an intent may find something in its way that is gone when it is looked at: each time an attempt with the
+/// same key has failed just then.
+const MAX_TURNS: u32 = 20;
+
 /// What makes an order, by name: the next version's migration may have added to the table.
 macro_rules! columns {
     () => {
@@ -79,7 +83,8 @@ const PAGE: &str = orders_where!("id > $1 order by id limit $2");
 const PAGE_OF_USER: &str = orders_where!("(user_id, id) > ($3, $1) and user_id <= $3 order by user_id, id limit $2");
 const PAGE_OF_STATUS: &str = orders_where!("(status, id) > ($3, $1) and status <= $3 order by status, id limit $2");
 const PAGE_OF_BOTH: &str = orders_where!(
-    "(user_id, status, id) > ($3, $4, $1) and (user_id, status) <= ($3, $4) order by user_id, status, id limit $2"
+    "(user_id::text || status, id) > ($3, $1) and user_id::text || status <= $3
+    order by user_id::text || status, id limit $2"
 );
 
 /// Passes over rows that somebody has locked: they are being settled, or given up, just now.
@@ -147,7 +152,7 @@ impl PostgresStore {
     }
 
     /// Moves an order by this statement. If it is not where the statement wants it, and there was a try before whose answer
-    /// was lost, then it may have been that one that moved it: it did if the order is where `done` says.
+    /// was lost, then that one has moved it, if it is where `done` says. (Or somebody else has, just then: it is there.)
     async fn move_order(
         &self,
         id: OrderId,
@@ -170,7 +175,7 @@ impl PostgresStore {
 #[async_trait]
 impl OrderStore for PostgresStore {
     async fn begin(&self, intent: Intent) -> Result<Begun, StoreError> {
-        loop {
+        for _ in 0..MAX_TURNS {
             if self.insert(&intent).await? {
                 return Ok(Begun::Placing);
             }
@@ -178,6 +183,7 @@ impl OrderStore for PostgresStore {
                 return Ok(begun);
             }
         }
+        Err(StoreError("what holds the key cannot be found".to_owned()))
     }
 
     async fn settle(&self, id: OrderId, lines: Vec<OrderLine>, total: Money) -> Result<Option<Arc<Order>>, StoreError> {
@@ -248,16 +254,15 @@ fn page_sql(filter: Filter) -> &'static str {
     }
 }
 
-/// The parameters of a page: where it begins and ends, then what the filter has.
+/// The parameters of a page: where it begins and ends, then what the filter wants.
 fn bind(page_sql: PgQuery, page: Page<OrderId>, filter: Filter) -> PgQuery {
-    let mut query = page_sql.bind(page.after.unwrap_or(OrderId::MIN).0).bind(limit(page.limit + 1));
-    if let Some(user) = filter.user_id {
-        query = query.bind(user.get());
+    let query = page_sql.bind(page.after.unwrap_or(OrderId::MIN).0).bind(limit(page.limit + 1));
+    match (filter.user_id, filter.status) {
+        (None, None) => query,
+        (Some(user), None) => query.bind(user.get()),
+        (None, Some(status)) => query.bind(status.name()),
+        (Some(user), Some(status)) => query.bind(format!("{user}{status}")),
     }
-    if let Some(status) = filter.status {
-        query = query.bind(status.name());
-    }
-    query
 }
 
 fn limit(rows: usize) -> i64 {
