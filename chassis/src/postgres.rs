@@ -14,12 +14,17 @@ use crate::config::DatabaseSettings;
 
 /// How long a service waits for its database at the start, before it gives up: for those who start both at once.
 const START_PATIENCE: Duration = Duration::from_secs(30);
+/// How long one try to connect may take.
+const START_TRY: Duration = Duration::from_secs(5);
 /// Between two looks meanwhile.
 const START_PAUSE: Duration = Duration::from_millis(250);
 /// How long a transaction may stand open. No step here opens one; this ends those of whoever else is there.
 const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(5);
 /// A connection that nobody used for so long is asked whether it is still one: the database may have been restarted.
 const UNUSED: Duration = Duration::from_secs(1);
+/// A try that is silent for so long, far longer than the limits that the database itself keeps, is given up: the database
+/// is not there to keep them.
+const SILENT: Duration = Duration::from_secs(10);
 /// How often a step that is safe to repeat is tried, the first included.
 const MAX_TRIES: u32 = 4;
 /// The first wait between two tries is up to this long, each further one up to twice as long as the last.
@@ -38,10 +43,9 @@ pub async fn open(
 ) -> Result<PgPool, String> {
     let options = url.clone().application_name(service).disable_statement_logging(); // a failure has a line at its cause
     migrate(&options.clone().options([("client_min_messages", "warning")]), migrations).await?;
-    let limit = |time: Duration| time.as_millis().to_string();
+    let limit = |time: Duration| time.as_millis().max(1).to_string(); // 0 would be none
     let options = options.options([
         ("statement_timeout", limit(settings.database_statement)),
-        ("lock_timeout", limit(settings.database_statement)),
         ("idle_in_transaction_session_timeout", limit(IDLE_IN_TRANSACTION)),
     ]);
     let pool = PgPoolOptions::new()
@@ -60,7 +64,8 @@ async fn migrate(options: &PgConnectOptions, migrations: &[(&'static str, &'stat
     let numbered = migrations.iter().zip(1..).map(|((about, sql), version)| {
         Migration::new(version, (*about).into(), MigrationType::Simple, sql.into_sql_str(), false)
     });
-    let migrator = Migrator::with_migrations(numbered.collect());
+    let mut migrator = Migrator::with_migrations(numbered.collect());
+    migrator.set_ignore_missing(true); // a newer release may have migrated already: migrations only add
     let migrated = migrator.run_direct(None, &mut connection, false).await;
     migrated.map_err(|error| format!("cannot migrate the database: {error}"))?;
     let _ = connection.close().await; // it has done its work
@@ -70,7 +75,8 @@ async fn migrate(options: &PgConnectOptions, migrations: &[(&'static str, &'stat
 async fn connect(options: &PgConnectOptions) -> Result<PgConnection, String> {
     let began = Instant::now();
     loop {
-        match options.connect().await {
+        let connected = time::timeout(START_TRY, options.connect()).await;
+        match connected.unwrap_or_else(|_| Err(Error::Io(io::ErrorKind::TimedOut.into()))) {
             Ok(connection) => return Ok(connection),
             Err(error) if began.elapsed() < START_PATIENCE && may_pass(&error) => {
                 tracing::warn!(%error, "the database does not answer yet");
@@ -104,7 +110,8 @@ async fn again_if<T, F: Future<Output = Result<T, Error>>>(
 ) -> Result<T, Error> {
     let mut tries = 1;
     loop {
-        match step().await {
+        let tried = time::timeout(SILENT, step()).await;
+        match tried.unwrap_or(Err(Error::PoolTimedOut)) {
             Err(error) if tries < MAX_TRIES && helps(&error) => {
                 time::sleep((BASE_WAIT * 2_u32.pow(tries - 1)).mul_f64(rand::random())).await;
                 tries += 1;
@@ -163,15 +170,28 @@ mod tests {
         assert_eq!(tries(async |step| once(|| async { step() }).await, 1).await, (1, false));
     }
 
+    const THINGS: (&str, &str) = ("a table", "create table things (id bigint primary key); select pg_sleep(0.2)");
+
     #[tokio::test]
     async fn replicas_that_start_together_migrate_once() {
         let Some(database) = crate::testing::postgres::database().await else { return };
         let settings: DatabaseSettings = crate::config::defaults();
-        let migrations = [("a table", "create table things (id bigint primary key); select pg_sleep(0.2)")];
-        let open = || open("tiny", &database, &settings, &migrations);
+        let open = || open("tiny", &database, &settings, &[THINGS]);
         let (one, two, three) = tokio::join!(open(), open(), open());
         for pool in [one.unwrap(), two.unwrap(), three.unwrap()] {
             sqlx::query("select id from things").execute(&pool).await.unwrap();
         }
+    }
+
+    #[tokio::test]
+    async fn a_release_that_is_rolled_back_finds_the_database_ahead_and_starts() {
+        let Some(database) = crate::testing::postgres::database().await else { return };
+        let settings: DatabaseSettings = crate::config::defaults();
+        let newer = [THINGS, ("a column", "alter table things add name text")];
+        for migrations in [&newer[..], &newer[..1]] {
+            open("tiny", &database, &settings, migrations).await.unwrap();
+        }
+        let changed = [("another table", "create table others (id bigint primary key)")];
+        assert!(open("tiny", &database, &settings, &changed).await.is_err(), "what was released is never changed");
     }
 }

@@ -199,8 +199,9 @@ impl Peer {
             }
             let outcome = self.attempt(call, context).await;
             let accepted = outcome.as_ref().is_ok_and(|answer| !answer.status.is_server_error());
-            // That a client was in a hurry says nothing about the peer.
-            if accepted || time_left >= FAIR_TIME.min(self.0.settings.timeout) {
+            // That a client was in a hurry says nothing about the peer; that nobody is there does.
+            let unreachable = matches!(outcome, Err(PeerError::Unreachable { .. }));
+            if accepted || unreachable || time_left >= FAIR_TIME.min(self.0.settings.timeout) {
                 self.0.throttle.learn(accepted);
             }
             outcome

@@ -3,7 +3,7 @@
 use std::env;
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -81,7 +81,8 @@ impl Server {
 
     fn set_up(programs: PathBuf, durability: Durability) -> Result<Self, String> {
         let folder = env::temp_dir().join(format!("postgres-{}-{:08x}", process::id(), rand::random::<u32>()));
-        fs::create_dir(&folder).map_err(|error| error.to_string())?;
+        // Nobody else's: there is no password.
+        fs::DirBuilder::new().mode(0o700).create(&folder).map_err(|error| error.to_string())?;
         let lifeline = lifeline(&folder).map_err(|error| error.to_string())?;
         let owner = owner(&folder)?;
         let mut initdb = command(&programs.join("initdb"), owner, &folder);
