@@ -163,15 +163,16 @@ impl Placement {
 
     /// Gives the intent up in the store, so that it can never become an order; the rest needs nobody to wait for it.
     ///
-    /// An intent that is one no more was given up by somebody else, who will also release it, or it became an order and
-    /// only the store's word of that was lost.
+    /// An intent that is one no more became an order, and only the store's word of that was lost; or it is given up already,
+    /// by somebody else or by a try of ours whose answer was lost. To release it twice does no harm.
     async fn give_up(&self, id: OrderId, refusal: Refusal) -> Result<Placed, Refusal> {
-        if self.0.store.abort(id).await? {
-            self.release_later(id);
-            return Err(refusal);
+        if !self.0.store.abort(id).await?
+            && let Some(order) = self.0.store.by_id(id).await?
+        {
+            return Ok(Placed { order, replayed: false });
         }
-        let order = self.0.store.by_id(id).await?;
-        order.map(|order| Placed { order, replayed: false }).ok_or(refusal)
+        self.release_later(id);
+        Err(refusal)
     }
 
     /// Begins to give the stock of an order back. If that fails, the reconciler will see to it.
