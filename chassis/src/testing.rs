@@ -223,6 +223,30 @@ pub async fn dead_peer() -> Url {
     Url::parse(&format!("http://{address}")).expect("an address is a URL")
 }
 
+/// Checks that it is an `invalid-request` that blames exactly these parameters of the path, the query or the header.
+///
+/// # Panics
+/// If it is another answer, or blames others.
+#[track_caller]
+pub fn expect_bad(received: Received, parameters: &[&str]) {
+    let json = received.expect_problem(400, "invalid-request");
+    let errors = json["errors"].as_array().cloned().unwrap_or_default();
+    let blamed: Vec<&str> = errors.iter().filter_map(|error| error["parameter"].as_str()).collect();
+    assert_eq!(blamed, parameters, "{json}");
+}
+
+/// The path and query of the next page; empty if there is none.
+///
+/// # Panics
+/// If there is a `Link` that leads to no next page.
+#[track_caller]
+pub fn next_page(list: &Received) -> String {
+    let link = list.header("link");
+    let target = link.strip_prefix('<').and_then(|link| link.strip_suffix(">; rel=\"next\""));
+    assert!(target.is_some() || link.is_empty(), "{link} is no link to a next page");
+    target.unwrap_or_default().to_owned()
+}
+
 /// The seed of random tests: `TEST_SEED` in the environment, if that is a number, to repeat a failure or to look elsewhere.
 pub fn seed() -> u64 {
     const USUAL: u64 = 42;

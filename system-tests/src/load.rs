@@ -67,7 +67,7 @@ where
 /// Has so many clients send for so long, each its next request as soon as the last is answered.
 pub async fn closed<F>(clients: u32, length: Duration, request: impl Fn() -> F) -> Figures
 where
-    F: Future<Output = Result<Received, String>> + Send + 'static,
+    F: Future<Output = Result<Received, String>>,
 {
     let end = Instant::now() + length;
     let client = async || {

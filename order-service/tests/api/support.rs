@@ -8,6 +8,7 @@ use std::time::Duration;
 use chassis::config::DatabaseSettings;
 use chassis::config::{PeerSettings, Settings, defaults};
 use chassis::testing::{Client, Received, Sending};
+pub(crate) use chassis::testing::{expect_bad, next_page};
 use jiff::Timestamp;
 use order_service::peers::{Products, Users};
 use order_service::placement::Placement;
@@ -232,29 +233,12 @@ pub(crate) async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
     in_time(what, asked).await;
 }
 
-/// Checks that it is an `invalid-request` that blames exactly these parameters of the path, the query or the header.
-#[track_caller]
-pub(crate) fn expect_bad(received: Received, parameters: &[&str]) {
-    let json = received.expect_problem(400, "invalid-request");
-    let errors = json["errors"].as_array().cloned().unwrap_or_default();
-    let blamed: Vec<&str> = errors.iter().filter_map(|error| error["parameter"].as_str()).collect();
-    assert_eq!(blamed, parameters, "{json}");
-}
-
 /// Checks that it is the answer to a request whose first is still running. (It has a `Retry-After`, unlike other 409s.)
 #[track_caller]
 pub(crate) fn expect_in_progress(received: &Received) {
     assert_eq!(received.status, 409, "{received}");
     assert_eq!(received.json()["type"], "urn:problem-type:request-in-progress", "{received}");
     assert!(received.header("retry-after").parse().is_ok_and(|seconds: u32| seconds > 0), "{received}");
-}
-
-/// The path and query of the next page; empty if there is none.
-pub(crate) fn next_page(received: &Received) -> String {
-    let link = received.header("link");
-    let target = link.strip_prefix('<').and_then(|link| link.strip_suffix(">; rel=\"next\""));
-    assert!(target.is_some() || link.is_empty(), "{link} is no link to a next page");
-    target.unwrap_or_default().to_owned()
 }
 
 /// A future of any type: for tables of them.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use chassis::config::{PeerSettings, Settings, defaults};
 use chassis::testing::{Client, Received};
+pub(crate) use chassis::testing::{expect_bad, next_page};
 use product_service::peers::Users;
 use product_service::store::{self, ProductStore};
 use product_service::{AppState, app};
@@ -132,21 +133,4 @@ pub(crate) fn lines(wanted: &[(i64, u32)]) -> Value {
 pub(crate) fn ids(list: &Received) -> Vec<i64> {
     let rows = list.json().as_array().cloned().unwrap_or_else(|| panic!("no list: {list}"));
     rows.iter().map(|row| row["id"].as_i64().expect("an id")).collect()
-}
-
-/// The path and query of the next page; empty if there is none.
-pub(crate) fn next_page(list: &Received) -> String {
-    let link = list.header("link");
-    let target = link.strip_prefix('<').and_then(|link| link.strip_suffix(">; rel=\"next\""));
-    assert!(target.is_some() || link.is_empty(), "{link} is no link to a next page");
-    target.unwrap_or_default().to_owned()
-}
-
-/// Checks that it is an `invalid-request` that blames exactly these parameters of the path, the query or the header.
-#[track_caller]
-pub(crate) fn expect_bad(received: Received, parameters: &[&str]) {
-    let json = received.expect_problem(400, "invalid-request");
-    let errors = json["errors"].as_array().cloned().unwrap_or_default();
-    let blamed: Vec<&str> = errors.iter().filter_map(|error| error["parameter"].as_str()).collect();
-    assert_eq!(blamed, parameters, "{json}");
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use chassis::config::{Settings, defaults};
 use chassis::testing::{Client, Received, Sending};
+pub(crate) use chassis::testing::{expect_bad, next_page};
 use serde_json::{Value, json};
 use user_service::password::Hasher;
 use user_service::store::UserStore;
@@ -75,21 +76,4 @@ pub(crate) async fn refused(client: &Client, request: Sending) -> Received {
     assert!(received.status.is_client_error(), "{received}");
     assert_eq!(everyone(client).await, before, "something changed at {received}");
     received
-}
-
-/// Checks that it is an `invalid-request` that blames exactly these parameters of the path, the query or the header.
-#[track_caller]
-pub(crate) fn expect_bad(received: Received, parameters: &[&str]) {
-    let json = received.expect_problem(400, "invalid-request");
-    let errors = json["errors"].as_array().cloned().unwrap_or_default();
-    let blamed: Vec<&str> = errors.iter().filter_map(|error| error["parameter"].as_str()).collect();
-    assert_eq!(blamed, parameters, "{json}");
-}
-
-/// The path and query of the next page; empty if there is none.
-pub(crate) fn next_page(received: &Received) -> String {
-    let link = received.header("link");
-    let target = link.strip_prefix('<').and_then(|link| link.strip_suffix(">; rel=\"next\""));
-    assert!(target.is_some() || link.is_empty(), "{link} is no link to a next page");
-    target.unwrap_or_default().to_owned()
 }
