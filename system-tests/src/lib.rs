@@ -5,7 +5,11 @@
 //! environment, its output, signals and HTTP.
 
 mod binaries;
+#[cfg(feature = "durable")]
+pub mod durable;
 mod http;
+#[cfg(feature = "durable")]
+pub mod invariants;
 mod launch;
 pub mod load;
 mod proxy;

@@ -2,43 +2,20 @@
 
 use std::time::{Duration, Instant};
 
-use chassis::testing::postgres::{Durability, Server};
 use serde_json::{Value, json};
-use system_tests::{Launch, ORDERS, PRODUCTS, Received, Service, System, USERS, eventually, order};
+use system_tests::durable::Durable;
+use system_tests::invariants::{Books, settled};
+use system_tests::{Received, Service, eventually, order, seed};
 
 /// After the database has come back, all is well within so long.
 const RECOVERY: Duration = Duration::from_secs(5);
 
-/// PostgreSQL, the services over it, and the address of each one's database.
-struct Durable {
-    postgres: Server,
-    system: System,
-    databases: [(&'static str, String); 3],
-}
-
-impl Durable {
-    /// With a user 1 and a product 1, of which there are so many. `None` without PostgreSQL.
-    async fn start(stock: i64) -> Option<Self> {
-        let postgres = Server::start(Durability::Full)?;
-        let database = async |service| (service, postgres.create_database_url().await);
-        let databases = [database(USERS).await, database(PRODUCTS).await, database(ORDERS).await];
-        let system =
-            System::start_as(|launch| over(launch, &databases)).await.unwrap_or_else(|reason| panic!("{reason}"));
-        system.users.post("/users", json!({"name": "Eve"})).await.expect(201);
-        system.add_product("Lamp", 19.99, stock).await;
-        Some(Self { postgres, system, databases })
-    }
-
-    /// One more of each.
-    async fn replicas(&self) -> System {
-        System::start_as(|launch| over(launch, &self.databases)).await.unwrap_or_else(|reason| panic!("{reason}"))
-    }
-}
-
-fn over(launch: Launch, databases: &[(&str, String); 3]) -> Launch {
-    let database = databases.iter().find(|(service, _)| *service == launch.service());
-    let (_, url) = database.expect("each service has one");
-    launch.env("DATABASE_URL", url)
+/// The system, with a user 1 and a product 1, of which there are so many. `None` without PostgreSQL.
+async fn start(stock: i64) -> Option<Durable> {
+    let durable = Durable::start(seed(), |launch| launch).await?;
+    durable.system.users.post("/users", json!({"name": "Eve"})).await.expect(201);
+    durable.system.add_product("Lamp", 19.99, stock).await;
+    Some(durable)
 }
 
 async fn with_key(orders: &Service, key: &str, body: &Value) -> Received {
@@ -47,7 +24,7 @@ async fn with_key(orders: &Service, key: &str, body: &Value) -> Received {
 
 #[tokio::test]
 async fn what_was_promised_outlives_a_kill_of_everything() {
-    let Some(Durable { mut postgres, mut system, .. }) = Durable::start(50).await else { return };
+    let Some(Durable { mut postgres, mut system, links: _links, .. }) = start(50).await else { return };
     let wanted = order(1, 1, 5);
     let placed = with_key(&system.orders, "a", &wanted).await.expect(201);
     postgres.kill();
@@ -67,7 +44,7 @@ async fn what_was_promised_outlives_a_kill_of_everything() {
 
 #[tokio::test]
 async fn without_its_database_a_service_says_so_and_with_it_all_is_well_without_a_restart() {
-    let Some(Durable { mut postgres, system, .. }) = Durable::start(50).await else { return };
+    let Some(Durable { mut postgres, system, links: _links, .. }) = start(50).await else { return };
     let placed = system.orders.post("/orders", order(1, 1, 1)).await.expect(201);
     let calls = [
         (&system.users, "/users/1".to_owned()),
@@ -95,7 +72,7 @@ async fn without_its_database_a_service_says_so_and_with_it_all_is_well_without_
 
 #[tokio::test]
 async fn replicas_over_one_database_keep_every_promise_together() {
-    let Some(durable) = Durable::start(5).await else { return };
+    let Some(durable) = start(5).await else { return };
     let (one, two) = (&durable.system, &durable.replicas().await);
     let attempts = (0..10).flat_map(|_| [&one.orders, &two.orders]);
     let answers = futures_util::future::join_all(attempts.map(|orders| {
@@ -110,7 +87,9 @@ async fn replicas_over_one_database_keep_every_promise_together() {
     let rivals = (0..10).flat_map(|_| [&one.orders, &two.orders]).map(|orders| orders.post("/orders", order(1, 1, 1)));
     let sold = futures_util::future::join_all(rivals).await.iter().filter(|answer| answer.status == 201).count();
     assert_eq!(sold, 4, "the units that were left");
-    assert_eq!(eventually((0, 0), async || (one.stock(1).await, two.stock(1).await)).await, (0, 0));
+    assert!(settled(&durable).await.is_some(), "nothing is left half done");
+    assert_eq!(Books::read(&durable).await.unwrap().violations(&[(1, 5)].into()), [] as [String; 0]);
+    assert_eq!((one.stock(1).await, two.stock(1).await), (0, 0));
 
     let named = json!({"username": "eve"});
     let (first, second) = tokio::join!(one.users.post("/users", named.clone()), two.users.post("/users", named));

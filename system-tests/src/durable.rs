@@ -1,0 +1,60 @@
+//! The three services over PostgreSQL, a database each, with a proxy on each way between them.
+
+use chassis::testing::postgres::{Durability, Server};
+use sqlx::{Connection, PgConnection};
+
+use crate::launch::Launch;
+use crate::system::{Links, ORDERS, PRODUCTS, System, USERS};
+
+/// PostgreSQL, the services over it, and what is between them.
+pub struct Durable {
+    /// The database server, which writes all that it commits to the disk.
+    pub postgres: Server,
+    /// The services.
+    pub system: System,
+    /// The ways between them.
+    pub links: Links,
+    databases: [(&'static str, String); 3],
+}
+
+impl Durable {
+    /// Starts all of it, each service as `prepare` will have it. `None` where there is no PostgreSQL, which is said on
+    /// stderr. What the proxies' faults leave to chance comes from `seed`.
+    ///
+    /// # Panics
+    /// If something does not start, or PostgreSQL is required and not there.
+    pub async fn start(seed: u64, prepare: impl Fn(Launch) -> Launch) -> Option<Self> {
+        let postgres = Server::start(Durability::Full)?;
+        let database = async |service| (service, postgres.create_database_url().await);
+        let databases = [database(USERS).await, database(PRODUCTS).await, database(ORDERS).await];
+        let started = System::start_linked(seed, |launch| over(prepare(launch), &databases)).await;
+        let (system, links) = started.unwrap_or_else(|reason| panic!("{reason}"));
+        Some(Self { postgres, system, links, databases })
+    }
+
+    /// One more of each service over the same databases, with no proxies between them.
+    ///
+    /// # Panics
+    /// If one does not start.
+    pub async fn replicas(&self) -> System {
+        System::start_as(|launch| over(launch, &self.databases)).await.unwrap_or_else(|reason| panic!("{reason}"))
+    }
+
+    /// A connection to the database of this service.
+    ///
+    /// # Errors
+    /// If PostgreSQL does not answer.
+    pub async fn database(&self, service: &str) -> Result<PgConnection, sqlx::Error> {
+        PgConnection::connect(url(&self.databases, service)).await
+    }
+}
+
+fn over(launch: Launch, databases: &[(&'static str, String)]) -> Launch {
+    let url = url(databases, launch.service());
+    launch.env("DATABASE_URL", url)
+}
+
+fn url<'a>(databases: &'a [(&'static str, String)], service: &str) -> &'a str {
+    let database = databases.iter().find(|(of, _)| *of == service);
+    database.map(|(_, url)| &**url).expect("each service has one")
+}
