@@ -2,9 +2,11 @@
 
 use chassis::testing::postgres::{Durability, Server};
 use sqlx::{Connection, PgConnection};
+use tokio::time::{self, Instant};
 
 use crate::launch::Launch;
 use crate::system::{Links, ORDERS, PRODUCTS, System, USERS};
+use crate::{DEADLINE, PAUSE};
 
 /// PostgreSQL, the services over it, and what is between them.
 pub struct Durable {
@@ -40,12 +42,18 @@ impl Durable {
         System::start_as(|launch| over(launch, &self.databases)).await.unwrap_or_else(|reason| panic!("{reason}"))
     }
 
-    /// A connection to the database of this service.
+    /// A connection to the database of this service. It waits for one that is just being started.
     ///
     /// # Errors
-    /// If PostgreSQL does not answer.
+    /// If PostgreSQL does not answer within the [`DEADLINE`].
     pub async fn database(&self, service: &str) -> Result<PgConnection, sqlx::Error> {
-        PgConnection::connect(url(&self.databases, service)).await
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            match PgConnection::connect(url(&self.databases, service)).await {
+                Err(_) if Instant::now() < deadline => time::sleep(PAUSE).await,
+                connected => return connected,
+            }
+        }
     }
 }
 
