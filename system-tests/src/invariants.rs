@@ -93,11 +93,18 @@ impl Books {
     /// # Errors
     /// If a database does not answer.
     pub async fn read(durable: &Durable) -> Result<Self, Error> {
-        let (mut orders, mut products) = (durable.database(ORDERS).await?, durable.database(PRODUCTS).await?);
+        Self::read_from(&mut durable.database(ORDERS).await?, &mut durable.database(PRODUCTS).await?).await
+    }
+
+    /// The same from the databases of order-service and of product-service.
+    ///
+    /// # Errors
+    /// If a database does not answer.
+    pub async fn read_from(orders: &mut PgConnection, products: &mut PgConnection) -> Result<Self, Error> {
         Ok(Self {
-            orders: read_orders(&mut orders).await?,
-            reservations: read_reservations(&mut products).await?,
-            stock: query_as("select id, stock from products").fetch_all(&mut products).await?.into_iter().collect(),
+            orders: read_orders(orders).await?,
+            reservations: read_reservations(products).await?,
+            stock: query_as("select id, stock from products").fetch_all(products).await?.into_iter().collect(),
         })
     }
 

@@ -4,6 +4,7 @@
 //! and answers with [`Received`]. Nothing here links a service: all that is used is what anybody can use, a binary, its
 //! environment, its output, signals and HTTP.
 
+mod balancer;
 mod binaries;
 #[cfg(feature = "durable")]
 pub mod durable;
@@ -23,6 +24,7 @@ use std::time::Duration;
 
 use tokio::time::{self, Instant};
 
+pub use crate::balancer::Balancer;
 pub use crate::binaries::build;
 pub use crate::http::{Received, Sending};
 pub use crate::launch::Launch;

@@ -62,6 +62,11 @@ impl Service {
         Ok(Self { launch, start_up_line, address, child, _lifeline: lifeline, http: http::client()? })
     }
 
+    /// Which of the three it is.
+    pub fn name(&self) -> &'static str {
+        self.launch.service
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
