@@ -210,6 +210,16 @@ mod tests {
         );
     }
 
+    /// As psql has it, which finds the socket by itself as well.
+    #[test]
+    fn the_address_of_a_database_names_nobody_and_means_who_runs_the_service() {
+        let me = std::process::Command::new("id").arg("-un").output().expect("there is an id").stdout;
+        let me = std::env::var("PGUSER").unwrap_or_else(|_| String::from_utf8_lossy(&me).trim().to_owned());
+        let database_url = Some(DatabaseUrl("postgres:///users".to_owned()));
+        let url = DatabaseSettings { database_url, ..defaults() }.url().expect("an address").expect("not memory");
+        assert_eq!((url.get_username(), url.get_database()), (&*me, Some("users")));
+    }
+
     #[test]
     fn a_bad_setting_is_named() {
         for (flag, bad) in [
