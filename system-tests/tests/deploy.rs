@@ -1,0 +1,140 @@
+//! What `deploy/` says is true: its settings are ones that the services have, and with them the services run. (No image
+//! is built here.)
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use chassis::testing::postgres::{Durability, Server};
+use serde_json::json;
+use sqlx::{Connection, PgConnection};
+use system_tests::{Launch, ORDERS, PRODUCTS, Service, USERS, order};
+
+const PASSWORD: &str = "secret";
+
+fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(name)
+}
+
+fn read(name: &str) -> String {
+    fs::read_to_string(path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// The lines of compose.yaml below that with this key, without their indent.
+fn below(lines: &[String], key: &str) -> Vec<String> {
+    let lines = lines.iter().skip_while(|line| **line != format!("{key}:")).skip(1);
+    lines.map_while(|line| line.strip_prefix("  ").or(line.is_empty().then_some(""))).map(str::to_owned).collect()
+}
+
+fn compose(service: &str) -> Vec<String> {
+    let lines: Vec<_> = read("compose.yaml").lines().map(str::to_owned).collect();
+    let section = below(&below(&lines, "services"), service);
+    assert!(section.len() > 5, "compose.yaml has {service}");
+    section
+}
+
+/// What compose.yaml puts into its environment.
+fn environment(service: &str) -> BTreeMap<String, String> {
+    let variables = below(&compose(service), "environment");
+    let variables = variables.iter().filter_map(|line| line.split_once(": "));
+    variables.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+/// The settings that a service has, each with its default.
+async fn settings(service: &'static str) -> BTreeMap<String, String> {
+    let help = String::from_utf8(Launch::of(service).output(&["--help"]).await.stdout).expect("text");
+    let setting = |text: &str| {
+        let default =
+            text.split_once("[default: ").and_then(|(_, rest)| rest.split_once(']')).map(|(default, _)| default);
+        Some((text.split(['=', ']']).next()?.to_owned(), default.unwrap_or_default().to_owned()))
+    };
+    help.split("[env: ").skip(1).filter_map(setting).collect()
+}
+
+#[tokio::test]
+async fn every_setting_and_every_port_is_one_of_the_services() {
+    let dockerfile = read("Dockerfile");
+    let mut known = BTreeSet::from(["POSTGRES_PASSWORD", "DATABASE_PASSWORD"].map(str::to_owned));
+    for service in [USERS, PRODUCTS, ORDERS] {
+        let (settings, lines) = (settings(service).await, compose(service).join("\n"));
+        for variable in environment(service).keys() {
+            assert!(settings.contains_key(variable), "{service} has no {variable}");
+        }
+        let port = &environment(service)["PORT"];
+        assert_eq!(*port, settings["PORT"], "the port of {service} is the one that all else here names");
+        for part in [
+            format!(r#""127.0.0.1:{port}:{port}""#),
+            format!("//127.0.0.1:{port}/readyz\n"),
+            format!("target: {service}\n"),
+        ] {
+            assert!(format!("{lines}\n").contains(&part), "{service} has {part} in compose.yaml: {lines}");
+        }
+        let (_, stage) = dockerfile.split_once(&format!(" AS {service}\n")).expect("an image of each");
+        let stage: Vec<_> = stage.lines().take(3).collect();
+        let copy = format!("COPY --from=build /built/{service} /usr/local/bin/");
+        assert_eq!(stage, [copy, format!("EXPOSE {port}"), format!(r#"ENTRYPOINT ["{service}"]"#)]);
+        let seconds = |name: &str| settings[name].parse::<u32>().expect("a number");
+        let grace = read("compose.yaml");
+        let grace =
+            grace.split_once("stop_grace_period: ").and_then(|(_, rest)| rest.split_once('s')).expect("it is set");
+        let needed = seconds("DRAIN_SECONDS") + seconds("SHUTDOWN_SECONDS");
+        assert!(grace.0.parse::<u32>().expect("a number") > needed, "{service} may take {needed} s to end");
+        known.extend(settings.into_keys());
+    }
+    let haproxy = read("haproxy.cfg");
+    known.extend(
+        haproxy.lines().filter_map(|line| line.trim().strip_prefix("presetenv ")?.split(' ').next()).map(str::to_owned),
+    );
+    for text in [haproxy, dockerfile, read("compose.yaml"), read("databases.sh")] {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let is_variable = |word: &&str| word.contains('_') && word.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+        for word in words.filter(is_variable) {
+            assert!(known.contains(word) || word == "ON_ERROR_STOP", "nothing has {word}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn with_the_settings_of_compose_the_services_run_over_a_database_each() {
+    let Some(postgres) = Server::start(Durability::ProcessOnly) else { return };
+    let somewhere = postgres.create_database().await;
+    let socket = somewhere.get_socket().expect("it listens on a socket").display().to_string();
+    let mut create = Command::new(path("databases.sh"));
+    create.env("PGHOST", &socket).env("PGUSER", "postgres").env("DATABASE_PASSWORD", PASSWORD);
+    let created = create.output().expect("there is a sh");
+    assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
+
+    let mut running = BTreeMap::<_, Service>::new();
+    for service in [USERS, PRODUCTS, ORDERS] {
+        let mut launch = Launch::of(service).env("HOST", "0.0.0.0"); // as the images have it
+        for (variable, value) in environment(service) {
+            launch = match variable.as_str() {
+                "PORT" => launch,
+                "DATABASE_URL" => launch.env(&variable, here(&value, &socket)),
+                _ if variable.ends_with("_SERVICE_URL") => {
+                    let host = value.trim_start_matches("http://").split(':').next().expect("a host");
+                    assert_eq!(value, format!("http://{host}:{}", environment(host)["PORT"]));
+                    launch.env(&variable, running[host].url())
+                }
+                _ => launch.env(&variable, value),
+            };
+        }
+        running.insert(service, Service::start(launch).await.unwrap_or_else(|reason| panic!("{reason}")));
+        running[service].get("/readyz").await.expect(200);
+    }
+    running[USERS].post("/users", json!({"name": "Eve"})).await.expect(201);
+    running[PRODUCTS].post("/products", json!({"name": "Lamp", "price": 19.99, "stock": 5})).await.expect(201);
+    running[ORDERS].post("/orders", order(1, 1, 1)).await.expect(201);
+
+    let of_another = here(&environment(USERS)["DATABASE_URL"], &socket).replace("localhost/users", "localhost/orders");
+    let refused = PgConnection::connect(&of_another).await.expect_err("a database is one service's alone");
+    assert!(refused.to_string().contains("permission denied"), "{refused}");
+}
+
+/// A `DATABASE_URL` of compose.yaml, but with the password, and for the server of this test.
+fn here(url: &str, socket: &str) -> String {
+    let (before, rest) = url.split_once("${DATABASE_PASSWORD").expect("the password is not in the file");
+    let (_, database) = rest.split_once("}@postgres/").expect("the server is called postgres");
+    format!("{before}{PASSWORD}@localhost/{database}?host={socket}")
+}
