@@ -3,6 +3,7 @@
 //! They inherit the environment (`RUST_LOG=warn make run` is quiet), and they are stopped by us alone, callers first:
 //! each is in a process group of its own, which a terminal's Ctrl-C does not reach.
 
+use std::env;
 use std::io::{self, Write};
 use std::pin::pin;
 use std::process::ExitCode;
@@ -23,6 +24,11 @@ async fn main() -> ExitCode {
 }
 
 async fn run() -> Result<(), String> {
+    if env::var_os("DATABASE_URL").is_some() {
+        return Err("DATABASE_URL would be one database for all three, and each needs one of its own; \
+                    see \"With PostgreSQL\" in README.md"
+            .to_owned());
+    }
     say("Building the three services; the first time takes a few minutes.");
     build()?;
     let mut end = pin!(asked_to_end().map_err(|error| format!("cannot catch signals: {error}"))?);
