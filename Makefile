@@ -28,6 +28,7 @@ soak: ## what breaks, again and again for MINUTES=10 with release builds and new
 check: ## what has to be clean before a commit: format, lints, documentation, the walls of the house
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked -p product-service -p order-service --features product-service/sabotage,order-service/sabotage -- -D warnings
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --locked --workspace --no-deps --document-private-items
 	.ci/invariants
 

@@ -1,6 +1,6 @@
 //! The settings that every service has. Each is a flag and an environment variable of the same name; `--help` lists
 //! them all. The only place, with each service's own `config`, that reads the environment (but for `LISTEN_FDS`, which is
-//! no setting: [`crate::run`]).
+//! no setting: [`crate::run`], and what [`crate::sabotage`] is asked for).
 
 use std::convert::Infallible;
 use std::fmt;

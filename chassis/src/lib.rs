@@ -25,6 +25,7 @@ mod openapi;
 pub mod page;
 pub mod postgres;
 pub mod problem;
+pub mod sabotage;
 mod server;
 pub mod telemetry;
 #[cfg(feature = "testing")]

@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use chassis::client::{Peer, PeerError};
 use chassis::context::Context;
+use chassis::{crash_point, mistake};
+use futures_util::FutureExt;
 use jiff::Timestamp;
 use shared::orders::{Order, OrderLine, WantedLine};
 use shared::products::ReservedLine;
@@ -115,11 +117,15 @@ impl Placement {
     async fn run(&self, new: NewOrder, key: Option<(Key, Fingerprint)>, context: Context) -> Result<Placed, Refusal> {
         let id = OrderId(Uuid::now_v7());
         let intent = Intent { id, user_id: new.user_id, key, created_at: chassis::now() };
+        crash_point!("place: before the intent");
         match self.0.store.begin(intent).await? {
-            Begun::Placing => {}
+            Begun::Placing => crash_point!("place: after the intent"),
             Begun::Placed(order) => return Ok(Placed { order, replayed: true }),
             Begun::InProgress => return Err(Refusal::InProgress),
             Begun::OtherBody => return Err(Refusal::KeyReused),
+        }
+        if mistake!("settle before taken") {
+            self.settle(id, new.lines.iter().map(unpriced).collect()).await?;
         }
         let settled = match self.take_and_verify(id, &new, &context).await {
             Ok(taken) => self.settle(id, taken).await,
@@ -138,8 +144,9 @@ impl Placement {
         new: &NewOrder,
         context: &Context,
     ) -> Result<Vec<ReservedLine>, Refusal> {
-        let (exists, taken) =
-            tokio::join!(self.0.users.exists(new.user_id, context), self.0.products.take(id, &new.lines, context));
+        let exists = self.0.users.exists(new.user_id, context).inspect(|_| crash_point!("place: user answered"));
+        let take = self.0.products.take(id, &new.lines, context).inspect(|_| crash_point!("place: take answered"));
+        let (exists, taken) = tokio::join!(exists, take);
         match (exists, taken) {
             (Ok(false), _) => Err(Refusal::UserNotFound),
             (_, Ok(Take::Unknown(lines))) => Err(Refusal::ProductNotFound(lines)),
@@ -157,7 +164,9 @@ impl Placement {
     async fn settle(&self, id: OrderId, taken: Vec<ReservedLine>) -> Result<Arc<Order>, Refusal> {
         let total = Money::total(taken.iter().map(|line| line.price.times(line.quantity)));
         let total = total.ok_or_else(|| Refusal::Peer(self.0.products.nonsense("prices beyond all bounds")))?;
+        crash_point!("place: before settling");
         let order = self.0.store.settle(id, taken.into_iter().map(order_line).collect(), total).await?;
+        crash_point!("place: after settling");
         order.ok_or(Refusal::Overtaken)
     }
 
@@ -166,10 +175,15 @@ impl Placement {
     /// An intent that is one no more became an order, and only the store's word of that was lost; or it is given up already,
     /// by somebody else or by a try of ours whose answer was lost. To release it twice does no harm.
     async fn give_up(&self, id: OrderId, refusal: Refusal) -> Result<Placed, Refusal> {
+        crash_point!("give up: before");
         if !self.0.store.abort(id).await?
             && let Some(order) = self.0.store.by_id(id).await?
         {
             return Ok(Placed { order, replayed: false });
+        }
+        crash_point!("give up: after");
+        if mistake!("no release after refusal") && !matches!(refusal, Refusal::Peer(_)) {
+            return self.0.store.released(id).await.map_err(Refusal::Store).and(Err(refusal));
         }
         self.release_later(id);
         Err(refusal)
@@ -187,8 +201,14 @@ impl Placement {
 
     /// Gives the stock of an order back and, when that is acknowledged, finishes its row.
     pub async fn release(&self, id: OrderId) -> Result<(), Refusal> {
+        crash_point!("release: before");
+        if mistake!("finish before released") {
+            self.0.store.released(id).await?;
+        }
         self.0.products.release(id, &Context::background(RELEASE_TIMEOUT)).await?;
+        crash_point!("release: acknowledged");
         self.0.store.released(id).await?;
+        crash_point!("release: finished");
         Ok(())
     }
 
@@ -204,9 +224,13 @@ impl Placement {
     pub async fn reconcile(&self, most: usize) -> Result<usize, StoreError> {
         let now = chassis::now();
         let left = self.0.store.claim(now, before(now, self.patience()), RELEASE_TIMEOUT, most).await?;
-        let releases = left.iter().map(|id| self.release(*id));
+        let releases = left.iter().map(|id| {
+            crash_point!("reconcile: claimed");
+            self.release(*id)
+        });
         let mut finished = 0;
         for (id, released) in left.iter().zip(futures_util::future::join_all(releases).await) {
+            crash_point!("reconcile: released");
             match released {
                 Ok(()) => finished += 1,
                 Err(refusal) => tracing::warn!(%id, ?refusal, "cannot release what was left half done"),
@@ -231,6 +255,12 @@ fn check_prices(wanted: &[WantedLine], taken: Vec<ReservedLine>) -> Result<Vec<R
 fn order_line(taken: ReservedLine) -> OrderLine {
     let ReservedLine { product_id, name, price, quantity } = taken;
     OrderLine { product_id, name, quantity, price }
+}
+
+/// What the client believes to be taken, for who makes the mistake not to wait for the answer.
+fn unpriced(wanted: &WantedLine) -> ReservedLine {
+    let WantedLine { product_id, quantity, price } = *wanted;
+    ReservedLine { product_id, name: String::new(), price: price.unwrap_or_default(), quantity }
 }
 
 fn before(time: Timestamp, span: Duration) -> Timestamp {

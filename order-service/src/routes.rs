@@ -5,6 +5,7 @@ use axum::http::{HeaderMap, HeaderValue};
 use axum::response::Response;
 use chassis::conditional::{self, IfMatch};
 use chassis::context::Context;
+use chassis::crash_point;
 use chassis::extract::{Json, OptionalHeader, Path, Query};
 use chassis::fields::{FromQuery, Params};
 use chassis::page::Page;
@@ -109,8 +110,10 @@ async fn update(
         conditional::check(if_match.as_ref(), &*seen)?;
         let next = OrderState::of(seen.status).step(to).ok_or(Error::IllegalStep(seen.status, to))?;
         // Only if it is still what was seen; else somebody was quicker, and it is looked at again.
+        crash_point!("cancel: before");
         if let Some(order) = store.step(id, seen.status, next).await? {
             if next.wants_release() {
+                crash_point!("cancel: after");
                 app.placement.release_later(id);
             }
             return Ok(conditional::show(&*order, &HeaderMap::new())?);

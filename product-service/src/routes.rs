@@ -7,6 +7,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chassis::conditional::{self, IfMatch};
 use chassis::context::Context;
+use chassis::crash_point;
 use chassis::extract::{Json, JsonEach, OptionalHeader, Path, Query};
 use chassis::fields::{FromQuery, Params};
 use chassis::page::{self, Page, Rows};
@@ -169,7 +170,10 @@ async fn reserve(
     Path(order_id): Path<OrderId>,
     Json(lines): Json<Lines>,
 ) -> Result<Response, Error> {
-    match app.store.take(order_id, &lines).await? {
+    crash_point!("take: before");
+    let taken = app.store.take(order_id, &lines).await?;
+    crash_point!("take: done");
+    match taken {
         Taken::Now(reserved) => Ok((StatusCode::CREATED, JsonAnswer(reserved)).into_response()),
         Taken::Already(reserved) => Ok(JsonAnswer(reserved).into_response()),
         Taken::Refused(refusal) => Err(Error::Refused(refusal)),
@@ -237,7 +241,9 @@ async fn release(
         // A reservation changes once, by its release: what it was when it was looked at, it is still, or it is released.
         conditional::check(if_match.as_ref(), &app.store.reservation(order_id).await?)?;
     }
+    crash_point!("give back: before");
     app.store.release(order_id).await?;
+    crash_point!("give back: done");
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -15,8 +15,28 @@ pub fn build() -> Result<&'static Path, String> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let built = BUILT.get_or_init(|| {
         let folder = profile_folder()?;
-        cargo_build(&folder)?;
+        cargo_build(target_of(&folder)?, &[])?;
         Ok(folder)
+    });
+    built.as_deref().map_err(Clone::clone)
+}
+
+/// Builds them, once a process, with crash points and mistakes on demand (`chassis::sabotage`); the folder that these are
+/// in, beside the others.
+///
+/// # Errors
+/// If one does not compile; cargo has said on stderr why.
+pub(crate) fn build_sabotaged() -> Result<&'static Path, String> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let built = BUILT.get_or_init(|| {
+        let folder = profile_folder()?;
+        let target = target_of(&folder)?;
+        // What both builds have in common is compiled once: only what they are made for has a folder of its own.
+        let shared = format!("build.build-dir={target:?}");
+        let sabotage = [PRODUCTS, ORDERS].map(|service| format!("--features={service}/sabotage"));
+        let sabotaged = target.join("sabotaged");
+        cargo_build(&sabotaged, &["--config", &shared, &sabotage[0], &sabotage[1]])?;
+        Ok(sabotaged.join(folder.file_name().unwrap_or_default()))
     });
     built.as_deref().map_err(Clone::clone)
 }
@@ -28,11 +48,15 @@ fn profile_folder() -> Result<PathBuf, String> {
     folder.map(Path::to_path_buf).ok_or_else(|| format!("{} lies in no folder", program.display()))
 }
 
-fn cargo_build(folder: &Path) -> Result<(), String> {
-    let target = folder.parent().ok_or_else(|| format!("{} is no cargo folder", folder.display()))?;
+fn target_of(folder: &Path) -> Result<&Path, String> {
+    folder.parent().ok_or_else(|| format!("{} is no cargo folder", folder.display()))
+}
+
+fn cargo_build(target: &Path, more: &[&str]) -> Result<(), String> {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--locked"]).arg("--target-dir").arg(target);
     cargo.args([USERS, PRODUCTS, ORDERS].map(|service| format!("--package={service}")));
+    cargo.args(more);
     if !cfg!(debug_assertions) {
         cargo.arg("--release");
     }

@@ -24,6 +24,7 @@ pub struct Launch {
     pub(crate) log: Log,
     port: Option<u16>,
     inherits: bool,
+    sabotaged: bool,
     env: Vec<(String, String)>,
     socket: Option<Arc<TcpListener>>,
     open_files: Option<u32>,
@@ -37,6 +38,7 @@ impl Launch {
             log: Log::Kept(Arc::default()),
             port: Some(0),
             inherits: false,
+            sabotaged: false,
             env: Vec::new(),
             socket: None,
             open_files: None,
@@ -73,6 +75,12 @@ impl Launch {
         self
     }
 
+    /// Built with crash points and mistakes on demand: see `chassis::sabotage`.
+    pub fn sabotaged(mut self) -> Self {
+        self.sabotaged = true;
+        self
+    }
+
     /// Its lines are not kept, but shown on stdout as they come, each behind this prefix.
     pub fn shown(mut self, prefix: String) -> Self {
         self.log = Log::Shown(prefix.into());
@@ -104,7 +112,8 @@ impl Launch {
             before += &format!("ulimit -n {limit}; ");
         }
         let mut command = Command::new("sh");
-        command.args(["-c", &format!(r#"{before}exec "$0" "$@""#)]).arg(binaries::build()?.join(self.service));
+        let folder = if self.sabotaged { binaries::build_sabotaged()? } else { binaries::build()? };
+        command.args(["-c", &format!(r#"{before}exec "$0" "$@""#)]).arg(folder.join(self.service));
         if !self.inherits {
             command.env_clear();
         }

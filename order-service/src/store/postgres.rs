@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use chassis::config::DatabaseSettings;
+use chassis::mistake;
 use chassis::page::{Page, Rows};
 use chassis::postgres::{self, repeat};
 use jiff::Timestamp;
@@ -67,6 +68,11 @@ const EARLIER: &str = concat!(
 
 const SETTLE: &str = order_set!("state = 'pending', lines = $2, total = $3 where id = $1 and state = 'placing'");
 
+const SETTLE_REGARDLESS: &str = order_set!("state = 'pending', lines = $2, total = $3 where id = $1"); // a mistake
+
+/// A commit comes so much later than its answer, by mistake.
+const MISTAKEN_DELAY: Duration = Duration::from_millis(50);
+
 const ABORT: &str = "update orders set state = 'aborting' where id = $1 and state = 'placing'";
 
 const STEP: &str = order_set!("state = $3 where id = $1 and status = $2");
@@ -122,7 +128,12 @@ impl PostgresStore {
     /// # Errors
     /// If the database does not answer for half a minute, or cannot be migrated.
     pub async fn open(url: &PgConnectOptions, settings: &DatabaseSettings) -> Result<Self, String> {
-        Ok(Self { pool: postgres::open(SERVICE, url, settings, &MIGRATIONS).await? })
+        let pool = postgres::open(SERVICE, url, settings, &MIGRATIONS).await?;
+        if mistake!("no key index") {
+            let dropped = query("drop index if exists orders_idempotency_key").execute(&pool).await;
+            dropped.map_err(|error| error.to_string())?;
+        }
+        Ok(Self { pool })
     }
 
     /// Writes an intent down, unless something is in its way.
@@ -188,7 +199,17 @@ impl OrderStore for PostgresStore {
 
     async fn settle(&self, id: OrderId, lines: Vec<OrderLine>, total: Money) -> Result<Option<Arc<Order>>, StoreError> {
         let lines: Vec<Line> = lines.into_iter().map(Line::from).collect();
-        let settle = || query(SETTLE).bind(id.0).bind(Json(&lines)).bind(total.cents());
+        let sql = if mistake!("settle regardless") { SETTLE_REGARDLESS } else { SETTLE };
+        let settle = || query(sql).bind(id.0).bind(Json(&lines)).bind(total.cents());
+        if mistake!("answer before commit") {
+            let mut open = self.pool.begin().await?;
+            let row = settle().fetch_optional(&mut *open).await?;
+            tokio::spawn(async move {
+                tokio::time::sleep(MISTAKEN_DELAY).await;
+                open.commit().await
+            });
+            return Ok(row.as_ref().map(order).transpose()?);
+        }
         self.move_order(id, settle, |_| true).await // nobody else makes an order of this intent
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use chassis::config::DatabaseSettings;
+use chassis::mistake;
 use chassis::page::{Page, Rows};
 use chassis::postgres::{self, once, repeat};
 use jiff::Timestamp;
@@ -36,6 +37,19 @@ macro_rules! products {
 
 const PAGE: &str = products!("where id > $1 order by id limit $2");
 const SEARCH: &str = products!("where id > $1 and folded_name like $3 order by id limit $2");
+
+/// A mistake: the stock is read first and written then, whatever has become of it in between.
+const READ_THEN_WRITE: &str = "with answered as materialized (select answer_to_take($1, $2, $3) as answer),
+    seen as materialized (select id as seen_id, stock as seen_stock from products where id = any ($2)),
+    written as (update products set stock = seen_stock - quantity, version = version + 1
+        from answered, seen, unnest($2, $3) as line (product_id, quantity)
+        where id = seen_id and id = product_id and answer ? 'now'),
+    held as (insert into reservations (order_id, status, lines)
+        select $1, 'taken', answer -> 'now' from answered where answer ? 'now')
+    select answer from answered";
+
+/// A mistake: what was not taken leaves no tombstone.
+const RELEASE_TAKEN: &str = "select release_units($1) where exists (select from reservations where order_id = $1)";
 
 /// The store in PostgreSQL, which several replicas of the service may share.
 pub struct PostgresStore {
@@ -196,13 +210,15 @@ impl ProductStore for PostgresStore {
     async fn take(&self, order_id: OrderId, lines: &Lines) -> Result<Taken, StoreError> {
         let (ids, quantities): (Vec<i64>, Vec<i64>) =
             lines.as_slice().iter().map(|line| (line.product_id.get(), i64::from(line.quantity))).unzip();
-        let take = || sqlx::query_scalar("select take_units($1, $2, $3)").bind(order_id.0).bind(&ids).bind(&quantities);
+        let sql = if mistake!("read then write") { READ_THEN_WRITE } else { "select take_units($1, $2, $3)" };
+        let take = || sqlx::query_scalar(sql).bind(order_id.0).bind(&ids).bind(&quantities);
         let Json(answer) = repeat(|| take().fetch_one(&self.pool)).await?;
         Ok(Answer::to(answer, order_id, lines))
     }
 
     async fn release(&self, order_id: OrderId) -> Result<(), StoreError> {
-        let release = || sqlx::query("select release_units($1)").bind(order_id.0);
+        let sql = if mistake!("no tombstone") { RELEASE_TAKEN } else { "select release_units($1)" };
+        let release = || sqlx::query(sql).bind(order_id.0);
         repeat(|| release().execute(&self.pool)).await?;
         Ok(())
     }
