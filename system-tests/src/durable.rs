@@ -1,4 +1,9 @@
 //! The three services over PostgreSQL, a database each, with a proxy on each way between them.
+//!
+//! With `MISTAKE=name` in the environment they make that mistake (`chassis::sabotage`): whatever test is sharp enough for
+//! it has to fail then.
+
+use std::env;
 
 use chassis::testing::postgres::{Durability, Server};
 use sqlx::{Connection, PgConnection};
@@ -42,6 +47,11 @@ impl Durable {
         System::start_as(|launch| over(launch, &self.databases)).await.unwrap_or_else(|reason| panic!("{reason}"))
     }
 
+    /// How one more of this service is started over its database.
+    pub fn launch(&self, service: &'static str) -> Launch {
+        over(Launch::of(service), &self.databases)
+    }
+
     /// A connection to the database of this service. It waits for one that is just being started.
     ///
     /// # Errors
@@ -59,6 +69,10 @@ impl Durable {
 
 fn over(launch: Launch, databases: &[(&'static str, String)]) -> Launch {
     let url = url(databases, launch.service());
+    let launch = match env::var("MISTAKE") {
+        Ok(mistake) => launch.sabotaged().env("MISTAKE", mistake),
+        Err(_) => launch,
+    };
     launch.env("DATABASE_URL", url)
 }
 

@@ -100,6 +100,12 @@ impl Service {
         Sending::new(&self.http, method, format!("{}{path}", self.url()))
     }
 
+    /// Makes requests to it (method, path), in whichever of its lives, and whoever holds it meanwhile.
+    pub fn caller(&self) -> impl Fn(&str, &str) -> Sending + Clone + Send + Sync + use<> {
+        let (http, url) = (self.http.clone(), self.url());
+        move |method, path| Sending::new(&http, method, format!("{url}{path}"))
+    }
+
     /// `GET path`.
     pub async fn get(&self, path: &str) -> Received {
         self.request("GET", path).send().await
@@ -146,6 +152,19 @@ impl Service {
     pub async fn restart(&mut self) {
         let again = Self::start(self.launch.clone().port(self.address.port())).await;
         *self = again.unwrap_or_else(|reason| panic!("{reason}"));
+    }
+
+    /// Starts it once more, at the same port, with these variables in its environment, for this one life.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub async fn restart_with(&mut self, variables: &[(&str, &str)]) {
+        let launch = self.launch.clone();
+        for (variable, value) in variables {
+            self.launch = self.launch.clone().env(variable, value);
+        }
+        self.restart().await;
+        self.launch = launch;
     }
 
     /// Sends it a signal.
