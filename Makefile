@@ -1,7 +1,7 @@
 # What there is to do here. `make` alone lists it.
 CARGO ?= cargo
 
-.PHONY: help run demo test chaos model soak check openapi
+.PHONY: help run demo test chaos mutants model soak check openapi
 MINUTES ?= 10
 
 help: ## this list
@@ -18,6 +18,9 @@ test: ## every test
 
 chaos: ## customers and PostgreSQL, and everything killed again and again, for MINUTES=10, with a new seed
 	CHAOS_MINUTES=$(MINUTES) TEST_SEED=$${TEST_SEED:-$$(date +%s)} REQUIRE_POSTGRES=1 $(CARGO) test --locked -p system-tests --test chaos
+
+mutants: ## whether the tests see what they are for: eight mistakes, each made on purpose, and what is said of it
+	@system-tests/mutants
 
 model: ## the search of order placement with three attempts at once, which takes a release build and a minute
 	$(CARGO) test --locked --release -p order-service --test model -- --nocapture
