@@ -11,6 +11,7 @@ use std::time::Duration;
 use axum::http::HeaderValue;
 use clap::Args;
 use sqlx::postgres::PgConnectOptions;
+use tracing::subscriber::NoSubscriber;
 use url::Url;
 
 /// How a service listens, and what it takes from a client.
@@ -146,7 +147,9 @@ impl DatabaseSettings {
     pub fn url(&self) -> Result<Option<PgConnectOptions>, String> {
         let Some(DatabaseUrl(text)) = &self.database_url else { return Ok(None) };
         let known = text.starts_with("postgres://") || text.starts_with("postgresql://");
-        let options = text.parse().ok().filter(|_| known);
+        // sqlx writes a parameter that it does not know to the log, and its value: a misspelt password's too.
+        let parsed = tracing::subscriber::with_default(NoSubscriber::new(), || text.parse());
+        let options = parsed.ok().filter(|_| known);
         options.map(Some).ok_or_else(|| "DATABASE_URL must be postgres://name:password@host/database".to_owned())
     }
 }
@@ -186,6 +189,9 @@ fn origin(text: &str) -> Result<HeaderValue, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{self, Read};
+    use std::sync::Mutex;
+
     use clap::FromArgMatches;
 
     use super::*;
@@ -260,6 +266,20 @@ mod tests {
             assert!(refused.contains("DATABASE_URL") && !refused.contains("secret"), "{refused}");
             assert!(!format!("{:?}", settings(bad)).contains("secret"));
         }
+    }
+
+    #[test]
+    fn nothing_of_the_address_of_a_database_is_logged() {
+        let (mut log, writer) = io::pipe().unwrap();
+        let subscriber = tracing_subscriber::fmt().with_writer(Mutex::new(writer)).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            let address = "postgres://me@db.example/users?pasword=secret";
+            let settings = DatabaseSettings { database_url: address.parse().ok(), ..defaults() };
+            assert!(settings.url().unwrap().is_some());
+        });
+        let mut logged = String::new();
+        log.read_to_string(&mut logged).unwrap();
+        assert_eq!(logged, "");
     }
 
     #[test]
