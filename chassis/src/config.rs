@@ -107,7 +107,7 @@ pub struct DatabaseSettings {
     #[arg(long, env, hide_env_values = true)]
     pub database_url: Option<DatabaseUrl>,
 
-    /// Connections to the database
+    /// Connections to the database, besides one by which /readyz asks for it
     #[arg(long, env, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub database_connections: u32,
 
@@ -115,8 +115,8 @@ pub struct DatabaseSettings {
     #[arg(long = "database-acquire", env = "DATABASE_ACQUIRE_SECONDS", value_name = "DATABASE_ACQUIRE_SECONDS", default_value = "1", value_parser = seconds)]
     pub database_acquire: Duration,
 
-    /// Seconds for a statement, what it waits for included; then 503
-    #[arg(long = "database-statement", env = "DATABASE_STATEMENT_SECONDS", value_name = "DATABASE_STATEMENT_SECONDS", default_value = "2", value_parser = seconds)]
+    /// Seconds for a statement, what it waits for included; then 503. (Less than another service waits for the answer.)
+    #[arg(long = "database-statement", env = "DATABASE_STATEMENT_SECONDS", value_name = "DATABASE_STATEMENT_SECONDS", default_value = "1", value_parser = seconds)]
     pub database_statement: Duration,
 }
 

@@ -3,11 +3,18 @@
 
 use std::future::Future;
 use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream, TryStreamExt};
+use futures_util::{FutureExt, StreamExt, TryFutureExt};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
-use sqlx::{ConnectOptions, Connection, Error, SqlSafeStr};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{
+    PgConnectOptions, PgConnection, PgPool, PgPoolOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo,
+};
+use sqlx::{ConnectOptions, Connection, Either, Error, Execute, Executor, Postgres, SqlSafeStr, SqlStr};
 use tokio::time::{self, Instant};
 
 use crate::config::DatabaseSettings;
@@ -22,9 +29,8 @@ const START_PAUSE: Duration = Duration::from_millis(250);
 const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(5);
 /// A connection that nobody used for so long is asked whether it is still one: the database may have been restarted.
 const UNUSED: Duration = Duration::from_secs(1);
-/// A try that is silent for so long, far longer than the limits that the database itself keeps, is given up: the database
-/// is not there to keep them.
-const SILENT: Duration = Duration::from_secs(10);
+/// When the database has been silent for so much longer than the limit that it keeps itself, it is not there to keep it.
+const SILENT: Duration = Duration::from_millis(250);
 /// How often a step that is safe to repeat is tried, the first included.
 const MAX_TRIES: u32 = 4;
 /// The first wait between two tries is up to this long, each further one up to twice as long as the last.
@@ -40,7 +46,7 @@ pub async fn open(
     url: &PgConnectOptions,
     settings: &DatabaseSettings,
     migrations: &[(&'static str, &'static str)],
-) -> Result<PgPool, String> {
+) -> Result<Pool, String> {
     let options = url.clone().application_name(service).disable_statement_logging(); // a failure has a line at its cause
     migrate(&options.clone().options([("client_min_messages", "warning")]), migrations).await?;
     let limit = |time: Duration| time.as_millis().max(1).to_string(); // 0 would be none
@@ -48,14 +54,24 @@ pub async fn open(
         ("statement_timeout", limit(settings.database_statement)),
         ("idle_in_transaction_session_timeout", limit(IDLE_IN_TRANSACTION)),
     ]);
-    let pool = PgPoolOptions::new()
+    let doubted = Arc::new(Mutex::new(Instant::now()));
+    let last_doubt = Arc::clone(&doubted);
+    let connections = PgPoolOptions::new()
         .max_connections(settings.database_connections)
         .acquire_timeout(settings.database_acquire)
         .test_before_acquire(false) // a round trip for each use; instead:
-        .before_acquire(|connection, used| {
-            Box::pin(async move { Ok(used.idle_for < UNUSED || connection.ping().await.is_ok()) })
+        .before_acquire(move |connection, used| {
+            let is_doubtful = used.idle_for >= last_doubt.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
+            Box::pin(async move { Ok(!is_doubtful && (used.idle_for < UNUSED || connection.ping().await.is_ok())) })
         });
-    Ok(pool.connect_lazy_with(options))
+    let statement = settings.database_statement + SILENT;
+    Ok(Pool {
+        connections: connections.connect_lazy_with(options),
+        lookout: Arc::default(),
+        statement,
+        step: settings.database_acquire + statement,
+        doubted,
+    })
 }
 
 /// On a connection without the limits that [`open`] sets: it may have to wait for another replica to be done.
@@ -76,9 +92,9 @@ async fn connect(options: &PgConnectOptions) -> Result<PgConnection, String> {
     let began = Instant::now();
     loop {
         let connected = time::timeout(START_TRY, options.connect()).await;
-        match connected.unwrap_or_else(|_| Err(Error::Io(io::ErrorKind::TimedOut.into()))) {
+        match connected.unwrap_or_else(|_| Err(silent())) {
             Ok(connection) => return Ok(connection),
-            Err(error) if began.elapsed() < START_PATIENCE && may_pass(&error) => {
+            Err(error) if began.elapsed() < START_PATIENCE && (may_pass(&error) || matches!(error, Error::Io(_))) => {
                 tracing::warn!(%error, "the database does not answer yet");
                 time::sleep(START_PAUSE).await;
             }
@@ -87,36 +103,166 @@ async fn connect(options: &PgConnectOptions) -> Result<PgConnection, String> {
     }
 }
 
-/// Runs a step that is safe to repeat, up to four times as long as it fails in a way that may pass. What became of a try
-/// whose connection broke is unknown, so the step must be content to find its work done.
-///
-/// # Errors
-/// As the last try.
-pub async fn repeat<T, F: Future<Output = Result<T, Error>>>(step: impl Fn() -> F) -> Result<T, Error> {
-    again_if(may_pass, step).await
+/// Connections to a database. For a statement it stands where a pool of sqlx would, which knows no limit for a database that
+/// is silent: not for an answer, and not for the ping with which a connection comes back, so that it would lose its places.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    connections: PgPool,
+    /// The connection of [`Pool::ping`], if it has one.
+    lookout: Arc<tokio::sync::Mutex<Option<PgConnection>>>,
+    /// The longest that a statement takes, and a connection to come back.
+    statement: Duration,
+    /// The longest that a step takes, all its tries.
+    step: Duration,
+    /// When the database was last found gone or silent: no connection that was idle then is used again.
+    doubted: Arc<Mutex<Instant>>,
 }
 
-/// The same for a step that is not safe to repeat: it is tried again only after a try that certainly did nothing.
-///
-/// # Errors
-/// As the last try.
-pub async fn once<T, F: Future<Output = Result<T, Error>>>(step: impl Fn() -> F) -> Result<T, Error> {
-    again_if(was_undone, step).await
+impl Pool {
+    /// Runs a step that is safe to repeat, up to four times as long as it fails in a way that may pass. What became of a try
+    /// whose connection broke is unknown, so the step must be content to find its work done.
+    ///
+    /// # Errors
+    /// As the last try; or when the limits for a connection and for a statement, one after the other, are over.
+    pub async fn repeat<T, F: Future<Output = Result<T, Error>>>(&self, step: impl Fn() -> F) -> Result<T, Error> {
+        Ok(self.repeat_and_tell(step).await?.0)
+    }
+
+    /// The same, and whether an earlier try may have done the work.
+    ///
+    /// # Errors
+    /// As [`Pool::repeat`].
+    pub async fn repeat_and_tell<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        step: impl Fn() -> F,
+    ) -> Result<(T, bool), Error> {
+        time::timeout(self.step, again_if(may_pass, step)).await.unwrap_or_else(|_| Err(silent()))
+    }
+
+    /// The same for a step that is not safe to repeat: it is tried again only after a try that certainly did nothing.
+    ///
+    /// # Errors
+    /// As [`Pool::repeat`].
+    pub async fn once<T, F: Future<Output = Result<T, Error>>>(&self, step: impl Fn() -> F) -> Result<T, Error> {
+        let done = time::timeout(self.step, again_if(was_undone, step)).await;
+        Ok(done.unwrap_or_else(|_| Err(silent()))?.0)
+    }
+
+    /// Whether the database answers. It is asked on a connection apart: that all others are busy is no sign of an outage.
+    ///
+    /// # Errors
+    /// If it does not answer in the time of a step.
+    pub async fn ping(&self) -> Result<(), Error> {
+        let ask = || async {
+            let mut lookout = self.lookout.lock().await;
+            let mut connection = match lookout.take() {
+                Some(connection) => connection,
+                None => self.connections.connect_options().connect().await?,
+            };
+            connection.ping().await?;
+            *lookout = Some(connection);
+            Ok(())
+        };
+        self.repeat(ask).await
+    }
+
+    /// Closes all connections, once nobody uses them.
+    pub async fn close(&self) {
+        self.connections.close().await;
+    }
+
+    async fn acquire(&self) -> Result<Borrowed, Error> {
+        let acquired = self.learn(self.connections.acquire().await);
+        Ok(Borrowed { connection: acquired?, limit: self.statement })
+    }
+
+    async fn in_time<T>(&self, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        self.learn(time::timeout(self.statement, answer).await.unwrap_or_else(|_| Err(silent())))
+    }
+
+    fn learn<T>(&self, outcome: Result<T, Error>) -> Result<T, Error> {
+        if outcome.as_ref().is_err_and(casts_doubt) {
+            *self.doubted.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        }
+        outcome
+    }
 }
 
+fn silent() -> Error {
+    Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the database is silent"))
+}
+
+/// A connection in use. It goes back when it is dropped, also in the midst of a statement; if the database does not say within
+/// the limit that it is done with that, the connection is closed and another may take its place.
+struct Borrowed {
+    connection: PoolConnection<Postgres>,
+    limit: Duration,
+}
+
+impl Drop for Borrowed {
+    fn drop(&mut self) {
+        tokio::spawn(time::timeout(self.limit, self.connection.return_to_pool()));
+    }
+}
+
+impl<'p> Executor<'p> for &'p Pool {
+    type Database = Postgres;
+
+    fn fetch_many<'e, 'q: 'e, E: 'q + Execute<'q, Postgres>>(
+        self,
+        query: E,
+    ) -> BoxStream<'e, Result<Either<PgQueryResult, PgRow>, Error>>
+    where
+        'p: 'e,
+    {
+        let fetched = async move {
+            let mut borrowed = self.acquire().await?;
+            let fetched: Vec<_> = self.in_time(borrowed.connection.fetch_many(query).try_collect()).await?;
+            Ok(stream::iter(fetched.into_iter().map(Ok)))
+        };
+        fetched.try_flatten_stream().boxed()
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E: 'q + Execute<'q, Postgres>>(
+        self,
+        query: E,
+    ) -> BoxFuture<'e, Result<Option<PgRow>, Error>>
+    where
+        'p: 'e,
+    {
+        let fetched = async move {
+            let mut borrowed = self.acquire().await?;
+            self.in_time(borrowed.connection.fetch_optional(query)).await
+        };
+        fetched.boxed()
+    }
+
+    fn prepare_with<'e>(self, sql: SqlStr, parameters: &'e [PgTypeInfo]) -> BoxFuture<'e, Result<PgStatement, Error>>
+    where
+        'p: 'e,
+    {
+        let prepared = async move {
+            let mut borrowed = self.acquire().await?;
+            self.in_time(borrowed.connection.prepare_with(sql, parameters)).await
+        };
+        prepared.boxed()
+    }
+}
+
+/// What the step gives in the end, and whether a try before that may have done the work.
 async fn again_if<T, F: Future<Output = Result<T, Error>>>(
     helps: fn(&Error) -> bool,
     step: impl Fn() -> F,
-) -> Result<T, Error> {
-    let mut tries = 1;
+) -> Result<(T, bool), Error> {
+    let (mut tries, mut may_be_done) = (1, false);
     loop {
-        let tried = time::timeout(SILENT, step()).await;
-        match tried.unwrap_or(Err(Error::PoolTimedOut)) {
+        match step().await {
             Err(error) if tries < MAX_TRIES && helps(&error) => {
+                may_be_done |= !was_undone(&error);
                 time::sleep((BASE_WAIT * 2_u32.pow(tries - 1)).mul_f64(rand::random())).await;
                 tries += 1;
             }
-            outcome => return outcome,
+            outcome => return Ok((outcome?, may_be_done)),
         }
     }
 }
@@ -140,7 +286,18 @@ fn was_undone(error: &Error) -> bool {
 
 /// Whether another try may help. A wait that was cut off by its limit has been long enough.
 fn may_pass(error: &Error) -> bool {
-    was_undone(error) || matches!(error, Error::Io(_) | Error::Protocol(_) | Error::WorkerCrashed)
+    let is_broken = match error {
+        Error::Io(error) => error.kind() != io::ErrorKind::TimedOut,
+        error => matches!(error, Error::Protocol(_) | Error::WorkerCrashed),
+    };
+    is_broken || was_undone(error)
+}
+
+/// Whether other connections are likely to have met with the same.
+fn casts_doubt(error: &Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    matches!(error, Error::Io(_) | Error::Protocol(_) | Error::PoolTimedOut)
+        || code.is_some_and(|code| code.starts_with("57P")) // the database ends
 }
 
 #[cfg(test)]
@@ -149,25 +306,26 @@ mod tests {
 
     use super::*;
 
-    async fn tries(run: impl AsyncFn(&dyn Fn() -> Result<(), Error>) -> Result<(), Error>, fails: u32) -> (u32, bool) {
+    /// How often a step is tried whose first tries lose their connection; and, if it succeeds, whether it may have before.
+    async fn tries(helps: fn(&Error) -> bool, fails: u32) -> (u32, Option<bool>) {
         let tries = Cell::new(0);
-        let step = || {
+        let step = || async {
             tries.set(tries.get() + 1);
             if tries.get() <= fails { Err(Error::Io(io::ErrorKind::ConnectionReset.into())) } else { Ok(()) }
         };
-        let outcome = run(&step).await;
-        (tries.get(), outcome.is_ok())
+        let outcome = again_if(helps, step).await;
+        (tries.get(), outcome.ok().map(|((), may_be_done)| may_be_done))
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_safe_to_repeat_outlives_three_broken_connections_and_no_more() {
-        assert_eq!(tries(async |step| repeat(|| async { step() }).await, 3).await, (4, true));
-        assert_eq!(tries(async |step| repeat(|| async { step() }).await, 4).await, (4, false));
+        assert_eq!(tries(may_pass, 3).await, (4, Some(true)));
+        assert_eq!(tries(may_pass, 4).await, (4, None));
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_not_safe_to_repeat_is_not_repeated_when_nobody_knows_what_it_did() {
-        assert_eq!(tries(async |step| once(|| async { step() }).await, 1).await, (1, false));
+        assert_eq!(tries(was_undone, 1).await, (1, None));
     }
 
     const THINGS: (&str, &str) = ("a table", "create table things (id bigint primary key); select pg_sleep(0.2)");
@@ -193,5 +351,68 @@ mod tests {
         }
         let changed = [("another table", "create table others (id bigint primary key)")];
         assert!(open("tiny", &database, &settings, &changed).await.is_err(), "what was released is never changed");
+    }
+
+    /// Connections to `database`, so many, on which nothing waits for long.
+    async fn hasty(database: &PgConnectOptions, connections: u32) -> Pool {
+        let mut settings = DatabaseSettings { database_connections: connections, ..crate::config::defaults() };
+        (settings.database_acquire, settings.database_statement) = (Duration::from_millis(300), SILENT);
+        open("tiny", database, &settings, &[]).await.unwrap()
+    }
+
+    async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
+        let asked = async {
+            while !is_so().await {
+                time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        time::timeout(Duration::from_secs(30), asked).await.unwrap_or_else(|_| panic!("waited in vain for {what}"));
+    }
+
+    /// Steps that keep so many connections busy at once; whether all of them succeed.
+    async fn crowd(pool: &Pool, crowd: usize) -> bool {
+        let sleep = || pool.repeat(|| sqlx::query("select pg_sleep(0.05)").execute(pool));
+        futures_util::future::join_all((0..crowd).map(|_| sleep())).await.iter().all(Result::is_ok)
+    }
+
+    #[tokio::test]
+    async fn a_silent_database_ends_a_step_and_keeps_no_connection() {
+        let Some(database) = crate::testing::postgres::database().await else { return };
+        let (database, wire) = crate::testing::postgres::behind_a_bad_wire(&database).await;
+        let pool = hasty(&database, 2).await;
+        until("two connections", async || crowd(&pool, 2).await).await;
+        wire.set_silent(true);
+        let silent = time::timeout(Duration::from_secs(5), async { (crowd(&pool, 4).await, pool.ping().await) });
+        let (answered, pinged) = silent.await.expect("the end of each step");
+        assert!(!answered && pinged.is_err());
+        wire.set_silent(false);
+        until("as many connections as before", async || crowd(&pool, 2).await && pool.ping().await.is_ok()).await;
+    }
+
+    #[tokio::test]
+    async fn one_dead_connection_is_enough_to_know_of_the_others() {
+        let Some(database) = crate::testing::postgres::database().await else { return };
+        let pool = hasty(&database, 10).await;
+        until("ten idle connections", async || {
+            crowd(&pool, 10).await;
+            until("all to be back", async || pool.connections.num_idle() == pool.connections.size() as usize).await;
+            pool.connections.size() == 10
+        })
+        .await;
+        let mut admin = database.connect().await.unwrap();
+        let end = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'tiny'";
+        sqlx::query(end).execute(&mut admin).await.unwrap();
+        while !sqlx::query(end).fetch_all(&mut admin).await.unwrap().is_empty() {}
+        let _ = sqlx::query("select 1").execute(&pool).await; // fails, unless a second has gone by
+        sqlx::query("select 1").execute(&pool).await.expect("a new one");
+    }
+
+    #[tokio::test]
+    async fn the_database_is_there_though_all_connections_are_busy() {
+        let Some(database) = crate::testing::postgres::database().await else { return };
+        let pool = hasty(&database, 1).await;
+        let _busy = pool.acquire().await.unwrap();
+        assert!(sqlx::query("select 1").execute(&pool).await.is_err());
+        pool.ping().await.unwrap();
     }
 }

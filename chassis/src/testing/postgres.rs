@@ -8,13 +8,15 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, Stdio};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 /// How long it may take to answer. Half a second is usual.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -159,6 +161,72 @@ impl Server {
         let _ = connection.close().await;
         self.options().database(&name)
     }
+}
+
+/// What is wrong with the wire to a database.
+#[derive(Debug, Default)]
+pub struct BadWire {
+    breaks: AtomicBool,
+    silent: AtomicBool,
+}
+
+impl BadWire {
+    /// The wire breaks when the next answer says that a row was written: it was, and nobody hears of it.
+    pub fn lose_an_answer(&self) {
+        self.breaks.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether that has come to pass.
+    pub fn has_lost_it(&self) -> bool {
+        !self.breaks.load(Ordering::SeqCst)
+    }
+
+    /// From now on all that is sent is lost, either way, and nobody is told; or it arrives again.
+    pub fn set_silent(&self, silent: bool) {
+        self.silent.store(silent, Ordering::SeqCst);
+    }
+
+    async fn carry(&self, mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) {
+        const WRITTEN: [&[u8]; 3] = [b"INSERT 0 1\0", b"UPDATE 1\0", b"DELETE 1\0"];
+        let mut bytes = vec![0; 1 << 16];
+        while let Ok(length @ 1..) = from.read(&mut bytes).await {
+            if self.silent.load(Ordering::SeqCst) {
+                continue;
+            }
+            let says = |words: &&[u8]| bytes[..length].windows(words.len()).any(|window| window == *words);
+            let is_lost = WRITTEN.iter().any(says) && self.breaks.swap(false, Ordering::SeqCst);
+            if is_lost || to.write_all(&bytes[..length]).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// The address of the same database behind a wire that can be bad.
+///
+/// # Panics
+/// If there is no such database.
+pub async fn behind_a_bad_wire(database: &PgConnectOptions) -> (PgConnectOptions, Arc<BadWire>) {
+    let server = database.get_socket().expect("a server of this module").join(".s.PGSQL.5432");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("a port").port();
+    let wire = Arc::new(BadWire::default());
+    let carrier = Arc::clone(&wire);
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = tokio::net::UnixStream::connect(&server).await.expect("a server that is there");
+            let carrier = Arc::clone(&carrier);
+            tokio::spawn(async move {
+                let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+                tokio::select! {
+                    () = carrier.carry(from_client, to_server) => {}
+                    () = carrier.carry(from_server, to_client) => {}
+                }
+            });
+        }
+    });
+    let options = PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(port).username(database.get_username());
+    (options.database(database.get_database().expect("a database")), wire)
 }
 
 /// Starts the server and waits until it listens.

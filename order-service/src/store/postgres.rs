@@ -6,20 +6,19 @@
 pub(super) mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use chassis::config::DatabaseSettings;
 use chassis::mistake;
 use chassis::page::{Page, Rows};
-use chassis::postgres::{self, repeat};
+use chassis::postgres::{self, Pool};
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
 use serde::{Deserialize, Serialize};
 use shared::orders::{Order, OrderLine, OrderStatus};
 use shared::{Id, Money, OrderId};
-use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgRow};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow};
 use sqlx::query::Query;
 use sqlx::types::Json;
 use sqlx::{Error, Postgres, Row, query, query_scalar};
@@ -73,6 +72,10 @@ const SETTLE_REGARDLESS: &str = order_set!("state = 'pending', lines = $2, total
 /// A commit comes so much later than its answer, by mistake.
 const MISTAKEN_DELAY: Duration = Duration::from_millis(50);
 
+const SETTLED_SOON: &str =
+    "select id, user_id, $2::jsonb as lines, $3::bigint as total, 'pending' as status, created_at
+    from orders where id = $1 and state = 'placing'"; // a mistake
+
 const ABORT: &str = "update orders set state = 'aborting' where id = $1 and state = 'placing'";
 
 const STEP: &str = order_set!("state = $3 where id = $1 and status = $2");
@@ -109,7 +112,7 @@ const CLAIM: &str = "with waiting as materialized
 
 /// The store in a PostgreSQL database of its own.
 pub struct PostgresStore {
-    pool: PgPool,
+    pool: Pool,
 }
 
 /// A line of an order as it is kept. What crosses the wire may change; this must not.
@@ -143,13 +146,14 @@ impl PostgresStore {
             let insert = query(INSERT).bind(intent.id.0).bind(intent.user_id.get()).bind(key).bind(fingerprint);
             insert.bind(intent.created_at.to_sqlx()).execute(&self.pool)
         };
-        Ok(repeat(insert).await?.rows_affected() == 1)
+        Ok(self.pool.repeat(insert).await?.rows_affected() == 1)
     }
 
     /// What has come of that which was in the way of an intent; `None` if it is gone by now.
     async fn earlier(&self, intent: &Intent) -> Result<Option<Begun>, Error> {
         let (key, fingerprint) = columns_of_key(intent);
-        let earlier = repeat(|| query(EARLIER).bind(intent.id.0).bind(key).fetch_optional(&self.pool)).await?;
+        let earlier =
+            self.pool.repeat(|| query(EARLIER).bind(intent.id.0).bind(key).fetch_optional(&self.pool)).await?;
         let Some(row) = earlier else { return Ok(None) };
         Ok(Some(if row.try_get::<Uuid, _>("id")? == intent.id.0 {
             Begun::Placing
@@ -170,15 +174,10 @@ impl PostgresStore {
         statement: impl Fn() -> PgQuery + Sync,
         done: impl Fn(&Order) -> bool + Send,
     ) -> Result<Option<Arc<Order>>, StoreError> {
-        let tries = AtomicU32::new(0);
-        let moved = repeat(|| {
-            tries.fetch_add(1, Ordering::Relaxed);
-            statement().fetch_optional(&self.pool)
-        });
-        match moved.await? {
-            Some(row) => Ok(Some(order(&row)?)),
-            None if tries.load(Ordering::Relaxed) > 1 => Ok(self.by_id(id).await?.filter(|order| done(order))),
-            None => Ok(None),
+        match self.pool.repeat_and_tell(|| statement().fetch_optional(&self.pool)).await? {
+            (Some(row), _) => Ok(Some(order(&row)?)),
+            (None, true) => Ok(self.by_id(id).await?.filter(|order| done(order))),
+            (None, false) => Ok(None),
         }
     }
 }
@@ -202,11 +201,12 @@ impl OrderStore for PostgresStore {
         let sql = if mistake!("settle regardless") { SETTLE_REGARDLESS } else { SETTLE };
         let settle = || query(sql).bind(id.0).bind(Json(&lines)).bind(total.cents());
         if mistake!("answer before commit") {
-            let mut open = self.pool.begin().await?;
-            let row = settle().fetch_optional(&mut *open).await?;
+            let soon = query(SETTLED_SOON).bind(id.0).bind(Json(&lines)).bind(total.cents());
+            let (row, pool) = (soon.fetch_optional(&self.pool).await?, self.pool.clone());
+            let settle = query(SETTLE).bind(id.0).bind(Json(lines)).bind(total.cents());
             tokio::spawn(async move {
                 tokio::time::sleep(MISTAKEN_DELAY).await;
-                open.commit().await
+                settle.execute(&pool).await
             });
             return Ok(row.as_ref().map(order).transpose()?);
         }
@@ -214,7 +214,7 @@ impl OrderStore for PostgresStore {
     }
 
     async fn abort(&self, id: OrderId) -> Result<bool, StoreError> {
-        let aborted = repeat(|| query(ABORT).bind(id.0).execute(&self.pool)).await?;
+        let aborted = self.pool.repeat(|| query(ABORT).bind(id.0).execute(&self.pool)).await?;
         Ok(aborted.rows_affected() == 1)
     }
 
@@ -224,17 +224,17 @@ impl OrderStore for PostgresStore {
     }
 
     async fn released(&self, id: OrderId) -> Result<(), StoreError> {
-        repeat(|| query(RELEASED).bind(id.0).execute(&self.pool)).await?;
+        self.pool.repeat(|| query(RELEASED).bind(id.0).execute(&self.pool)).await?;
         Ok(())
     }
 
     async fn by_id(&self, id: OrderId) -> Result<Option<Arc<Order>>, StoreError> {
-        let row = repeat(|| query(BY_ID).bind(id.0).fetch_optional(&self.pool)).await?;
+        let row = self.pool.repeat(|| query(BY_ID).bind(id.0).fetch_optional(&self.pool)).await?;
         Ok(row.as_ref().map(order).transpose()?)
     }
 
     async fn page(&self, page: Page<OrderId>, filter: Filter) -> Result<Rows<Arc<Order>>, StoreError> {
-        let rows = repeat(|| bind(query(page_sql(filter)), page, filter).fetch_all(&self.pool)).await?;
+        let rows = self.pool.repeat(|| bind(query(page_sql(filter)), page, filter).fetch_all(&self.pool)).await?;
         let orders: Vec<Arc<Order>> = rows.iter().map(order).collect::<Result<_, _>>()?;
         Ok(Rows::cut(orders.into_iter(), page.limit))
     }
@@ -247,18 +247,17 @@ impl OrderStore for PostgresStore {
         most: usize,
     ) -> Result<Vec<OrderId>, StoreError> {
         // Two statements, for what is given up and not claimed yet is as any other that waits.
-        repeat(|| query(GIVE_UP).bind(abandoned.to_sqlx()).execute(&self.pool)).await?;
+        self.pool.repeat(|| query(GIVE_UP).bind(abandoned.to_sqlx()).execute(&self.pool)).await?;
         let until = now.checked_add(lease).unwrap_or(Timestamp::MAX);
         let claim = || {
             let claim = query_scalar(CLAIM).bind(now.to_sqlx()).bind(until.to_sqlx()).bind(limit(most));
             claim.fetch_all(&self.pool)
         };
-        Ok(repeat(claim).await?.into_iter().map(OrderId).collect())
+        Ok(self.pool.repeat(claim).await?.into_iter().map(OrderId).collect())
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
-        repeat(|| query("select 1").execute(&self.pool)).await?;
-        Ok(())
+        Ok(self.pool.ping().await?)
     }
 }
 

@@ -7,14 +7,14 @@ use async_trait::async_trait;
 use chassis::config::DatabaseSettings;
 use chassis::mistake;
 use chassis::page::{Page, Rows};
-use chassis::postgres::{self, once, repeat};
+use chassis::postgres::{self, Pool};
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use shared::products::{Reserved, ReservedLine, Take};
 use shared::{Id, Money, OrderId, products};
-use sqlx::postgres::{PgConnectOptions, PgPool, PgRow};
+use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::types::Json;
 use sqlx::{Error, FromRow, Row};
 
@@ -53,7 +53,7 @@ const RELEASE_TAKEN: &str = "select release_units($1) where exists (select from 
 
 /// The store in PostgreSQL, which several replicas of the service may share.
 pub struct PostgresStore {
-    pool: PgPool,
+    pool: Pool,
 }
 
 impl PostgresStore {
@@ -158,20 +158,20 @@ impl ProductStore for PostgresStore {
         let sql = "insert into products (name, folded_name, price, stock, version, created_at) \
                    values ($1, $2, $3, $4, 1, $5) returning id, name, price, stock, version, created_at";
         let insert = || sqlx::query_as(sql).bind(&name).bind(fold(&name)).bind(price.cents()).bind(stock);
-        let Stored(product) = once(|| insert().bind(created_at.to_sqlx()).fetch_one(&self.pool)).await?;
+        let Stored(product) = self.pool.once(|| insert().bind(created_at.to_sqlx()).fetch_one(&self.pool)).await?;
         Ok(Arc::new(product))
     }
 
     async fn by_id(&self, id: Id) -> Result<Option<Arc<Product>>, StoreError> {
         let by_id = || sqlx::query_as(products!("where id = $1")).bind(id.get());
-        let found = repeat(|| by_id().fetch_optional(&self.pool)).await?;
+        let found = self.pool.repeat(|| by_id().fetch_optional(&self.pool)).await?;
         Ok(found.map(|Stored(product)| Arc::new(product)))
     }
 
     async fn by_ids(&self, ids: &[Id]) -> Result<Vec<Arc<Product>>, StoreError> {
         let ids: Vec<i64> = ids.iter().map(|id| id.get()).collect();
         let by_ids = || sqlx::query_as(products!("where id = any ($1) order by id")).bind(&ids);
-        let found = repeat(|| by_ids().fetch_all(&self.pool)).await?;
+        let found = self.pool.repeat(|| by_ids().fetch_all(&self.pool)).await?;
         Ok(found.into_iter().map(|Stored(product)| Arc::new(product)).collect())
     }
 
@@ -182,11 +182,11 @@ impl ProductStore for PostgresStore {
         }
         let page_of = |sql| sqlx::query_as(sql).bind(page.after.map_or(0, Id::get)).bind(one_more_than(page.limit));
         let found = if name.is_empty() {
-            repeat(|| page_of(PAGE).fetch_all(&self.pool)).await?
+            self.pool.repeat(|| page_of(PAGE).fetch_all(&self.pool)).await?
         } else {
             let pattern = pattern(&name);
             // Planned anew each time: which index is the better one depends on what is looked for.
-            repeat(|| page_of(SEARCH).bind(&pattern).persistent(false).fetch_all(&self.pool)).await?
+            self.pool.repeat(|| page_of(SEARCH).bind(&pattern).persistent(false).fetch_all(&self.pool)).await?
         };
         Ok(Rows::cut(found.into_iter().map(|Stored(product)| Arc::new(product)), page.limit))
     }
@@ -198,13 +198,13 @@ impl ProductStore for PostgresStore {
         let seen = || sqlx::query(sql).bind(id.get()).bind(version);
         let replace = || seen().bind(name).bind(fold(name)).bind(price.cents()).bind(stock).bind(product.version);
         // Who repeats a change may find it made and take it for another's; so too below.
-        let replaced = once(|| replace().bind(created_at.to_sqlx()).execute(&self.pool)).await?;
+        let replaced = self.pool.once(|| replace().bind(created_at.to_sqlx()).execute(&self.pool)).await?;
         Ok((replaced.rows_affected() == 1).then(|| Arc::new(product)))
     }
 
     async fn remove(&self, id: Id, version: i64) -> Result<bool, StoreError> {
         let remove = || sqlx::query("delete from products where id = $1 and version = $2").bind(id.get()).bind(version);
-        Ok(once(|| remove().execute(&self.pool)).await?.rows_affected() == 1)
+        Ok(self.pool.once(|| remove().execute(&self.pool)).await?.rows_affected() == 1)
     }
 
     async fn take(&self, order_id: OrderId, lines: &Lines) -> Result<Taken, StoreError> {
@@ -212,27 +212,27 @@ impl ProductStore for PostgresStore {
             lines.as_slice().iter().map(|line| (line.product_id.get(), i64::from(line.quantity))).unzip();
         let sql = if mistake!("read then write") { READ_THEN_WRITE } else { "select take_units($1, $2, $3)" };
         let take = || sqlx::query_scalar(sql).bind(order_id.0).bind(&ids).bind(&quantities);
-        let Json(answer) = repeat(|| take().fetch_one(&self.pool)).await?;
+        let Json(answer) = self.pool.repeat(|| take().fetch_one(&self.pool)).await?;
         Ok(Answer::to(answer, order_id, lines))
     }
 
     async fn release(&self, order_id: OrderId) -> Result<(), StoreError> {
         let sql = if mistake!("no tombstone") { RELEASE_TAKEN } else { "select release_units($1)" };
         let release = || sqlx::query(sql).bind(order_id.0);
-        repeat(|| release().execute(&self.pool)).await?;
+        self.pool.repeat(|| release().execute(&self.pool)).await?;
         Ok(())
     }
 
     async fn reservation(&self, order_id: OrderId) -> Result<Option<Reservation>, StoreError> {
         let sql = "select jsonb_build_array(status, lines) from reservations where order_id = $1";
         let held = || sqlx::query_scalar(sql).bind(order_id.0);
-        let held: Option<Json<(ReservationStatus, Vec<Line>)>> = repeat(|| held().fetch_optional(&self.pool)).await?;
+        let held: Option<Json<(ReservationStatus, Vec<Line>)>> =
+            self.pool.repeat(|| held().fetch_optional(&self.pool)).await?;
         Ok(held.map(|Json((status, lines))| Reservation { order_id, status, lines: reserved(lines) }))
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
-        repeat(|| sqlx::query("select 1").execute(&self.pool)).await?;
-        Ok(())
+        Ok(self.pool.ping().await?)
     }
 }
 
@@ -268,7 +268,7 @@ mod tests {
         let lamp = add_lamp(&store, 5).await;
         let taken = store.take(order_id, &lines(&[(lamp, 2)])).await.unwrap();
         store.pool.close().await;
-        assert!(store.ping().await.is_err());
+        assert!(store.by_id(Id::new(lamp).unwrap()).await.is_err());
 
         let store = open(&database).await;
         let Taken::Now(reserved) = taken else { panic!("{taken:?}") };

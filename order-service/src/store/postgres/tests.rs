@@ -1,13 +1,9 @@
 //! What only this store can get wrong. What every store does is in `contract`.
 
-use std::sync::atomic::AtomicBool;
-
 use chassis::config::defaults;
 use chassis::extract::Header;
-use chassis::testing::postgres::database;
-use sqlx::AssertSqlSafe;
-use tokio::io::{self, AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UnixStream};
+use chassis::testing::postgres::{behind_a_bad_wire, database};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 
 use super::*;
 use crate::idempotency::{Fingerprint, Key};
@@ -93,7 +89,8 @@ async fn a_claim_waits_for_nobody() {
         rows.push(OrderId(insert(&store, state).await.unwrap()));
     }
     let (locked, free) = rows.split_at(3);
-    let mut somebody = store.pool.begin().await.unwrap();
+    let mut connection = database.connect().await.unwrap();
+    let mut somebody = connection.begin().await.unwrap();
     let lock = "select id from orders where id <= $1 for update";
     query(lock).bind(locked[2].0).execute(&mut *somebody).await.unwrap();
 
@@ -140,44 +137,12 @@ async fn a_page_reads_what_it_shows_and_nothing_else() {
     }
 }
 
-/// The same database behind a wire that breaks, each time that is asked of it, when the next answer says that a row was
-/// written: it was, and nobody hears of it.
-async fn behind_a_bad_wire(database: &PgConnectOptions) -> (PgConnectOptions, Arc<AtomicBool>) {
-    let server = database.get_socket().unwrap().join(".s.PGSQL.5432");
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let wire = PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(listener.local_addr().unwrap().port());
-    let breaks = Arc::new(AtomicBool::new(false));
-    let breaking = Arc::clone(&breaks);
-    tokio::spawn(async move {
-        while let Ok((client, _)) = listener.accept().await {
-            tokio::spawn(carry(client, UnixStream::connect(&server).await.unwrap(), Arc::clone(&breaking)));
-        }
-    });
-    (wire.username(database.get_username()).database(database.get_database().unwrap()), breaks)
-}
-
-async fn carry(client: TcpStream, server: UnixStream, breaks: Arc<AtomicBool>) {
-    let (mut from_client, mut to_client) = client.into_split();
-    let (mut from_server, mut to_server) = server.into_split();
-    let calls = tokio::spawn(async move { io::copy(&mut from_client, &mut to_server).await });
-    let mut answer = vec![0; 1 << 16];
-    while let Ok(length @ 1..) = from_server.read(&mut answer).await {
-        let says = |words: &[u8]| answer[..length].windows(words.len()).any(|window| window == words);
-        if (says(b"INSERT 0 1\0") || says(b"UPDATE 1\0")) && breaks.swap(false, Ordering::SeqCst) {
-            break;
-        }
-        to_client.write_all(&answer[..length]).await.unwrap();
-    }
-    calls.abort();
-}
-
 #[tokio::test]
 async fn a_step_whose_answer_is_lost_is_answered_all_the_same() {
     let Some(database) = database().await else { return };
-    let (database, breaks) = behind_a_bad_wire(&database).await;
+    let (database, wire) = behind_a_bad_wire(&database).await;
     let store = open(&database).await;
-    let lose = || breaks.store(true, Ordering::SeqCst);
-    let lost = || !breaks.load(Ordering::SeqCst);
+    let (lose, lost) = (|| wire.lose_an_answer(), || wire.has_lost_it());
     for key in [None, Some((Key::parse("k").unwrap(), Fingerprint::of(b"{}")))] {
         let id = OrderId(Uuid::now_v7());
         let intent = Intent { id, user_id: Id::new(1).unwrap(), key, created_at: chassis::now() };
