@@ -29,8 +29,18 @@ use crate::order::NewOrder;
 use crate::peers::{Products, Take, Users};
 use crate::store::{Begun, Intent, OrderStore, StoreError};
 
-/// How long a release may take, when nobody waits for it, and how long a replica's claim keeps the others from trying.
+/// How long a release may take, when nobody waits for it.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(3);
+
+// Within ten seconds of the last fault nothing is half done. With the settings as they are by themselves, the reconciler looks
+// every 1.5 s at the latest. An intent that nobody sees to is given up when it is 5 + 1 s old, so its release begins after
+// 7.5 s. A claim that came to nothing, for its replica has died or the release failed, holds for 2 s, so its row is released
+// after 3.5 s; and after 7 s if the first try was kept from a product-service that did not look well yet.
+
+/// How much older than the time of an order an intent must be to be given up: its request may be settling it just then.
+const COURTESY: Duration = Duration::from_secs(1);
+/// How long a claim keeps all replicas from trying, unless it is done. What takes longer is released twice, which does no harm.
+const CLAIM: Duration = Duration::from_secs(2);
 
 /// Everything it takes to place an order.
 #[derive(Clone)]
@@ -98,7 +108,7 @@ impl Placement {
     /// After this long an intent that is not settled was left behind by someone who died. It is a courtesy to requests
     /// still running, no safety rule: acting too early costs such a request a 503.
     fn patience(&self) -> Duration {
-        2 * self.0.timeout
+        self.0.timeout + COURTESY
     }
 
     /// Places `new` for the request of this context, at most once for each key. It runs in a task of its own: a client
@@ -223,7 +233,7 @@ impl Placement {
     /// Gives up what was left behind, and tries to finish up to `most` of what waits for its release; how many it did.
     pub async fn reconcile(&self, most: usize) -> Result<usize, StoreError> {
         let now = chassis::now();
-        let left = self.0.store.claim(now, before(now, self.patience()), RELEASE_TIMEOUT, most).await?;
+        let left = self.0.store.claim(now, before(now, self.patience()), CLAIM, most).await?;
         let releases = left.iter().map(|id| {
             crash_point!("reconcile: claimed");
             self.release(*id)

@@ -26,7 +26,7 @@ pub const MEMORY: &str = "memory (a restart forgets everything)";
 pub const POSTGRES: &str = "PostgreSQL";
 
 /// Orders, and the intents that may become orders. Each call is one atomic step of an order's life
-/// ([`crate::order::State`]); a step that finds the order elsewhere does nothing and says so.
+/// ([`crate::order::State`]), but for `claim`; a step that finds the order elsewhere does nothing and says so.
 #[async_trait]
 pub trait OrderStore: Send + Sync {
     /// Writes an intent down, [`State::Placing`], unless its key is held by another that is not given up. If it is written
@@ -53,7 +53,8 @@ pub trait OrderStore: Send + Sync {
     async fn page(&self, page: Page<OrderId>, filter: Filter) -> Result<Rows<Arc<Order>>, StoreError>;
 
     /// Gives up the intents from before `abandoned`, and claims up to `most` orders that wait for their release, for so
-    /// long: nobody else is given them before `now + lease`. A claim only saves work; two may release the same order.
+    /// long: nobody is given them before `now + lease`. A claim only saves work; two may release the same order. It is one
+    /// atomic step for each order, not for all together: it may fail when some are given up and none is claimed.
     async fn claim(
         &self,
         now: Timestamp,
