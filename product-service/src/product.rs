@@ -43,9 +43,12 @@ impl FromJson for NewProduct {
 /// The members of a product that a client wants changed. They follow the same rules.
 #[derive(Clone, Debug)]
 pub struct ProductChange {
-    name: Option<String>,
-    price: Option<Money>,
-    stock: Option<i64>,
+    /// What people see from now on.
+    pub name: Option<String>,
+    /// What one unit costs from now on.
+    pub price: Option<Money>,
+    /// The units that there are to sell now, whatever there were.
+    pub stock: Option<i64>,
 }
 
 impl FromJson for ProductChange {

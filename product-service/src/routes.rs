@@ -110,6 +110,10 @@ async fn update(
     OptionalHeader(if_match): OptionalHeader<IfMatch>,
     Json(change): Json<ProductChange>,
 ) -> Result<Response, Error> {
+    if if_match.is_none() {
+        let product = app.store.change(id, &change).await?.ok_or(Error::NotFound)?;
+        return Ok(conditional::show(&product.public, &HeaderMap::new())?);
+    }
     loop {
         let seen = app.store.by_id(id).await?.ok_or(Error::NotFound)?;
         conditional::check(if_match.as_ref(), &seen.public)?;
@@ -128,10 +132,14 @@ async fn delete(
     Path(id): Path<Id>,
     OptionalHeader(if_match): OptionalHeader<IfMatch>,
 ) -> Result<StatusCode, Error> {
+    if if_match.is_none() {
+        let removed = app.store.remove(id, None).await?;
+        return if removed { Ok(StatusCode::NO_CONTENT) } else { Err(Error::NotFound) };
+    }
     loop {
         let seen = app.store.by_id(id).await?.ok_or(Error::NotFound)?;
         conditional::check(if_match.as_ref(), &seen.public)?;
-        if app.store.remove(id, seen.version).await? {
+        if app.store.remove(id, Some(seen.version)).await? {
             return Ok(StatusCode::NO_CONTENT);
         }
     }

@@ -22,6 +22,7 @@ chassis::store_contract! {
     pages_join_to_the_whole_list
     a_part_of_a_name_finds_its_products
     a_change_is_made_only_to_the_version_seen
+    a_change_of_any_version_leaves_the_rest_as_it_is_just_then
     a_take_is_all_or_nothing
     a_refused_take_leaves_its_id_free
     a_take_repeated_is_answered_as_the_first_time
@@ -77,7 +78,7 @@ fn no_product() -> Id {
 async fn ids_rise_and_are_never_given_twice(store: &Store) {
     let (first, second) = (add(store, "one", 0).await, add(store, "two", 0).await);
     assert_eq!((first.get(), second.get()), (1, 2));
-    assert!(store.remove(second, 1).await.unwrap());
+    assert!(store.remove(second, None).await.unwrap());
     assert!(add(store, "three", 0).await > second, "the id of a removed product is not reused");
     assert!(store.by_id(second).await.unwrap().is_none());
     let found = store.by_ids(&[second, first, no_product(), first]).await.unwrap();
@@ -134,13 +135,41 @@ async fn a_change_is_made_only_to_the_version_seen(store: &Store) {
     let mut next = Product::clone(&seen);
     (next.public.stock, next.version) = (100, seen.version + 1);
     assert!(store.replace(seen.version, next.clone()).await.unwrap().is_none(), "two units went meanwhile");
-    assert!(!store.remove(id, seen.version).await.unwrap());
+    assert!(!store.remove(id, Some(seen.version)).await.unwrap());
     let seen = store.by_id(id).await.unwrap().unwrap();
     next.version = seen.version + 1;
     assert!(store.replace(seen.version, next.clone()).await.unwrap().is_some());
     assert_eq!(stock(store, id).await, 100);
-    assert!(store.remove(id, next.version).await.unwrap());
+    assert!(store.remove(id, Some(next.version)).await.unwrap());
     assert!(store.replace(next.version, next).await.unwrap().is_none(), "it is gone");
+}
+
+async fn a_change_of_any_version_leaves_the_rest_as_it_is_just_then(store: &Store) {
+    let id = add(store, "lamp", 5).await;
+    store.take(order(1), &lines(&[(id, 2)])).await.unwrap();
+    let nothing = ProductChange { name: None, price: None, stock: None };
+    let (name, price) = (Some("Ångström".to_owned()), Money::from_cents(5));
+    for (change, told) in [
+        (nothing.clone(), ("lamp", 1999, 3, 3)),
+        (ProductChange { price, ..nothing.clone() }, ("lamp", 5, 3, 4)),
+        (ProductChange { name, ..nothing.clone() }, ("Ångström", 5, 3, 5)),
+        (ProductChange { stock: Some(100), ..nothing.clone() }, ("Ångström", 5, 100, 6)),
+    ] {
+        let changed = store.change(id, &change).await.unwrap().expect("it is there");
+        for Product { public, version } in [&*changed, &*store.by_id(id).await.unwrap().unwrap()] {
+            assert_eq!((&*public.name, public.price.cents(), public.stock, *version), told);
+        }
+    }
+    let page = |name| store.page(Page { after: None, limit: 9 }, Some(name));
+    assert_eq!((page("lamp").await.unwrap().rows.len(), page("ångström").await.unwrap().rows.len()), (0, 1));
+    store.release(order(1)).await.unwrap();
+    assert_eq!(stock(store, id).await, 102, "what was taken comes back on top");
+    assert!(store.change(no_product(), &nothing).await.unwrap().is_none());
+    assert!(store.remove(id, None).await.unwrap());
+    assert!(
+        !store.remove(id, None).await.unwrap() && store.change(id, &nothing).await.unwrap().is_none(),
+        "it is gone"
+    );
 }
 
 async fn a_take_is_all_or_nothing(store: &Store) {
@@ -219,7 +248,7 @@ async fn a_removed_product_takes_its_stock_along(store: &Store) {
     let (lamp, desk) = (add(store, "lamp", 5).await, add(store, "desk", 5).await);
     store.take(order(1), &lines(&[(lamp, 2), (desk, 1)])).await.unwrap();
     let version = store.by_id(lamp).await.unwrap().unwrap().version;
-    assert!(store.remove(lamp, version).await.unwrap());
+    assert!(store.remove(lamp, Some(version)).await.unwrap());
     store.release(order(1)).await.unwrap();
     assert_eq!(stock(store, desk).await, 5);
     assert!(store.by_id(lamp).await.unwrap().is_none());

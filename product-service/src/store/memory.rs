@@ -12,7 +12,7 @@ use shared::{Id, OrderId, products};
 use tokio::task;
 
 use super::{ProductStore, StoreError};
-use crate::product::{NewProduct, Product, fold};
+use crate::product::{NewProduct, Product, ProductChange, fold};
 use crate::reservation::{Lines, Refusal, Reservation, ReservationStatus, Taken};
 
 /// Products looked at for a part of their name before others get the lock.
@@ -180,9 +180,16 @@ impl ProductStore for MemoryStore {
         Ok(Some(Arc::clone(current)))
     }
 
-    async fn remove(&self, id: Id, version: i64) -> Result<bool, StoreError> {
+    async fn change(&self, id: Id, change: &ProductChange) -> Result<Option<Arc<Product>>, StoreError> {
         let mut tables = self.write();
-        let there = tables.products.get(&id).is_some_and(|row| row.version == version);
+        let Some(current) = tables.products.get_mut(&id) else { return Ok(None) };
+        *current = Arc::new(change.apply(current));
+        Ok(Some(Arc::clone(current)))
+    }
+
+    async fn remove(&self, id: Id, version: Option<i64>) -> Result<bool, StoreError> {
+        let mut tables = self.write();
+        let there = tables.products.get(&id).is_some_and(|row| version.is_none_or(|version| row.version == version));
         if there {
             tables.products.remove(&id);
         }

@@ -15,7 +15,7 @@ use shared::{Id, Money, OrderId};
 
 pub use self::memory::MemoryStore;
 pub use self::postgres::PostgresStore;
-use crate::product::{NewProduct, Product};
+use crate::product::{NewProduct, Product, ProductChange};
 use crate::reservation::{Lines, Reservation, Taken};
 
 /// What the start-up line says of the store in memory.
@@ -46,8 +46,12 @@ pub trait ProductStore: Send + Sync {
     /// its stock included, or is gone.
     async fn replace(&self, version: i64, product: Product) -> Result<Option<Arc<Product>>, StoreError>;
 
-    /// Removes the product of this id, if it is still at `version`. Whether it did.
-    async fn remove(&self, id: Id, version: i64) -> Result<bool, StoreError>;
+    /// Changes the product of this id, at whatever version it is: what is not given stays as it is at that moment. `None` if
+    /// it is gone. It does not wait for a moment without takes, as who looks and then replaces would have to.
+    async fn change(&self, id: Id, change: &ProductChange) -> Result<Option<Arc<Product>>, StoreError>;
+
+    /// Removes the product of this id, if it is still at `version`, or at any if none is given. Whether it did.
+    async fn remove(&self, id: Id, version: Option<i64>) -> Result<bool, StoreError>;
 
     /// Takes the units of all lines for an order, or of none. Safe to repeat: the same lines again are answered as the
     /// first time, with the names and prices of then. A refused take leaves no trace.

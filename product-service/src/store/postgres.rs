@@ -20,7 +20,7 @@ use sqlx::{Error, FromRow, Row};
 
 use super::{ProductStore, StoreError};
 use crate::SERVICE;
-use crate::product::{NewProduct, Product, fold};
+use crate::product::{NewProduct, Product, ProductChange, fold};
 use crate::reservation::{Lines, Refusal, Reservation, ReservationStatus, Taken};
 
 const MIGRATIONS: [(&str, &str); 2] = [
@@ -202,8 +202,19 @@ impl ProductStore for PostgresStore {
         Ok((replaced.rows_affected() == 1).then(|| Arc::new(product)))
     }
 
-    async fn remove(&self, id: Id, version: i64) -> Result<bool, StoreError> {
-        let remove = || sqlx::query("delete from products where id = $1 and version = $2").bind(id.get()).bind(version);
+    async fn change(&self, id: Id, change: &ProductChange) -> Result<Option<Arc<Product>>, StoreError> {
+        let ProductChange { name, price, stock } = change;
+        let sql = "update products set name = coalesce($2, name), folded_name = coalesce($3, folded_name), \
+                   price = coalesce($4, price), stock = coalesce($5, stock), version = version + 1 where id = $1 \
+                   returning id, name, price, stock, version, created_at";
+        let change = || sqlx::query_as(sql).bind(id.get()).bind(name).bind(name.as_deref().map(fold));
+        let change = || change().bind(price.map(Money::cents)).bind(stock).fetch_optional(&self.pool);
+        Ok(self.pool.once(change).await?.map(|Stored(product)| Arc::new(product)))
+    }
+
+    async fn remove(&self, id: Id, version: Option<i64>) -> Result<bool, StoreError> {
+        let sql = "delete from products where id = $1 and version = coalesce($2, version)";
+        let remove = || sqlx::query(sql).bind(id.get()).bind(version);
         Ok(self.pool.once(|| remove().execute(&self.pool)).await?.rows_affected() == 1)
     }
 
@@ -238,7 +249,7 @@ impl ProductStore for PostgresStore {
 
 #[cfg(test)]
 mod tests {
-    use chassis::testing::postgres::database;
+    use chassis::testing::postgres::{behind_a_bad_wire, database};
     use futures_util::future::join_all;
     use shared::products::Line;
     use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -274,6 +285,37 @@ mod tests {
         let Taken::Now(reserved) = taken else { panic!("{taken:?}") };
         assert_eq!(store.take(order_id, &lines(&[(lamp, 2)])).await.unwrap(), Taken::Already(reserved));
         assert_eq!(store.by_id(Id::new(lamp).unwrap()).await.unwrap().unwrap().public.stock, 3);
+    }
+
+    /// Nobody knows that it was made, so its client is told so. Made again it would be another's, or set a stock twice.
+    #[tokio::test]
+    async fn a_change_whose_answer_is_lost_is_made_once() {
+        let Some(database) = database().await else { return };
+        let (database, wire) = behind_a_bad_wire(&database).await;
+        let store = open(&database).await;
+        let id = Id::new(add_lamp(&store, 5).await).unwrap();
+        let version = async || store.by_id(id).await.unwrap().map(|product| product.version);
+
+        let mut next = Product::clone(&store.by_id(id).await.unwrap().unwrap());
+        next.version += 1;
+        wire.lose_an_answer();
+        store.replace(next.version - 1, next).await.expect_err("nobody knows");
+        assert_eq!((wire.has_lost_it(), version().await), (true, Some(2)));
+
+        wire.lose_an_answer();
+        let change = ProductChange { name: None, price: None, stock: Some(7) };
+        store.change(id, &change).await.expect_err("nobody knows");
+        assert_eq!((wire.has_lost_it(), version().await), (true, Some(3)));
+
+        wire.lose_an_answer();
+        let desk = NewProduct { name: "Desk".to_owned(), price: Money::default(), stock: 0 };
+        store.insert(desk, chassis::now()).await.expect_err("nobody knows");
+        let rows = store.page(Page { after: None, limit: 9 }, None).await.unwrap().rows.len();
+        assert_eq!((wire.has_lost_it(), rows), (true, 2));
+
+        wire.lose_an_answer();
+        store.remove(id, Some(3)).await.expect_err("nobody knows");
+        assert_eq!((wire.has_lost_it(), version().await), (true, None));
     }
 
     /// A deadlock would be resolved by another try and seen by nobody but the database, which counts.

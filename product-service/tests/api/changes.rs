@@ -96,8 +96,9 @@ async fn a_change_or_removal_is_of_the_state_that_was_seen() {
 async fn a_unit_taken_between_look_and_change_is_not_put_back() {
     let store = ShakyStore::open().await;
     let shop = Shop::over(store.clone());
-    store.send_rival();
-    let changed: Value = shop.patch("/products/1", json!({"price": 888})).await.expect(200).json();
+    store.send_rivals(1);
+    let change = shop.request("PATCH", "/products/1").header("if-match", "*").json(&json!({"price": 888}));
+    let changed: Value = change.send().await.expect(200).json();
     assert_eq!((&changed["price"], &changed["stock"]), (&json!(888), &json!(49)), "{changed}");
     assert_eq!(shop.product(LAPTOP).await, changed);
 }
@@ -108,7 +109,7 @@ async fn a_unit_taken_between_look_and_change_is_a_change_too() {
         let store = ShakyStore::open().await;
         let shop = Shop::over(store.clone());
         let seen = tag(&shop, LAPTOP).await;
-        store.send_rival();
+        store.send_rivals(1);
         let change = shop.request(method, "/products/1").header("if-match", &seen).json(&json!({"stock": 60}));
         change.send().await.expect_problem(412, "precondition-failed");
         assert_eq!(shop.stock(LAPTOP).await, 49, "{method}: the rival has its unit, and nothing else happened");
@@ -119,9 +120,21 @@ async fn a_unit_taken_between_look_and_change_is_a_change_too() {
 async fn a_product_whose_unit_is_taken_meanwhile_is_removed_all_the_same() {
     let store = ShakyStore::open().await;
     let shop = Shop::over(store.clone());
-    store.send_rival();
-    shop.delete("/products/1").await.expect(204);
+    store.send_rivals(1);
+    shop.request("DELETE", "/products/1").header("if-match", "*").send().await.expect(204);
     shop.get("/products/1").await.expect_problem(404, "not-found");
+}
+
+#[tokio::test]
+async fn who_changes_whatever_there_is_is_not_kept_from_it_by_takes() {
+    let store = ShakyStore::open().await;
+    let shop = Shop::over(store.clone());
+    store.send_rivals(20);
+    let changed = shop.patch("/products/1", json!({"price": 888})).await.expect(200).json();
+    assert_eq!(changed["stock"], 50, "all twenty were quicker");
+    shop.delete("/products/1").await.expect(204);
+    shop.delete("/products/1").await.expect_problem(404, "not-found");
+    shop.patch("/products/1", json!({"price": 888})).await.expect_problem(404, "not-found");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,16 +1,17 @@
 //! A store that is as faulty as a test wants it: it can be away, and a rival can be quicker.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use chassis::page::{Page, Rows};
 use jiff::Timestamp;
-use product_service::product::{NewProduct, Product};
+use product_service::product::{NewProduct, Product, ProductChange};
 use product_service::reservation::{Lines, Reservation, Taken};
 use product_service::store::{self, ProductStore, StoreError};
 use shared::products::Line;
 use shared::{Id, OrderId};
+use uuid::Uuid;
 
 /// What the store says when it is away, and no client may read.
 pub(crate) const CAUSE: &str = "disk on fire";
@@ -19,14 +20,14 @@ pub(crate) const CAUSE: &str = "disk on fire";
 pub(crate) struct ShakyStore {
     store: Arc<dyn ProductStore>,
     away: AtomicBool,
-    rival: AtomicBool,
+    rivals: AtomicU32,
 }
 
 impl ShakyStore {
     /// With which nothing is wrong yet.
     pub(crate) async fn open() -> Arc<Self> {
         let store = store::memory(true).await.expect("a store in memory");
-        Arc::new(Self { store, away: AtomicBool::new(false), rival: AtomicBool::new(false) })
+        Arc::new(Self { store, away: AtomicBool::new(false), rivals: AtomicU32::new(0) })
     }
 
     /// From now on it does not answer; or does so again.
@@ -34,9 +35,10 @@ impl ShakyStore {
         self.away.store(away, Ordering::SeqCst);
     }
 
-    /// The next who looks at a product will find, when he changes it, that one unit was taken since.
-    pub(crate) fn send_rival(&self) {
-        self.rival.store(true, Ordering::SeqCst);
+    /// The next so many times that somebody looks at a product, he will find, when he changes it, that one unit was taken
+    /// since.
+    pub(crate) fn send_rivals(&self, rivals: u32) {
+        self.rivals.store(rivals, Ordering::SeqCst);
     }
 
     fn up(&self) -> Result<&dyn ProductStore, StoreError> {
@@ -52,9 +54,10 @@ impl ProductStore for ShakyStore {
 
     async fn by_id(&self, id: Id) -> Result<Option<Arc<Product>>, StoreError> {
         let seen = self.up()?.by_id(id).await;
-        if self.rival.swap(false, Ordering::SeqCst) {
+        let rivals = self.rivals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |rivals| rivals.checked_sub(1));
+        if let Ok(rival) = rivals {
             let one = Lines::new(vec![Line { product_id: id, quantity: 1 }]).expect("one line");
-            self.store.take(OrderId::MAX, &one).await?;
+            self.store.take(OrderId(Uuid::from_u128(rival.into())), &one).await?;
         }
         seen
     }
@@ -71,7 +74,11 @@ impl ProductStore for ShakyStore {
         self.up()?.replace(version, product).await
     }
 
-    async fn remove(&self, id: Id, version: i64) -> Result<bool, StoreError> {
+    async fn change(&self, id: Id, change: &ProductChange) -> Result<Option<Arc<Product>>, StoreError> {
+        self.up()?.change(id, change).await
+    }
+
+    async fn remove(&self, id: Id, version: Option<i64>) -> Result<bool, StoreError> {
         self.up()?.remove(id, version).await
     }
 
