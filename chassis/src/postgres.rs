@@ -306,12 +306,15 @@ mod tests {
 
     use super::*;
 
-    /// How often a step is tried whose first tries lose their connection; and, if it succeeds, whether it may have before.
-    async fn tries(helps: fn(&Error) -> bool, fails: u32) -> (u32, Option<bool>) {
+    const LOST: io::ErrorKind = io::ErrorKind::ConnectionReset;
+    const NEVER_SENT: io::ErrorKind = io::ErrorKind::BrokenPipe;
+
+    /// How often a step is tried whose first tries fail like this; and, if it succeeds, whether it may have before.
+    async fn tries(helps: fn(&Error) -> bool, fails: u32, how: io::ErrorKind) -> (u32, Option<bool>) {
         let tries = Cell::new(0);
         let step = || async {
             tries.set(tries.get() + 1);
-            if tries.get() <= fails { Err(Error::Io(io::ErrorKind::ConnectionReset.into())) } else { Ok(()) }
+            if tries.get() <= fails { Err(Error::Io(how.into())) } else { Ok(()) }
         };
         let outcome = again_if(helps, step).await;
         (tries.get(), outcome.ok().map(|((), may_be_done)| may_be_done))
@@ -319,13 +322,20 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_safe_to_repeat_outlives_three_broken_connections_and_no_more() {
-        assert_eq!(tries(may_pass, 3).await, (4, Some(true)));
-        assert_eq!(tries(may_pass, 4).await, (4, None));
+        assert_eq!(tries(may_pass, 3, LOST).await, (4, Some(true)));
+        assert_eq!(tries(may_pass, 4, LOST).await, (4, None));
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_not_safe_to_repeat_is_not_repeated_when_nobody_knows_what_it_did() {
-        assert_eq!(tries(was_undone, 1).await, (1, None));
+        assert_eq!(tries(was_undone, 1, LOST).await, (1, None));
+        assert_eq!(tries(was_undone, 1, NEVER_SENT).await, (2, Some(false)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_certainly_did_nothing_is_not_told_as_perhaps_done() {
+        assert_eq!(tries(may_pass, 3, NEVER_SENT).await, (4, Some(false)));
+        assert_eq!(tries(may_pass, 0, LOST).await, (1, Some(false)));
     }
 
     const THINGS: (&str, &str) = ("a table", "create table things (id bigint primary key); select pg_sleep(0.2)");

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use chassis::page::{Page, Rows};
+use chassis::testing::postgres;
 use jiff::Timestamp;
 use order_service::order::State;
 use order_service::store::{Begun, Filter, Intent, MemoryStore, OrderStore, StoreError};
@@ -16,7 +17,8 @@ use shared::orders::{Order, OrderLine, OrderStatus};
 use shared::{Money, OrderId};
 use tokio::sync::Barrier;
 
-use crate::support::{ANN, HOUR, LAPTOP, Limits, NOBODY, PEN, World, id, in_time, order, until};
+use crate::fakes::Mood;
+use crate::support::{ANN, HOUR, LAPTOP, Limits, NOBODY, PEN, World, answer, begin, id, in_time, order, until};
 
 const CAUSE: &str = "no route to 10.0.0.7";
 
@@ -262,6 +264,23 @@ async fn whichever_step_fails_a_cancellation_is_finished_or_was_none() {
             assert_eq!(again.status, if cancelled { 409 } else { 200 }, "{again}");
         }
     }
+}
+
+/// The store finds it given up already, by the try whose answer was lost.
+#[tokio::test]
+async fn what_is_given_up_is_released_at_once_though_the_stores_answer_was_lost() {
+    let Some(database) = postgres::database().await else { return };
+    let (database, wire) = postgres::behind_a_bad_wire(&database).await;
+    let world = World::over_database(&database, Limits { call: HOUR, order: HOUR }).await;
+    world.shop.takes.is(Mood::Hanging);
+    let refused = begin(world.posting(&order(NOBODY, &[(LAPTOP, 5)])));
+    world.shop.takes.called(1).await;
+    wire.lose_an_answer();
+    world.shop.takes.is(Mood::Well);
+    answer(refused).await.expect_problem(400, "user-not-found");
+    assert!(wire.has_lost_it());
+    in_time("the release", world.placement.finish(HOUR)).await;
+    world.nothing_happened().await;
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ use order_service::placement::Placement;
 use order_service::store::{MemoryStore, OrderStore, PostgresStore};
 use order_service::{AppState, app};
 use serde_json::{Value, json};
+use sqlx::postgres::PgConnectOptions;
 use tokio::task::JoinHandle;
 use tokio::time;
 use url::Url;
@@ -71,10 +72,14 @@ impl World {
 
     /// One over PostgreSQL, if that is installed here.
     pub(crate) async fn over_postgres(limits: Limits) -> Option<Self> {
-        let url = chassis::testing::postgres::database().await?;
+        Some(Self::over_database(&chassis::testing::postgres::database().await?, limits).await)
+    }
+
+    /// One over this database, with these time limits.
+    pub(crate) async fn over_database(url: &PgConnectOptions, limits: Limits) -> Self {
         let patient = DatabaseSettings { database_acquire: DEADLINE, database_statement: DEADLINE, ..defaults() };
-        let store = PostgresStore::open(&url, &patient).await.expect("an empty database");
-        Some(Self::over(Arc::new(store), limits).await)
+        let store = PostgresStore::open(url, &patient).await.expect("an empty database");
+        Self::over(Arc::new(store), limits).await
     }
 
     /// One over this store, with these time limits.

@@ -118,3 +118,21 @@ async fn a_database_that_comes_back_is_used_again() {
         assert_eq!(client.get("/users").await.expect(200).json(), json!([ada]));
     }
 }
+
+/// Nobody knows that it was made, so its client is told so. Made again it would be another's: a name taken, a user gone.
+#[tokio::test]
+async fn a_change_whose_answer_is_lost_is_made_once() {
+    let Some(database) = postgres::database().await else { return };
+    let (database, wire) = postgres::behind_a_bad_wire(&database).await;
+    let store = PostgresStore::open(&database, &defaults()).await.unwrap();
+    let client = service_over(Arc::new(store), &settings());
+    add(&client, "Ada").await;
+    for (method, path) in [("POST", "/users"), ("PATCH", "/users/1"), ("DELETE", "/users/1")] {
+        wire.lose_an_answer();
+        let change = client.request(method, path).json(&json!({"name": "Bob"})).send().await;
+        change.expect_problem(503, "store-unavailable");
+        assert!(wire.has_lost_it(), "{method}");
+    }
+    let users = client.get("/users").await.expect(200).json();
+    assert!(users.as_array().is_some_and(|users| users.len() == 1 && users[0]["id"] == 2), "{users}");
+}
