@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use system_tests::durable::Durable;
 use system_tests::invariants::{Books, settled};
-use system_tests::{Received, Service, eventually, order, seed};
+use system_tests::{Received, Service, USERS, eventually, order, seed};
 
 /// After the database has come back, all is well within so long.
 const RECOVERY: Duration = Duration::from_secs(5);
@@ -44,14 +44,15 @@ async fn what_was_promised_outlives_a_kill_of_everything() {
 
 #[tokio::test]
 async fn without_its_database_a_service_says_so_and_with_it_all_is_well_without_a_restart() {
-    let Some(Durable { mut postgres, system, links: _links, .. }) = start(50).await else { return };
+    let Some(mut durable) = start(50).await else { return };
+    let system = &durable.system;
     let placed = system.orders.post("/orders", order(1, 1, 1)).await.expect(201);
     let calls = [
         (&system.users, "/users/1".to_owned()),
         (&system.products, "/products/1".to_owned()),
         (&system.orders, placed.header("location").to_owned()),
     ];
-    postgres.kill();
+    durable.postgres.kill();
     for (service, path) in &calls {
         service.get(path).await.expect_problem(503, "store-unavailable"); // which has a Retry-After
         service.get("/readyz").await.expect_problem(503, "store-unavailable");
@@ -59,7 +60,8 @@ async fn without_its_database_a_service_says_so_and_with_it_all_is_well_without_
     }
     assert_eq!(system.orders.post("/orders", order(1, 1, 1)).await.expect(503).header("retry-after"), "1");
 
-    postgres.restart();
+    durable.postgres.restart();
+    durable.database(USERS).await.expect("it has recovered, which is its own affair");
     let back = Instant::now();
     for (service, path) in &calls {
         let status = eventually(200, async || service.get(path).await.status).await;
