@@ -277,12 +277,14 @@ pub(crate) struct Templates {
 impl Templates {
     /// From a list of templates. One that cannot stand beside the others is left out.
     pub(crate) fn new(templates: impl IntoIterator<Item = String>) -> Self {
-        let mut routes = matchit::Router::new();
-        for template in templates {
-            let name = Arc::from(template.as_str());
-            let _ = routes.insert(template, name);
-        }
-        Self { routes, none: Arc::from("(none)") }
+        let mut all = Self { routes: matchit::Router::new(), none: Arc::from("(none)") };
+        templates.into_iter().for_each(|template| all.add(template));
+        all
+    }
+
+    pub(crate) fn add(&mut self, template: String) {
+        let name = Arc::from(template.as_str());
+        let _ = self.routes.insert(template, name);
     }
 
     fn of(&self, uri: &Uri) -> &Arc<str> {

@@ -34,10 +34,12 @@ pub mod values;
 
 use std::future::Future;
 use std::io;
+use std::mem;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::routing::MethodRouter;
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
@@ -79,6 +81,18 @@ impl App {
         running.close(); // to further tasks it makes no difference, but it can be waited for
         let edge = Edge { router, templates, metrics, draining, settings: settings.clone(), places, running };
         Self { edge: Arc::new(edge), document: Arc::new(document) }
+    }
+
+    /// The same with a page for people at `/`: no part of the API, so neither under `/api` nor in the document.
+    ///
+    /// # Panics
+    /// If there is a clone of this app already.
+    #[must_use]
+    pub fn with_page(mut self, page: MethodRouter) -> Self {
+        let edge = Arc::get_mut(&mut self.edge).expect("an app gets its page before anybody else has it");
+        edge.router = mem::take(&mut edge.router).route("/", page);
+        edge.templates.add("/".to_owned());
+        self
     }
 
     /// The OpenAPI document.

@@ -1,12 +1,14 @@
 //! order-service: what was bought. It owns orders, and sees to it that none is lost and no unit sold twice.
 //!
 //! The story is [`placement`]; [`reconciler`] finishes what a crash left half done. The life of an order is in [`order`],
-//! what is kept in [`store`], who is asked in [`peers`], and [`routes`] only joins them to HTTP.
+//! what is kept in [`store`], who is asked in [`peers`], and [`routes`] only joins them to HTTP. At `/` is a [`page`] on
+//! which all three services can be watched.
 
 pub mod config;
 pub mod error;
 pub mod idempotency;
 pub mod order;
+mod page;
 pub mod peers;
 pub mod placement;
 pub mod reconciler;
@@ -42,7 +44,9 @@ impl AppState {
 /// The service, ready to be served. The [`reconciler`] is run beside it.
 pub fn app(state: AppState, settings: &Settings) -> App {
     let description = "Orders: placed all or not at all, whatever fails meanwhile.";
+    let page = page::route(&state.placement);
     App::new(SERVICE, description, routes::router().with_state(state.clone()), Arc::new(state), settings)
+        .with_page(page)
 }
 
 #[async_trait]

@@ -37,12 +37,37 @@ async fn a_wrong_method_is_told_the_right_ones() {
 async fn there_is_nothing_beside_the_routes() {
     let world = World::new().await;
     for path in
-        ["/", "/api", "/order", "/orders/", "/Orders", "/api/api/orders", "/users", "/products", "/reservations"]
+        ["/api", "/api/", "/order", "/orders/", "/Orders", "/api/api/orders", "/users", "/products", "/reservations"]
     {
         world.client.get(path).await.expect_problem(404, "not-found");
     }
     let placed = world.place(order(ANN, &[(PEN, 1)])).await;
     world.client.get(&format!("/orders/{}/products", id(&placed))).await.expect_problem(404, "not-found");
+}
+
+#[tokio::test]
+async fn at_the_root_there_is_a_page_and_it_is_no_api() {
+    let world = World::new().await;
+    let page = world.client.get("/").await.expect(200);
+    let html = std::str::from_utf8(&page.body).unwrap();
+    assert_eq!(page.header("content-type"), "text/html; charset=utf-8");
+    let policy = page.header("content-security-policy");
+    let (_, rest) = policy.split_once("'nonce-").expect("only what the page itself holds is run");
+    let (nonce, _) = rest.split_once('\'').expect("the end of the nonce");
+    let run = html.matches("<script").count() + html.matches("<style").count();
+    assert_eq!(html.matches(&format!("nonce=\"{nonce}\"")).count(), run, "{policy}");
+    assert!(!world.client.get("/").await.header("content-security-policy").contains(nonce), "nobody can know the next");
+    for peer in world.placement.peers() {
+        let there = format!("<meta name=\"{}\" content=\"{}\">", peer.name(), peer.base());
+        assert!(html.contains(&there), "{there} in {page}");
+    }
+
+    world.client.get("/?users=http://127.0.0.1:3001").await.expect(200);
+    world.client.request("POST", "/").send().await.expect_problem(405, "method-not-allowed");
+    let metrics = world.client.get("/metrics").await.expect(200).to_string();
+    assert!(metrics.contains(r#"http_requests_total{method="GET",route="/",status="#), "{metrics}");
+    let document = world.client.get("/openapi.json").await.expect(200).json();
+    assert!(document["paths"]["/"].is_null());
 }
 
 #[tokio::test]
