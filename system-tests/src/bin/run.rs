@@ -67,11 +67,11 @@ async fn watch(system: &mut System) -> String {
     system.one_ended().await
 }
 
-/// Says what to try.
+/// Says where to look and what to try.
 fn greet(system: &System) {
     let (users, products, orders) = (system.users.url(), system.products.url(), system.orders.url());
     say(&format!(
-        "\n{} Try, in another terminal:\n\n  \
+        "\n{} Watch them at {orders}/, or try, in another terminal:\n\n  \
          curl -s {users}/users\n  \
          curl -s {products}/products\n  \
          curl -s {orders}/orders -H 'content-type: application/json' \\\n    \
