@@ -1,6 +1,7 @@
 //! For the services' tests: a client over an [`App`] without a network, and a peer that answers what it is told to.
 
 mod fuzz;
+mod plans;
 pub mod postgres;
 
 use std::path::Path;
@@ -16,6 +17,7 @@ use tower::ServiceExt;
 use url::Url;
 
 pub use self::fuzz::{Dice, Language, fuzz};
+pub use self::plans::{Plans, explained};
 use crate::{App, layers};
 
 /// Stamps every case of a store's contract as a test of each store: first how each is made, in memory and over the
@@ -47,6 +49,14 @@ macro_rules! store_contract {
                 if let Some(database) = $crate::testing::postgres::database().await {
                     super::$case(&$postgres(database).await).await;
                 }
+            })*
+        }
+
+        /// All cases over PostgreSQL, one after the other, for what is to be seen of every one: each over a database that
+        /// is empty, with these options.
+        pub(super) async fn every_case(options: fn(&sqlx::postgres::PgConnectOptions) -> sqlx::postgres::PgConnectOptions) {
+            $(if let Some(database) = $crate::testing::postgres::database().await {
+                $case(&$postgres(options(&database)).await).await;
             })*
         }
     };

@@ -13,6 +13,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -52,6 +53,29 @@ pub async fn database() -> Option<PgConnectOptions> {
     static SERVER: OnceLock<Option<Server>> = OnceLock::new();
     let server = SERVER.get_or_init(|| Server::start(Durability::ProcessOnly)).as_ref()?;
     Some(server.create_database().await)
+}
+
+/// Fills the tables of a database by this SQL, which adds the rows from number `many.first` to `many.last` of `many.rows` in
+/// all (settings that it reads), and leaves it as it is after some time of use: vacuumed, with statistics.
+///
+/// # Panics
+/// If that fails.
+pub async fn fill(database: &PgConnectOptions, sql: &'static str, rows: u32) {
+    const AT_ONCE: u32 = 2;
+    let part = async |part: u32| {
+        let numbers = [("first", rows / AT_ONCE * part + 1), ("last", rows / AT_ONCE * (part + 1)), ("rows", rows)];
+        let options =
+            database.clone().options(numbers.map(|(name, number)| (format!("many.{name}"), number.to_string())));
+        // An index of parts of texts takes its entries in at the end, sorted, and not a few at a time.
+        let options = options.options([("gin_pending_list_limit", "1GB"), ("maintenance_work_mem", "512MB")]);
+        let mut connection = options.connect().await.expect("a database");
+        connection.execute(sql).await.expect("rows that the tables take");
+        let _ = connection.close().await;
+    };
+    join_all((0..AT_ONCE).map(part)).await;
+    let mut connection = database.connect().await.expect("a database");
+    connection.execute("vacuum analyze").await.expect("a database of our own");
+    let _ = connection.close().await;
 }
 
 /// The folder of `initdb` and `postgres`: one of the PATH, or the newest of those where Debian puts them.

@@ -3,6 +3,8 @@
 //! its answer lost, and then the next try is content to find it done.
 
 #[cfg(test)]
+mod plans;
+#[cfg(test)]
 pub(super) mod tests;
 
 use std::sync::Arc;

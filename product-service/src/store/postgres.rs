@@ -1,6 +1,9 @@
 //! Products and reservations in PostgreSQL. Each step is one statement: `migrations/` has the tables, and the functions
 //! by which units are taken and released.
 
+#[cfg(test)]
+mod plans;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -252,7 +255,7 @@ mod tests {
     use chassis::testing::postgres::{behind_a_bad_wire, database};
     use futures_util::future::join_all;
     use shared::products::Line;
-    use sqlx::{AssertSqlSafe, Connection, PgConnection};
+    use sqlx::{Connection, PgConnection};
     use uuid::Uuid;
 
     use super::*;
@@ -342,35 +345,5 @@ mod tests {
         let sql = "select deadlocks from pg_stat_database where datname = current_database()";
         let deadlocks: i64 = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
         assert_eq!(deadlocks, 0);
-    }
-
-    #[tokio::test]
-    async fn a_hundred_thousand_products_are_not_searched_one_by_one() {
-        let Some(database) = database().await else { return };
-        let store = open(&database).await;
-        for sql in [
-            "insert into products (name, folded_name, price, stock, version, created_at) \
-             select name, name, 1, 1, 1, now() from (select 'thing ' || md5(n::text) as name from generate_series(1, 100000) n)\
-             as things",
-            "vacuum analyze products",
-        ] {
-            sqlx::query(sql).execute(&store.pool).await.unwrap();
-        }
-        let plan = async |sql: &str, part: Option<&str>| {
-            let explain = sqlx::query_scalar(AssertSqlSafe(format!("explain {sql}"))).bind(50_000_i64).bind(101_i64);
-            let explain = if let Some(part) = part { explain.bind(pattern(part)) } else { explain };
-            let plan: Vec<String> = explain.fetch_all(&store.pool).await.unwrap();
-            plan.join("\n")
-        };
-        for (sql, part, index) in [
-            (PAGE, None, "products_key"),
-            (SEARCH, Some("c4ca4238a0"), "products_by_part_of_name"),
-            (SEARCH, Some("ca42"), "products_by_part_of_name"),
-            (SEARCH, Some("thing"), "products_key"), // almost all: the first that come along are a page
-            (SEARCH, Some("zq"), "products_key"),    // too short for the other index
-        ] {
-            let plan = plan(sql, part).await;
-            assert!(plan.contains(index) && !plan.contains("Seq Scan"), "{part:?}: {plan}");
-        }
     }
 }

@@ -1,5 +1,8 @@
 //! Users in PostgreSQL. Each call is one statement, so it is atomic, and no transaction stays open.
 
+#[cfg(test)]
+mod plans;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;

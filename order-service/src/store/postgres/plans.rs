@@ -1,0 +1,82 @@
+//! Among a million orders, no statement reads more than what it is for: every one that the contract has the store send.
+
+use std::cell::Cell;
+
+use chassis::config::defaults;
+use chassis::extract::Header;
+use chassis::testing::postgres::{database, fill};
+use chassis::testing::{Plans, explained};
+
+use super::*;
+use crate::idempotency::{Fingerprint, Key};
+use crate::store::contract;
+
+const ROWS: u32 = 1_000_000;
+
+#[tokio::test]
+async fn no_statement_reads_much_of_a_million_orders() {
+    let Some(database) = database().await else { return };
+    let patience = Duration::from_secs(60);
+    let settings = DatabaseSettings { database_connections: 1, database_statement: patience, ..defaults() };
+    let store = PostgresStore::open(&explained(&database), &settings).await.unwrap();
+    fill(&database, include_str!("../../../tests/many.sql"), ROWS).await;
+    let nth = async |n: i64| -> OrderId {
+        let nth = query_scalar("select id from orders where status is not null order by id offset $1 limit 1");
+        OrderId(nth.bind(n).fetch_one(&store.pool).await.unwrap())
+    };
+    let (middle, late) = (nth(500_000).await, nth(999_900).await);
+    let mut plans = Plans::of(&database, &store.pool).await;
+
+    // What waits for the reconciler is little, and all of it is looked at.
+    let claim = async || drop(store.claim(chassis::now(), chassis::now(), Duration::ZERO, 100).await.unwrap());
+    plans.expect(&["orders_placing", "orders_pkey", "orders_to_release"], 1_000, claim).await;
+
+    let users = [None, Some(1), Some(2), Some(7920)].map(|user| user.and_then(Id::new));
+    let statuses = [None, Some(OrderStatus::Pending), Some(OrderStatus::Delivered), Some(OrderStatus::Shipped)];
+    for (user_id, status) in users.into_iter().flat_map(|user| statuses.map(|status| (user, status))) {
+        let index = match (user_id, status) {
+            (None, None) => "orders_shown",
+            (Some(_), None) => "orders_shown_by_user",
+            (None, Some(_)) => "orders_shown_by_status",
+            (Some(_), Some(_)) => "orders_shown_by_user_and_status",
+        };
+        for after in [None, Some(middle), Some(late)] {
+            let page = async || drop(store.page(Page { after, limit: 100 }, Filter { user_id, status }).await.unwrap());
+            plans.expect(&[index], 150, page).await;
+        }
+    }
+    plans
+        .expect(&["orders_pkey", "orders_shown"], 10, async || assert!(store.by_id(middle).await.unwrap().is_some()))
+        .await;
+
+    let last = Cell::new(middle);
+    let intent = || {
+        last.set(OrderId(Uuid::now_v7()));
+        Intent { id: last.get(), user_id: Id::new(1).unwrap(), key: None, created_at: chassis::now() }
+    };
+    let begin = async || assert_eq!(store.begin(intent()).await.unwrap(), Begun::Placing);
+    plans.expect(&[], 50, begin).await;
+    let key = Some((Key::parse("order-600000").unwrap(), Fingerprint::of(b"{}")));
+    let again = async || {
+        let begun = store.begin(Intent { key: key.clone(), ..intent() }).await.unwrap();
+        assert_eq!(begun, Begun::OtherBody);
+    };
+    plans.expect(&["orders_pkey", "orders_idempotency_key"], 50, again).await;
+    let live = async || {
+        begin().await;
+        let id = last.get();
+        assert!(store.settle(id, Vec::new(), Money::default()).await.unwrap().is_some());
+        assert!(store.step(id, OrderStatus::Pending, State::Cancelling).await.unwrap().is_some());
+        store.released(id).await.unwrap();
+    };
+    plans.expect(&["orders_pkey", "orders_shown_by_status"], 50, live).await;
+    let fail = async || {
+        begin().await;
+        assert!(store.abort(last.get()).await.unwrap());
+        store.released(last.get()).await.unwrap();
+    };
+    plans.expect(&["orders_pkey"], 50, fail).await;
+
+    contract::every_case(explained).await;
+    plans.expect_no_other_statement().await;
+}
