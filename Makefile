@@ -1,7 +1,7 @@
 # What there is to do here. `make` alone lists it.
 CARGO ?= cargo
 
-.PHONY: help run demo test chaos mutants model soak check openapi
+.PHONY: help run demo test chaos mutants model soak scale check openapi
 MINUTES ?= 10
 
 help: ## this list
@@ -27,6 +27,9 @@ model: ## the search of order placement with three attempts at once, which takes
 
 soak: ## what breaks, again and again for MINUTES=10 with release builds and new seeds, and what was measured
 	@system-tests/soak $(MINUTES)
+
+scale: ## what calls cost among a million users, products and orders, against a thousand; needs PostgreSQL
+	@CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 $(CARGO) bench --locked -p system-tests --bench scale
 
 check: ## what has to be clean before a commit: format, lints, documentation, the walls of the house
 	$(CARGO) fmt --all --check
