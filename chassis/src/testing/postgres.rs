@@ -56,7 +56,7 @@ pub async fn database() -> Option<PgConnectOptions> {
 }
 
 /// Fills the tables of a database by this SQL, which adds the rows from number `many.first` to `many.last` of `many.rows` in
-/// all (settings that it reads), and leaves it as it is after some time of use: vacuumed, with statistics.
+/// all (settings that it reads), and leaves it as it is after some time of use: vacuumed, with statistics, and written out.
 ///
 /// # Panics
 /// If that fails.
@@ -75,6 +75,7 @@ pub async fn fill(database: &PgConnectOptions, sql: &'static str, rows: u32) {
     join_all((0..AT_ONCE).map(part)).await;
     let mut connection = database.connect().await.expect("a database");
     connection.execute("vacuum analyze").await.expect("a database of our own");
+    connection.execute("checkpoint").await.expect("a server of our own"); // else the first to read has to write
     let _ = connection.close().await;
 }
 
