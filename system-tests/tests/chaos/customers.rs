@@ -1,6 +1,8 @@
 //! The customers: what each asks for, what it is told, and what it may conclude.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rand::RngExt;
@@ -28,6 +30,8 @@ pub(crate) struct Shop {
     pub(crate) users: i64,
     /// The units at first, by product.
     pub(crate) units: BTreeMap<i64, i64>,
+    /// Of how many orders it is known so far what came of them.
+    pub(crate) definite: Arc<AtomicUsize>,
 }
 
 /// One who orders, cancels and looks, one thing after the other, and keeps a record.
@@ -110,6 +114,7 @@ impl Customer {
             self.pause().await;
             self.attempt(self.purchases.len() - 1, false).await;
         }
+        self.shop.definite.fetch_add(usize::from(self.last().is_definite()), Ordering::Relaxed);
     }
 
     fn last(&self) -> &Purchase {

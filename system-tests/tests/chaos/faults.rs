@@ -61,26 +61,34 @@ pub(crate) struct Faults<'a> {
     began: Instant,
     /// What is wrong now, and until when.
     passing: Vec<(Instant, Passing)>,
+    /// What is left of the dozen.
+    kinds: Vec<Kind>,
     counts: BTreeMap<String, usize>,
 }
 
 impl<'a> Faults<'a> {
     pub(crate) fn new(durable: &'a mut Durable) -> Self {
-        Self { durable, began: Instant::now(), passing: Vec::new(), counts: BTreeMap::new() }
+        Self { durable, began: Instant::now(), passing: Vec::new(), kinds: Vec::new(), counts: BTreeMap::new() }
     }
 
     /// One fault after the other for so long, in each dozen each kind once.
     pub(crate) async fn strike_for(&mut self, length: Duration, dice: &mut StdRng) {
-        let mut kinds = Vec::new();
-        while self.began.elapsed() < length {
+        let end = Instant::now() + length;
+        while Instant::now() < end {
             let next = Instant::now() + some(PAUSES_MS, dice);
             self.pass_until(next).await;
-            if kinds.is_empty() {
-                kinds = KINDS.to_vec();
-                kinds.shuffle(dice);
+            if self.kinds.is_empty() {
+                self.kinds = KINDS.to_vec();
+                self.kinds.shuffle(dice);
             }
-            self.strike(kinds.remove(0), dice).await;
+            let kind = self.kinds.remove(0);
+            self.strike(kind, dice).await;
         }
+    }
+
+    /// Since the first of them.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.began.elapsed()
     }
 
     /// Ends everything that is wrong; how many faults there were of each kind.
