@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Once, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -91,18 +91,24 @@ fn programs() -> Option<PathBuf> {
 }
 
 impl Server {
-    /// Starts one. `None` where no PostgreSQL is installed, which is said on stderr; with `REQUIRE_POSTGRES=1` in the
-    /// environment that is a failure, not a skip.
+    /// Starts one. `None` where no PostgreSQL is installed; with `REQUIRE_POSTGRES=1` in the environment that is a failure,
+    /// not a skip. Which it is is said once on stderr.
     ///
     /// # Panics
     /// If it does not start, or is required and not there.
     pub fn start(durability: Durability) -> Option<Self> {
-        let Some(programs) = programs() else {
-            assert!(env::var_os("REQUIRE_POSTGRES").is_none_or(|value| value != "1"), "there is no PostgreSQL here");
+        let programs = programs();
+        static SAID: Once = Once::new();
+        SAID.call_once(|| {
             // Not by a macro, whose words are kept from whoever runs the tests.
-            let _ = writeln!(io::stderr(), "SKIPPED: the tests over PostgreSQL, for there is no initdb here");
-            return None;
-        };
+            let _ = match &programs {
+                Some(programs) => writeln!(io::stderr(), "WITH PostgreSQL, of {}", programs.display()),
+                None => writeln!(io::stderr(), "SKIPPED: the tests over PostgreSQL, for there is no initdb here"),
+            };
+        });
+        let required = env::var_os("REQUIRE_POSTGRES").is_some_and(|value| value == "1");
+        assert!(programs.is_some() || !required, "there is no PostgreSQL here");
+        let programs = programs?;
         Some(Self::set_up(programs, durability).unwrap_or_else(|reason| panic!("PostgreSQL: {reason}")))
     }
 
