@@ -14,6 +14,8 @@ use sqlx::postgres::PgConnectOptions;
 use tracing::subscriber::NoSubscriber;
 use url::Url;
 
+use crate::telemetry::LogFormat;
+
 /// How a service listens, and what it takes from a client.
 #[derive(Args, Clone, Debug)]
 pub struct Settings {
@@ -24,6 +26,15 @@ pub struct Settings {
     /// What to log, as `tracing` filters: `info`, `warn,chassis=debug`
     #[arg(long = "log", env = "RUST_LOG", value_name = "RUST_LOG", default_value = "info")]
     pub rust_log: String,
+
+    /// How log lines look: `text`, `json`, or `auto`, which is text where stdout is a terminal and JSON elsewhere
+    #[arg(long, env, default_value = "auto")]
+    pub log_format: LogFormat,
+
+    /// OpenTelemetry collector that traces are sent to, by OTLP over HTTP: `http://collector:4318`; if not set, nothing is
+    /// traced. The other `OTEL_` variables hold too: `OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER`
+    #[arg(long, env, value_parser = peer_url)]
+    pub otel_exporter_otlp_endpoint: Option<Url>,
 
     /// Connections open at once (and no more than three in four of the files that the system lets a process open); further
     /// ones wait to be accepted

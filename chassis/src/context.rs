@@ -1,4 +1,4 @@
-//! What a request carries with it to every call made on its behalf: its ids, and the time left for it.
+//! What a request carries with it to every call made on its behalf: its ids, its place in a trace, and the time left for it.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -6,8 +6,12 @@ use std::time::Duration;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId};
 use tokio::time::Instant;
+use tracing::Span;
 use uuid::Uuid;
+
+use crate::telemetry::traces;
 
 /// The header that names a request, in requests and answers.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -21,8 +25,9 @@ const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 #[derive(Clone, Debug)]
 pub struct Context {
     request_id: HeaderValue,
-    /// The caller's place in a trace, as it came: `traceparent` and `tracestate` (W3C Trace Context).
-    trace: Option<(HeaderValue, Option<HeaderValue>)>,
+    /// Its place in a trace (W3C Trace Context). If nothing is traced here, that is its caller's.
+    traceparent: HeaderValue,
+    tracestate: Option<HeaderValue>,
     deadline: Instant,
     /// Whether the deadline is the caller's own.
     given: bool,
@@ -40,7 +45,8 @@ impl Context {
         let traceparent = single(headers, &TRACEPARENT).filter(|value| is_traceparent(value));
         Self {
             request_id: request_id.cloned().unwrap_or_else(new_id),
-            trace: traceparent.map(|parent| (parent.clone(), headers.get(TRACESTATE).cloned())),
+            traceparent: traceparent.cloned().unwrap_or_else(new_trace),
+            tracestate: traceparent.and_then(|_| headers.get(TRACESTATE).cloned()),
             deadline: Instant::now() + waits.unwrap_or(limit),
             given: waits.is_some(),
         }
@@ -48,7 +54,8 @@ impl Context {
 
     /// The context of work that no request asked for.
     pub fn background(limit: Duration) -> Self {
-        Self { request_id: new_id(), trace: None, deadline: Instant::now() + limit, given: false }
+        let (request_id, traceparent) = (new_id(), new_trace());
+        Self { request_id, traceparent, tracestate: None, deadline: Instant::now() + limit, given: false }
     }
 
     /// The same, for work that must be done sooner.
@@ -61,6 +68,30 @@ impl Context {
     pub(crate) fn after(self, delay: Duration) -> Self {
         let deadline = if self.given { self.deadline } else { self.deadline + delay };
         Self { deadline, ..self }
+    }
+
+    /// The same at the place of this span, if it is traced.
+    pub(crate) fn at(mut self, span: &Span) -> Self {
+        if let Some(traceparent) = traces::traceparent(span) {
+            self.traceparent = traceparent;
+        }
+        self
+    }
+
+    /// The id of the trace, 32 hexadecimal digits.
+    pub(crate) fn trace_id(&self) -> &str {
+        self.traceparent.to_str().ok().and_then(|parent| parent.get(3..35)).unwrap_or_default()
+    }
+
+    /// Its place in a trace, as the caller of a span to come.
+    pub(crate) fn place(&self) -> SpanContext {
+        let part =
+            |range| self.traceparent.to_str().ok().and_then(|parent: &str| parent.get(range)).unwrap_or_default();
+        let trace_id = TraceId::from_hex(part(3..35)).unwrap_or(TraceId::INVALID);
+        let span_id = SpanId::from_hex(part(36..52)).unwrap_or(SpanId::INVALID);
+        let flags = TraceFlags::new(u8::from_str_radix(part(53..55), 16).unwrap_or_default());
+        let state = self.tracestate.as_ref().and_then(|state| state.to_str().ok()?.parse().ok());
+        SpanContext::new(trace_id, span_id, flags, true, state.unwrap_or_default())
     }
 
     /// The time left; zero once it is over.
@@ -83,10 +114,8 @@ impl Context {
         headers.insert(X_REQUEST_ID, self.request_id.clone());
         let ms = u64::try_from(self.time_left().as_millis()).unwrap_or(u64::MAX);
         headers.insert(X_DEADLINE_MS, ms.into());
-        if let Some((parent, state)) = &self.trace {
-            headers.insert(TRACEPARENT, parent.clone());
-            headers.extend(state.clone().map(|state| (TRACESTATE, state)));
-        }
+        headers.insert(TRACEPARENT, self.traceparent.clone());
+        headers.extend(self.tracestate.clone().map(|state| (TRACESTATE, state)));
     }
 }
 
@@ -103,6 +132,12 @@ fn new_id() -> HeaderValue {
     let mut buffer = [0; uuid::fmt::Simple::LENGTH];
     let id = Uuid::new_v4().simple().encode_lower(&mut buffer);
     HeaderValue::from_str(id).unwrap_or_else(|_| HeaderValue::from_static("none")) // hexadecimal digits are a header
+}
+
+/// A trace that begins here. Whether it is recorded is not for us to say: nobody before us has decided against it.
+fn new_trace() -> HeaderValue {
+    let (trace, span): (u128, u64) = (rand::random_range(1..=u128::MAX), rand::random_range(1..=u64::MAX));
+    HeaderValue::from_str(&format!("00-{trace:032x}-{span:016x}-01")).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
@@ -149,15 +184,18 @@ mod tests {
     }
 
     #[test]
-    fn a_traceparent_is_passed_on_only_if_it_is_one() {
+    fn a_traceparent_is_passed_on_if_it_is_one_and_else_another_is_made() {
         const GOOD: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         let forwarded = |value| {
             let mut headers = HeaderMap::new();
             Context::of(&self::headers(&[(TRACEPARENT, value)]), Duration::ZERO).forward(&mut headers);
-            headers.get(TRACEPARENT).map(|value| value.to_str().unwrap().to_owned())
+            let forwarded = headers.get(TRACEPARENT).expect("each call has one");
+            assert!(is_traceparent(forwarded), "{forwarded:?}");
+            forwarded.to_str().unwrap().to_owned()
         };
-        assert_eq!(forwarded(GOOD).as_deref(), Some(GOOD));
-        assert!(forwarded("cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-later").is_some());
+        for good in [GOOD, "cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-later"] {
+            assert_eq!(forwarded(good), good);
+        }
         for bad in [
             "",
             "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7",
@@ -167,7 +205,7 @@ mod tests {
             "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
             "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more",
         ] {
-            assert_eq!(forwarded(bad), None, "{bad}");
+            assert_ne!(forwarded(bad), bad);
         }
     }
 }

@@ -27,12 +27,14 @@ use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_http::compression::predicate::SizeAbove;
 use tower_http::compression::{CompressionBody, CompressionLayer};
 use tower_http::cors::{Any as Anything, CorsLayer};
+use tracing::Instrument;
 
 use crate::config::Settings;
 use crate::context::{Context, X_REQUEST_ID};
 use crate::health::Draining;
 use crate::metrics::Metrics;
 use crate::problem::{HEADERS_TOO_LARGE, INVALID_REQUEST, OVERLOADED, PAYLOAD_TOO_LARGE, Problem, REQUEST_TIMEOUT};
+use crate::telemetry::traces;
 
 /// Answers of at least so many bytes are compressed for clients that ask for it.
 const COMPRESS_FROM: u64 = 1024;
@@ -125,9 +127,12 @@ impl Edge {
     where
         B: http_body::Body<Data: Buf, Error: Into<BoxError>>,
     {
+        let route = self.templates.of(request.uri());
         let context = Context::of(request.headers(), self.settings.request_timeout);
-        let record = Record::begin(&self.metrics, request.method(), self.templates.of(request.uri()), &context);
-        let mut response = match self.answer(request, context.clone()).await {
+        let span = traces::of_request(request.method(), route, request.uri(), || context.place());
+        let context = context.at(&span);
+        let record = Record::begin(&self.metrics, request.method(), route, &context);
+        let mut response = match self.answer(request, context.clone()).instrument(span.clone()).await {
             Ok(response) => response,
             Err(problem) => problem.into_response(),
         };
@@ -139,6 +144,7 @@ impl Edge {
         if self.draining.has_begun() {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        traces::answered(&span, response.status(), 500);
         record.end(response.status(), problem.as_ref());
         response
     }
@@ -178,7 +184,10 @@ impl Edge {
         if NEVER_SHED.contains(&uri.path()) {
             return Ok(None);
         }
-        self.places.try_acquire().map(Some).map_err(|_| Problem::new(&OVERLOADED, "Too many requests at once"))
+        self.places.try_acquire().map(Some).map_err(|_| {
+            self.metrics.shed.inc();
+            Problem::new(&OVERLOADED, "Too many requests at once")
+        })
     }
 
     async fn read_body<B>(&self, head: &Parts, body: B) -> Result<Bytes, Problem>
@@ -297,29 +306,29 @@ struct Record<'a> {
     metrics: &'a Metrics,
     method: Method,
     route: &'a Arc<str>,
-    request_id: String,
+    context: &'a Context,
     began: Instant,
     over: bool,
 }
 
 impl<'a> Record<'a> {
-    fn begin(metrics: &'a Metrics, method: &Method, route: &'a Arc<str>, context: &Context) -> Self {
+    fn begin(metrics: &'a Metrics, method: &Method, route: &'a Arc<str>, context: &'a Context) -> Self {
         metrics.begin();
-        let request_id = context.request_id().to_owned();
-        Self { metrics, method: method.clone(), route, request_id, began: Instant::now(), over: false }
+        Self { metrics, method: method.clone(), route, context, began: Instant::now(), over: false }
     }
 
     fn end(mut self, status: StatusCode, problem: Option<&Problem>) {
         self.over = true;
         let took = self.began.elapsed();
         self.metrics.end(&self.method, self.route, status, took);
-        let Self { method, route, request_id, .. } = &self;
+        let Self { method, route, context, .. } = &self;
+        let (request_id, trace_id) = (context.request_id(), context.trace_id());
         let (status, ms) = (status.as_u16(), took.as_micros() as f64 / 1000.0);
-        let (slug, cause) = (problem.map(|p| p.kind().slug), problem.and_then(Problem::cause));
+        let (problem, cause) = (problem.map(|p| p.kind().slug), problem.and_then(Problem::cause));
         if status >= 500 {
-            tracing::error!(%method, %route, status, ms, request_id, problem = slug, cause, "request");
+            tracing::error!(%method, route = &***route, status, ms, request_id, trace_id, problem, cause, "request");
         } else {
-            tracing::info!(%method, %route, status, ms, request_id, problem = slug, cause, "request");
+            tracing::info!(%method, route = &***route, status, ms, request_id, trace_id, problem, cause, "request");
         }
     }
 }
@@ -331,8 +340,9 @@ impl Drop for Record<'_> {
             const CLIENT_CLOSED_REQUEST: u16 = 499;
             let status = StatusCode::from_u16(CLIENT_CLOSED_REQUEST).unwrap_or(StatusCode::BAD_REQUEST);
             self.metrics.end(&self.method, self.route, status, self.began.elapsed());
-            let Self { method, route, request_id, .. } = self;
-            tracing::info!(%method, %route, status = CLIENT_CLOSED_REQUEST, request_id, "the client went away");
+            let Self { method, route, context, .. } = self;
+            let (request_id, trace_id) = (context.request_id(), context.trace_id());
+            tracing::info!(%method, route = &***route, status = CLIENT_CLOSED_REQUEST, request_id, trace_id, "the client went away");
         }
     }
 }

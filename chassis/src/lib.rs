@@ -20,7 +20,7 @@ pub mod fields;
 pub mod health;
 mod layers;
 mod listener;
-mod metrics;
+pub mod metrics;
 mod openapi;
 pub mod page;
 pub mod postgres;
@@ -63,13 +63,13 @@ pub struct App {
 impl App {
     /// The app of `service` with these routes, which answer at the root and under `/api`.
     pub fn new(
-        service: &str,
+        service: &'static str,
         description: &str,
         routes: OpenApiRouter,
         needs: Arc<dyn Needs>,
         settings: &Settings,
     ) -> Self {
-        let (draining, metrics) = (Draining::default(), Metrics::default());
+        let (draining, metrics) = (Draining::default(), Metrics::new(service));
         let health = health::routes(draining.clone(), needs);
         let (router, document) = openapi::assemble(service, description, routes, health);
         let router = router.merge(metrics.routes());

@@ -1,14 +1,18 @@
 //! A PostgreSQL database of a service's own: connections on which nothing waits without end, migrations at the start, and
 //! which failures may pass.
 
+use std::fmt;
 use std::future::Future;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, TryStreamExt};
 use futures_util::{FutureExt, StreamExt, TryFutureExt};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::gauge::ConstGauge;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{
@@ -16,8 +20,11 @@ use sqlx::postgres::{
 };
 use sqlx::{ConnectOptions, Connection, Either, Error, Execute, Executor, Postgres, SqlSafeStr, SqlStr};
 use tokio::time::{self, Instant};
+use tracing::Instrument;
 
 use crate::config::DatabaseSettings;
+use crate::metrics::{self, Counter, Durations, Family, Gauge, Labels};
+use crate::telemetry::traces;
 
 /// How long a service waits for its database at the start, before it gives up: for those who start both at once.
 const START_PATIENCE: Duration = Duration::from_secs(30);
@@ -35,6 +42,12 @@ const SILENT: Duration = Duration::from_millis(250);
 const MAX_TRIES: u32 = 4;
 /// The first wait between two tries is up to this long, each further one up to twice as long as the last.
 const BASE_WAIT: Duration = Duration::from_millis(10);
+
+static CALLS: LazyLock<Family<Labels<2>, Counter>> =
+    LazyLock::new(|| metrics::register("store_calls", "Steps in the database", Family::default()));
+static DURATIONS: LazyLock<Durations<Labels<1>>> = LazyLock::new(|| {
+    metrics::register("store_call_duration_seconds", "Time for a step in the database", metrics::durations())
+});
 
 /// Connects to the database at `url`, and brings it to the latest of `migrations`: the SQL of each, in order, with what
 /// it is for. Of several replicas that start together one migrates and the others wait (an advisory lock).
@@ -65,13 +78,9 @@ pub async fn open(
             Box::pin(async move { Ok(!is_doubtful && (used.idle_for < UNUSED || connection.ping().await.is_ok())) })
         });
     let statement = settings.database_statement + SILENT;
-    Ok(Pool {
-        connections: connections.connect_lazy_with(options),
-        lookout: Arc::default(),
-        statement,
-        step: settings.database_acquire + statement,
-        doubted,
-    })
+    let connections = connections.connect_lazy_with(options);
+    metrics::register_collector(Use(connections.clone()));
+    Ok(Pool { connections, lookout: Arc::default(), statement, step: settings.database_acquire + statement, doubted })
 }
 
 /// On a connection without the limits that [`open`] sets: it may have to wait for another replica to be done.
@@ -120,12 +129,16 @@ pub struct Pool {
 
 impl Pool {
     /// Runs a step that is safe to repeat, up to four times as long as it fails in a way that may pass. What became of a try
-    /// whose connection broke is unknown, so the step must be content to find its work done.
+    /// whose connection broke is unknown, so the step must be content to find its work done. Metrics and traces call it `name`.
     ///
     /// # Errors
     /// As the last try; or when the limits for a connection and for a statement, one after the other, are over.
-    pub async fn repeat<T, F: Future<Output = Result<T, Error>>>(&self, step: impl Fn() -> F) -> Result<T, Error> {
-        Ok(self.repeat_and_tell(step).await?.0)
+    pub async fn repeat<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        name: &'static str,
+        step: impl Fn() -> F,
+    ) -> Result<T, Error> {
+        Ok(self.repeat_and_tell(name, step).await?.0)
     }
 
     /// The same, and whether an earlier try may have done the work.
@@ -134,18 +147,39 @@ impl Pool {
     /// As [`Pool::repeat`].
     pub async fn repeat_and_tell<T, F: Future<Output = Result<T, Error>>>(
         &self,
+        name: &'static str,
         step: impl Fn() -> F,
     ) -> Result<(T, bool), Error> {
-        time::timeout(self.step, again_if(may_pass, step)).await.unwrap_or_else(|_| Err(silent()))
+        self.watch(name, again_if(may_pass, step)).await
     }
 
     /// The same for a step that is not safe to repeat: it is tried again only after a try that certainly did nothing.
     ///
     /// # Errors
     /// As [`Pool::repeat`].
-    pub async fn once<T, F: Future<Output = Result<T, Error>>>(&self, step: impl Fn() -> F) -> Result<T, Error> {
-        let done = time::timeout(self.step, again_if(was_undone, step)).await;
-        Ok(done.unwrap_or_else(|_| Err(silent()))?.0)
+    pub async fn once<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        name: &'static str,
+        step: impl Fn() -> F,
+    ) -> Result<T, Error> {
+        Ok(self.watch(name, again_if(was_undone, step)).await?.0)
+    }
+
+    /// A step within its limit, counted and traced.
+    async fn watch<T>(&self, name: &'static str, step: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let (began, span) = (Instant::now(), traces::of_step(name));
+        let done = time::timeout(self.step, step).instrument(span.clone()).await.unwrap_or_else(|_| Err(silent()));
+        // That a name is taken is an answer; that there is none is a failure.
+        let outcome = match &done {
+            Err(error) if !is_answer(error) => "failed",
+            _ => "ok",
+        };
+        if outcome == "failed" {
+            traces::failed(&span, "database");
+        }
+        CALLS.get_or_create(&[("step", name), ("outcome", outcome)]).inc();
+        DURATIONS.get_or_create(&[("step", name)]).observe(began.elapsed().as_secs_f64());
+        done
     }
 
     /// Whether the database answers. It is asked on a connection apart: that all others are busy is no sign of an outage.
@@ -163,7 +197,7 @@ impl Pool {
             *lookout = Some(connection);
             Ok(())
         };
-        self.repeat(ask).await
+        self.repeat("ping", ask).await
     }
 
     /// Closes all connections, once nobody uses them.
@@ -185,6 +219,25 @@ impl Pool {
             *self.doubted.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         }
         outcome
+    }
+}
+
+/// How much of a pool is in use, for the metrics.
+#[derive(Debug)]
+struct Use(PgPool);
+
+impl Collector for Use {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let (open, idle) = (i64::from(self.0.size()), self.0.num_idle() as i64);
+        let by_state = Family::<Labels<1>, Gauge>::default();
+        for (state, connections) in [("idle", idle), ("used", open - idle)] {
+            by_state.get_or_create(&[("state", state)]).set(connections.max(0));
+        }
+        let help = "Connections to the database";
+        by_state.encode(encoder.encode_descriptor("store_connections", help, None, by_state.metric_type())?)?;
+        let most = ConstGauge::new(i64::from(self.0.options().get_max_connections()));
+        let help = "Connections to the database that there may be";
+        most.encode(encoder.encode_descriptor("store_connections_max", help, None, most.metric_type())?)
     }
 }
 
@@ -284,6 +337,11 @@ fn was_undone(error: &Error) -> bool {
     })
 }
 
+/// Whether the database has said no for a reason of the data's: a constraint that does not hold (class 23).
+fn is_answer(error: &Error) -> bool {
+    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code.starts_with("23"))
+}
+
 /// Whether another try may help. A wait that was cut off by its limit has been long enough.
 fn may_pass(error: &Error) -> bool {
     let is_broken = match error {
@@ -381,7 +439,7 @@ mod tests {
 
     /// Steps that keep so many connections busy at once; whether all of them succeed.
     async fn crowd(pool: &Pool, crowd: usize) -> bool {
-        let sleep = || pool.repeat(|| sqlx::query("select pg_sleep(0.05)").execute(pool));
+        let sleep = || pool.repeat("test", || sqlx::query("select pg_sleep(0.05)").execute(pool));
         futures_util::future::join_all((0..crowd).map(|_| sleep())).await.iter().all(Result::is_ok)
     }
 

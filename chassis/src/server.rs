@@ -109,6 +109,8 @@ async fn accept(listener: &TcpListener, app: &App, connections: &Connections) ->
         };
         let stream = TokioIo::new(impatient(stream, settings.header_timeout));
         let (http, service, closing) = (http.clone(), service.clone(), connections.closing.clone());
+        let open = app.edge.metrics.connections.clone();
+        open.inc();
         connections.tasks.spawn(async move {
             let mut connection = pin!(http.serve_connection(stream, service)); // made here: moved, it would be there twice
             // What breaks a connection is the client's doing: a reset, a time-out, something that is no HTTP.
@@ -120,6 +122,7 @@ async fn accept(listener: &TcpListener, app: &App, connections: &Connections) ->
                 }
             };
             tracing::trace!(?ended, "connection");
+            open.dec();
             drop(place);
         });
     }

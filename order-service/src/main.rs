@@ -15,7 +15,7 @@ async fn main() -> ExitCode {
 }
 
 async fn start(config: Config) -> Result<(), String> {
-    telemetry::start(&config.settings.rust_log)?;
+    let telemetry = telemetry::start(SERVICE, &config.settings)?;
     let (store, kind) = store::open(&config.database).await?;
     let users = Users::at(config.user_service_url.clone(), &config.peers).map_err(|error| error.to_string())?;
     let products =
@@ -27,5 +27,6 @@ async fn start(config: Config) -> Result<(), String> {
     let about = format!("store: {kind}, peers: user-service {users}, product-service {products}");
     let left = chassis::run(SERVICE, config.port, &about, &app).await?;
     placement.finish(left).await;
+    telemetry.end().await;
     Ok(())
 }

@@ -9,11 +9,12 @@
 //!
 //! Whatever dies in between, [`crate::reconciler`] finishes. `tests/model` searches every way in which this can go.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use chassis::client::{Peer, PeerError};
 use chassis::context::Context;
+use chassis::metrics::{self, Counter, Family, Gauge, Labels};
 use chassis::{crash_point, mistake};
 use futures_util::FutureExt;
 use jiff::Timestamp;
@@ -22,6 +23,7 @@ use shared::products::ReservedLine;
 use shared::{Money, OrderId};
 use tokio::time;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::idempotency::{Fingerprint, Key};
@@ -41,6 +43,12 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(3);
 const COURTESY: Duration = Duration::from_secs(1);
 /// How long a claim keeps all replicas from trying, unless it is done. What takes longer is released twice, which does no harm.
 const CLAIM: Duration = Duration::from_secs(2);
+
+static PLACEMENTS: LazyLock<Family<Labels<1>, Counter>> =
+    LazyLock::new(|| metrics::register("order_placements", "Orders asked for", Family::default()));
+static UNSETTLED: LazyLock<Gauge> = LazyLock::new(|| {
+    metrics::register("orders_unsettled", "Orders that the reconciler could not finish yet", Gauge::default())
+});
 
 /// Everything it takes to place an order.
 #[derive(Clone)]
@@ -120,7 +128,14 @@ impl Placement {
         context: &Context,
     ) -> Result<Placed, Refusal> {
         let (this, context) = (self.clone(), context.within(self.0.timeout));
-        let placing = self.0.running.spawn(async move { this.run(new, key, context).await });
+        let placing = self.0.running.spawn(
+            async move {
+                let outcome = this.run(new, key, context).await;
+                PLACEMENTS.get_or_create(&[("outcome", outcome_label(&outcome))]).inc();
+                outcome
+            }
+            .in_current_span(),
+        );
         placing.await.unwrap_or_else(|died| Err(Refusal::Died(died.to_string())))
     }
 
@@ -202,11 +217,12 @@ impl Placement {
     /// Begins to give the stock of an order back. If that fails, the reconciler will see to it.
     pub fn release_later(&self, id: OrderId) {
         let this = self.clone();
-        self.0.running.spawn(async move {
+        let release = async move {
             if let Err(refusal) = this.release(id).await {
                 tracing::warn!(%id, ?refusal, "the stock is not released yet");
             }
-        });
+        };
+        self.0.running.spawn(release.in_current_span());
     }
 
     /// Gives the stock of an order back and, when that is acknowledged, finishes its row.
@@ -249,7 +265,26 @@ impl Placement {
         if finished > 0 {
             tracing::info!(finished, "released what was left half done");
         }
+        UNSETTLED.set(self.0.store.unsettled().await?);
         Ok(finished)
+    }
+}
+
+/// What came of a placement, for the metrics.
+fn outcome_label(outcome: &Result<Placed, Refusal>) -> &'static str {
+    match outcome {
+        Ok(Placed { replayed: false, .. }) => "placed",
+        Ok(Placed { replayed: true, .. }) => "replayed",
+        Err(Refusal::UserNotFound) => "user_not_found",
+        Err(Refusal::ProductNotFound(_)) => "product_not_found",
+        Err(Refusal::InsufficientStock(_)) => "insufficient_stock",
+        Err(Refusal::PriceChanged(_)) => "price_changed",
+        Err(Refusal::KeyReused) => "key_reused",
+        Err(Refusal::InProgress) => "in_progress",
+        Err(Refusal::Overtaken) => "overtaken",
+        Err(Refusal::Peer(_)) => "peer_unavailable",
+        Err(Refusal::Store(_)) => "store_unavailable",
+        Err(Refusal::Died(_)) => "died",
     }
 }
 

@@ -14,11 +14,12 @@ async fn main() -> ExitCode {
 }
 
 async fn start(config: Config) -> Result<(), String> {
-    telemetry::start(&config.settings.rust_log)?;
+    let telemetry = telemetry::start(SERVICE, &config.settings)?;
     let (store, kind) = store::open(&config.database, config.seed).await?;
     let users = Users::at(config.user_service_url.clone(), &config.peers).map_err(|error| error.to_string())?;
     let about = format!("store: {kind}, peers: user-service {}", config.user_service_url);
     let app = app(AppState::new(store, users), &config.settings);
     chassis::run(SERVICE, config.port, &about, &app).await?;
+    telemetry.end().await;
     Ok(())
 }

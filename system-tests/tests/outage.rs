@@ -44,7 +44,8 @@ async fn a_take_that_is_carried_out_late_is_given_back() {
     system.orders.post("/orders", order(1, LAPTOP, 5)).await.expect_problem(503, "peer-unavailable");
 
     system.products.signal(Signal::Thaw).await; // now it reads the take that nobody waits for any more
-    let released = async || system.products.log().iter().any(|line| line.contains("method=DELETE route=/reservations"));
+    let released =
+        async || system.products.log().iter().any(|line| line.contains(r#""method":"DELETE","route":"/reservations"#));
     assert!(eventually(true, released).await, "{:#?}", system.orders.log());
     assert_eq!(eventually(50, || system.stock(LAPTOP)).await, 50, "{:#?}", system.products.log());
 }

@@ -14,11 +14,12 @@ async fn main() -> ExitCode {
 }
 
 async fn start(config: Config) -> Result<(), String> {
-    telemetry::start(&config.settings.rust_log)?;
+    let telemetry = telemetry::start(SERVICE, &config.settings)?;
     let (store, kind) = store::open(&config.database, config.seed).await?;
     let about = format!("store: {kind}, peers: none");
     let hasher = Hasher::new(config.password_hashes_at_once, config.password_hashes_waiting);
     let app = app(AppState::new(store, hasher), &config.settings);
     chassis::run(SERVICE, config.port, &about, &app).await?;
+    telemetry.end().await;
     Ok(())
 }

@@ -12,8 +12,8 @@ mod throttle;
 
 use std::error::Error;
 use std::fmt;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use bytes::{Bytes, BytesMut};
@@ -21,13 +21,16 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 use tokio::time;
+use tracing::Instrument;
 use url::Url;
 
 use self::retry::Retries;
 use self::throttle::Throttle;
 use crate::config::PeerSettings;
 use crate::context::Context;
+use crate::metrics::{self, Counter, Durations, Family, Labels};
 use crate::problem::{self, PEER_UNAVAILABLE, Problem};
+use crate::telemetry::traces;
 
 /// How long a peer may be silent before `/readyz` calls it down.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -36,6 +39,20 @@ const FAIR_TIME: Duration = Duration::from_millis(250);
 /// How long an unused connection is kept: less than the 15 s after which the other side closes it, so that no request
 /// is sent into a connection that is just going.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Each try is a call. `ok` is an answer below 400, `refused` one below 500, `failed` any other; else there was none.
+static CALLS: LazyLock<Family<Labels<2>, Counter>> =
+    LazyLock::new(|| metrics::register("peer_calls", "Calls to other services", Family::default()));
+static DURATIONS: LazyLock<Durations<Labels<1>>> = LazyLock::new(|| {
+    let help = "Time until another service had answered, or was given up";
+    metrics::register("peer_call_duration_seconds", help, metrics::durations())
+});
+static RETRIES: LazyLock<Family<Labels<1>, Counter>> =
+    LazyLock::new(|| metrics::register("peer_retries", "Calls that were tried again", Family::default()));
+static THROTTLED: LazyLock<Family<Labels<1>, Counter>> = LazyLock::new(|| {
+    let help = "Calls that were not made since the other service answers next to nothing";
+    metrics::register("peer_throttled", help, Family::default())
+});
 
 /// A service that this one calls.
 #[derive(Clone)]
@@ -116,6 +133,19 @@ pub enum PeerError {
     },
 }
 
+impl PeerError {
+    /// Its kind, as metrics and traces name it.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Unreachable { .. } => "unreachable",
+            Self::NotAsked { .. } => "not_asked",
+            Self::TimedOut { .. } => "timed_out",
+            Self::TooLarge { .. } => "too_large",
+            Self::Unexpected { .. } => "unexpected",
+        }
+    }
+}
+
 impl Peer {
     /// The service of this name at this address. Each call is tried once: for those whose callers try again themselves.
     ///
@@ -187,44 +217,77 @@ impl Peer {
 
     /// One call within the time that `context` has left.
     async fn call(&self, call: &Call<'_>, context: &Context) -> Result<Answer, PeerError> {
-        let not_asked = |reason| PeerError::NotAsked { peer: self.0.name, reason };
-        let _place = self.0.places.try_acquire().map_err(|_| not_asked("too many calls wait for its answers"))?;
-        let attempt = || async {
-            let time_left = context.time_left();
-            if time_left.is_zero() {
-                return Err(not_asked("no time is left"));
+        let _place = self.0.places.try_acquire().map_err(|_| self.not_asked("too many calls wait for its answers"))?;
+        let mut tries = 0;
+        let attempt = || {
+            if tries > 0 {
+                RETRIES.get_or_create(&[("peer", self.0.name)]).inc();
             }
-            if !self.0.throttle.lets_through(rand::random()) {
-                return Err(not_asked("it answers next to nothing lately"));
-            }
-            let outcome = self.attempt(call, context).await;
-            let accepted = outcome.as_ref().is_ok_and(|answer| !answer.status.is_server_error());
-            // That a client was in a hurry says nothing about the peer; that nobody is there does.
-            let unreachable = matches!(outcome, Err(PeerError::Unreachable { .. }));
-            if accepted || unreachable || time_left >= FAIR_TIME.min(self.0.settings.timeout) {
-                self.0.throttle.learn(accepted);
-            }
-            outcome
+            tries += 1;
+            self.one_try(call, context)
         };
         match &self.0.retries {
             Some(retries) => retries.run(context, attempt).await,
-            None => attempt().await,
+            None => self.one_try(call, context).await,
         }
+    }
+
+    async fn one_try(&self, call: &Call<'_>, context: &Context) -> Result<Answer, PeerError> {
+        let time_left = context.time_left();
+        if time_left.is_zero() {
+            return Err(self.not_asked("no time is left"));
+        }
+        if !self.0.throttle.lets_through(rand::random()) {
+            THROTTLED.get_or_create(&[("peer", self.0.name)]).inc();
+            return Err(self.not_asked("it answers next to nothing lately"));
+        }
+        let began = Instant::now();
+        let outcome = self.attempt(call, context).await;
+        self.count(&outcome, began.elapsed());
+        let accepted = outcome.as_ref().is_ok_and(|answer| !answer.status.is_server_error());
+        // That a client was in a hurry says nothing about the peer; that nobody is there does.
+        let unreachable = matches!(outcome, Err(PeerError::Unreachable { .. }));
+        if accepted || unreachable || time_left >= FAIR_TIME.min(self.0.settings.timeout) {
+            self.0.throttle.learn(accepted);
+        }
+        outcome
+    }
+
+    fn not_asked(&self, reason: &'static str) -> PeerError {
+        PeerError::NotAsked { peer: self.0.name, reason }
+    }
+
+    fn count(&self, outcome: &Result<Answer, PeerError>, took: Duration) {
+        let peer = self.0.name;
+        let outcome = match outcome {
+            Ok(answer) if answer.status.is_server_error() => "failed",
+            Ok(answer) if answer.status.is_client_error() => "refused",
+            Ok(_) => "ok",
+            Err(error) => error.kind(),
+        };
+        CALLS.get_or_create(&[("peer", peer), ("outcome", outcome)]).inc();
+        DURATIONS.get_or_create(&[("peer", peer)]).observe(took.as_secs_f64());
     }
 
     async fn attempt(&self, call: &Call<'_>, context: &Context) -> Result<Answer, PeerError> {
         let limit = self.0.settings.timeout.min(context.time_left());
-        let exchanged = time::timeout(limit, self.exchange(call, &context.within(limit))).await;
-        exchanged.unwrap_or(Err(PeerError::TimedOut { peer: self.0.name, limit }))
+        let url = format!("{}{}", self.0.base.as_str().trim_end_matches('/'), call.path);
+        let url = Url::parse(&url);
+        let url = url.map_err(|error| PeerError::Unreachable { peer: self.0.name, cause: error.to_string() })?;
+        let span = traces::of_call(&call.method, self.0.name, &url);
+        let context = context.within(limit).at(&span);
+        let exchanged = time::timeout(limit, self.exchange(call, url, &context)).instrument(span.clone()).await;
+        let outcome = exchanged.unwrap_or(Err(PeerError::TimedOut { peer: self.0.name, limit }));
+        match &outcome {
+            Ok(answer) => traces::answered(&span, answer.status, 400),
+            Err(error) => traces::failed(&span, error.kind()),
+        }
+        outcome
     }
 
-    async fn exchange(&self, call: &Call<'_>, context: &Context) -> Result<Answer, PeerError> {
+    async fn exchange(&self, call: &Call<'_>, url: Url, context: &Context) -> Result<Answer, PeerError> {
         let peer = self.0.name;
-        let unreachable = |cause: String| PeerError::Unreachable { peer, cause };
-        let broken = |error: reqwest::Error| unreachable(chain(&error));
-
-        let url = format!("{}{}", self.0.base.as_str().trim_end_matches('/'), call.path);
-        let url = Url::parse(&url).map_err(|error| unreachable(error.to_string()))?;
+        let broken = |error: reqwest::Error| PeerError::Unreachable { peer, cause: chain(&error) };
         let mut request = reqwest::Request::new(call.method.clone(), url);
         context.forward(request.headers_mut());
         if let Some(json) = &call.json {

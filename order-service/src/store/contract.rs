@@ -285,6 +285,7 @@ async fn a_claim_is_given_to_one_until_it_ends(store: &Store) {
         begin(store, intent(n)).await;
         store.abort(order(n)).await.unwrap();
     }
+    assert_eq!(store.unsettled().await, Ok(0), "nobody has tried yet");
     let claims = (0..8).map(|_| {
         let store = Arc::clone(store);
         tokio::spawn(async move { store.claim(at(100), at(0), LEASE, 4).await.unwrap() })
@@ -294,6 +295,7 @@ async fn a_claim_is_given_to_one_until_it_ends(store: &Store) {
     assert_eq!(claimed.iter().collect::<HashSet<_>>().len(), 32, "no two took the same");
     assert_eq!(store.claim(at(109), at(0), LEASE, 99).await.unwrap().len(), 8, "the rest");
     assert_eq!(store.claim(at(111), at(0), LEASE, 99).await.unwrap().len(), 32, "the first claims are over");
+    assert_eq!(store.unsettled().await, Ok(40));
 }
 
 /// Orders that were given up, and some that are only now; half of those that are claimed are released at once.

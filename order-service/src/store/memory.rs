@@ -206,6 +206,14 @@ impl OrderStore for MemoryStore {
         Ok(claimed.collect())
     }
 
+    async fn unsettled(&self) -> Result<i64, StoreError> {
+        let Tables { rows, unfinished, .. } = &*self.read();
+        let claimed = unfinished.iter().filter(|(id, claimed)| {
+            **claimed > Timestamp::MIN && rows.get(id).is_some_and(|row| row.state.wants_release())
+        });
+        Ok(claimed.take(1000).count() as i64)
+    }
+
     async fn ping(&self) -> Result<(), StoreError> {
         Ok(())
     }

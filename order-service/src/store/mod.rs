@@ -63,6 +63,9 @@ pub trait OrderStore: Send + Sync {
         most: usize,
     ) -> Result<Vec<OrderId>, StoreError>;
 
+    /// How many orders have been claimed, and still wait for their release; of more than a thousand, a thousand.
+    async fn unsettled(&self) -> Result<i64, StoreError>;
+
     /// Whether the store answers.
     async fn ping(&self) -> Result<(), StoreError>;
 }

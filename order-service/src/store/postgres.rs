@@ -116,6 +116,9 @@ const CLAIM: &str = "with waiting as materialized
         (update orders set claimed_until = $2 from waiting where orders.id = waiting.id returning orders.id)
     select id from claimed order by id";
 
+const UNSETTLED: &str = "select count(*) from
+    (select from orders where state in ('aborting', 'cancelling') and claimed_until > '-infinity' limit 1000) as waiting";
+
 /// The store in a PostgreSQL database of its own.
 pub struct PostgresStore {
     pool: Pool,
@@ -152,14 +155,16 @@ impl PostgresStore {
             let insert = query(INSERT).bind(intent.id.0).bind(intent.user_id.get()).bind(key).bind(fingerprint);
             insert.bind(intent.created_at.to_sqlx()).execute(&self.pool)
         };
-        Ok(self.pool.repeat(insert).await?.rows_affected() == 1)
+        Ok(self.pool.repeat("insert", insert).await?.rows_affected() == 1)
     }
 
     /// What has come of that which was in the way of an intent; `None` if it is gone by now.
     async fn earlier(&self, intent: &Intent) -> Result<Option<Begun>, Error> {
         let (key, fingerprint) = columns_of_key(intent);
-        let earlier =
-            self.pool.repeat(|| query(EARLIER).bind(intent.id.0).bind(key).fetch_optional(&self.pool)).await?;
+        let earlier = self
+            .pool
+            .repeat("earlier", || query(EARLIER).bind(intent.id.0).bind(key).fetch_optional(&self.pool))
+            .await?;
         let Some(row) = earlier else { return Ok(None) };
         Ok(Some(if row.try_get::<Uuid, _>("id")? == intent.id.0 {
             Begun::Placing
@@ -176,11 +181,12 @@ impl PostgresStore {
     /// was lost, then that one has moved it, if it is where `done` says. (Or somebody else has, just then: it is there.)
     async fn move_order(
         &self,
+        step: &'static str,
         id: OrderId,
         statement: impl Fn() -> PgQuery + Sync,
         done: impl Fn(&Order) -> bool + Send,
     ) -> Result<Option<Arc<Order>>, StoreError> {
-        match self.pool.repeat_and_tell(|| statement().fetch_optional(&self.pool)).await? {
+        match self.pool.repeat_and_tell(step, || statement().fetch_optional(&self.pool)).await? {
             (Some(row), _) => Ok(Some(order(&row)?)),
             (None, true) => Ok(self.by_id(id).await?.filter(|order| done(order))),
             (None, false) => Ok(None),
@@ -216,31 +222,32 @@ impl OrderStore for PostgresStore {
             });
             return Ok(row.as_ref().map(order).transpose()?);
         }
-        self.move_order(id, settle, |_| true).await // nobody else makes an order of this intent
+        self.move_order("settle", id, settle, |_| true).await // nobody else makes an order of this intent
     }
 
     async fn abort(&self, id: OrderId) -> Result<bool, StoreError> {
-        let aborted = self.pool.repeat(|| query(ABORT).bind(id.0).execute(&self.pool)).await?;
+        let aborted = self.pool.repeat("abort", || query(ABORT).bind(id.0).execute(&self.pool)).await?;
         Ok(aborted.rows_affected() == 1)
     }
 
     async fn step(&self, id: OrderId, from: OrderStatus, to: State) -> Result<Option<Arc<Order>>, StoreError> {
         let step = || query(STEP).bind(id.0).bind(from.name()).bind(to.name());
-        self.move_order(id, step, |order| Some(order.status) == to.shown()).await
+        self.move_order("step", id, step, |order| Some(order.status) == to.shown()).await
     }
 
     async fn released(&self, id: OrderId) -> Result<(), StoreError> {
-        self.pool.repeat(|| query(RELEASED).bind(id.0).execute(&self.pool)).await?;
+        self.pool.repeat("released", || query(RELEASED).bind(id.0).execute(&self.pool)).await?;
         Ok(())
     }
 
     async fn by_id(&self, id: OrderId) -> Result<Option<Arc<Order>>, StoreError> {
-        let row = self.pool.repeat(|| query(BY_ID).bind(id.0).fetch_optional(&self.pool)).await?;
+        let row = self.pool.repeat("by_id", || query(BY_ID).bind(id.0).fetch_optional(&self.pool)).await?;
         Ok(row.as_ref().map(order).transpose()?)
     }
 
     async fn page(&self, page: Page<OrderId>, filter: Filter) -> Result<Rows<Arc<Order>>, StoreError> {
-        let rows = self.pool.repeat(|| bind(query(page_sql(filter)), page, filter).fetch_all(&self.pool)).await?;
+        let rows =
+            self.pool.repeat("page", || bind(query(page_sql(filter)), page, filter).fetch_all(&self.pool)).await?;
         let orders: Vec<Arc<Order>> = rows.iter().map(order).collect::<Result<_, _>>()?;
         Ok(Rows::cut(orders.into_iter(), page.limit))
     }
@@ -253,13 +260,17 @@ impl OrderStore for PostgresStore {
         most: usize,
     ) -> Result<Vec<OrderId>, StoreError> {
         // Two statements, for what is given up and not claimed yet is as any other that waits.
-        self.pool.repeat(|| query(GIVE_UP).bind(abandoned.to_sqlx()).execute(&self.pool)).await?;
+        self.pool.repeat("give_up", || query(GIVE_UP).bind(abandoned.to_sqlx()).execute(&self.pool)).await?;
         let until = now.checked_add(lease).unwrap_or(Timestamp::MAX);
         let claim = || {
             let claim = query_scalar(CLAIM).bind(now.to_sqlx()).bind(until.to_sqlx()).bind(limit(most));
             claim.fetch_all(&self.pool)
         };
-        Ok(self.pool.repeat(claim).await?.into_iter().map(OrderId).collect())
+        Ok(self.pool.repeat("claim", claim).await?.into_iter().map(OrderId).collect())
+    }
+
+    async fn unsettled(&self) -> Result<i64, StoreError> {
+        Ok(self.pool.repeat("unsettled", || query_scalar(UNSETTLED).fetch_one(&self.pool)).await?)
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

@@ -134,6 +134,10 @@ impl OrderStore for Flaky {
         self.step("claim", self.store.claim(now, abandoned, lease, most)).await
     }
 
+    async fn unsettled(&self) -> Result<i64, StoreError> {
+        self.step("unsettled", self.store.unsettled()).await
+    }
+
     async fn ping(&self) -> Result<(), StoreError> {
         self.step("ping", self.store.ping()).await
     }

@@ -161,20 +161,21 @@ impl ProductStore for PostgresStore {
         let sql = "insert into products (name, folded_name, price, stock, version, created_at) \
                    values ($1, $2, $3, $4, 1, $5) returning id, name, price, stock, version, created_at";
         let insert = || sqlx::query_as(sql).bind(&name).bind(fold(&name)).bind(price.cents()).bind(stock);
-        let Stored(product) = self.pool.once(|| insert().bind(created_at.to_sqlx()).fetch_one(&self.pool)).await?;
+        let Stored(product) =
+            self.pool.once("insert", || insert().bind(created_at.to_sqlx()).fetch_one(&self.pool)).await?;
         Ok(Arc::new(product))
     }
 
     async fn by_id(&self, id: Id) -> Result<Option<Arc<Product>>, StoreError> {
         let by_id = || sqlx::query_as(products!("where id = $1")).bind(id.get());
-        let found = self.pool.repeat(|| by_id().fetch_optional(&self.pool)).await?;
+        let found = self.pool.repeat("by_id", || by_id().fetch_optional(&self.pool)).await?;
         Ok(found.map(|Stored(product)| Arc::new(product)))
     }
 
     async fn by_ids(&self, ids: &[Id]) -> Result<Vec<Arc<Product>>, StoreError> {
         let ids: Vec<i64> = ids.iter().map(|id| id.get()).collect();
         let by_ids = || sqlx::query_as(products!("where id = any ($1) order by id")).bind(&ids);
-        let found = self.pool.repeat(|| by_ids().fetch_all(&self.pool)).await?;
+        let found = self.pool.repeat("by_ids", || by_ids().fetch_all(&self.pool)).await?;
         Ok(found.into_iter().map(|Stored(product)| Arc::new(product)).collect())
     }
 
@@ -185,11 +186,13 @@ impl ProductStore for PostgresStore {
         }
         let page_of = |sql| sqlx::query_as(sql).bind(page.after.map_or(0, Id::get)).bind(one_more_than(page.limit));
         let found = if name.is_empty() {
-            self.pool.repeat(|| page_of(PAGE).fetch_all(&self.pool)).await?
+            self.pool.repeat("page", || page_of(PAGE).fetch_all(&self.pool)).await?
         } else {
             let pattern = pattern(&name);
             // Planned anew each time: which index is the better one depends on what is looked for.
-            self.pool.repeat(|| page_of(SEARCH).bind(&pattern).persistent(false).fetch_all(&self.pool)).await?
+            self.pool
+                .repeat("search", || page_of(SEARCH).bind(&pattern).persistent(false).fetch_all(&self.pool))
+                .await?
         };
         Ok(Rows::cut(found.into_iter().map(|Stored(product)| Arc::new(product)), page.limit))
     }
@@ -201,7 +204,7 @@ impl ProductStore for PostgresStore {
         let seen = || sqlx::query(sql).bind(id.get()).bind(version);
         let replace = || seen().bind(name).bind(fold(name)).bind(price.cents()).bind(stock).bind(product.version);
         // Who repeats a change may find it made and take it for another's; so too below.
-        let replaced = self.pool.once(|| replace().bind(created_at.to_sqlx()).execute(&self.pool)).await?;
+        let replaced = self.pool.once("replace", || replace().bind(created_at.to_sqlx()).execute(&self.pool)).await?;
         Ok((replaced.rows_affected() == 1).then(|| Arc::new(product)))
     }
 
@@ -212,13 +215,13 @@ impl ProductStore for PostgresStore {
                    returning id, name, price, stock, version, created_at";
         let change = || sqlx::query_as(sql).bind(id.get()).bind(name).bind(name.as_deref().map(fold));
         let change = || change().bind(price.map(Money::cents)).bind(stock).fetch_optional(&self.pool);
-        Ok(self.pool.once(change).await?.map(|Stored(product)| Arc::new(product)))
+        Ok(self.pool.once("change", change).await?.map(|Stored(product)| Arc::new(product)))
     }
 
     async fn remove(&self, id: Id, version: Option<i64>) -> Result<bool, StoreError> {
         let sql = "delete from products where id = $1 and version = coalesce($2, version)";
         let remove = || sqlx::query(sql).bind(id.get()).bind(version);
-        Ok(self.pool.once(|| remove().execute(&self.pool)).await?.rows_affected() == 1)
+        Ok(self.pool.once("remove", || remove().execute(&self.pool)).await?.rows_affected() == 1)
     }
 
     async fn take(&self, order_id: OrderId, lines: &Lines) -> Result<Taken, StoreError> {
@@ -226,14 +229,14 @@ impl ProductStore for PostgresStore {
             lines.as_slice().iter().map(|line| (line.product_id.get(), i64::from(line.quantity))).unzip();
         let sql = if mistake!("read then write") { READ_THEN_WRITE } else { "select take_units($1, $2, $3)" };
         let take = || sqlx::query_scalar(sql).bind(order_id.0).bind(&ids).bind(&quantities);
-        let Json(answer) = self.pool.repeat(|| take().fetch_one(&self.pool)).await?;
+        let Json(answer) = self.pool.repeat("take", || take().fetch_one(&self.pool)).await?;
         Ok(Answer::to(answer, order_id, lines))
     }
 
     async fn release(&self, order_id: OrderId) -> Result<(), StoreError> {
         let sql = if mistake!("no tombstone") { RELEASE_TAKEN } else { "select release_units($1)" };
         let release = || sqlx::query(sql).bind(order_id.0);
-        self.pool.repeat(|| release().execute(&self.pool)).await?;
+        self.pool.repeat("release", || release().execute(&self.pool)).await?;
         Ok(())
     }
 
@@ -241,7 +244,7 @@ impl ProductStore for PostgresStore {
         let sql = "select jsonb_build_array(status, lines) from reservations where order_id = $1";
         let held = || sqlx::query_scalar(sql).bind(order_id.0);
         let held: Option<Json<(ReservationStatus, Vec<Line>)>> =
-            self.pool.repeat(|| held().fetch_optional(&self.pool)).await?;
+            self.pool.repeat("reservation", || held().fetch_optional(&self.pool)).await?;
         Ok(held.map(|Json((status, lines))| Reservation { order_id, status, lines: reserved(lines) }))
     }
 

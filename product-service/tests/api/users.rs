@@ -149,7 +149,7 @@ async fn the_peer_learns_for_which_request_it_works() {
     let answer = shop.get("/users").await.expect(200);
     let (_, headers) = asked.once();
     assert_eq!(headers["x-request-id"], answer.header("x-request-id"), "one was made");
-    assert!(!headers.contains_key("traceparent"), "{headers:?}");
+    assert!(headers.contains_key("traceparent"), "a trace begins here: {headers:?}");
 }
 
 /// Checks that users cannot be had, and that the client is told no more than that.

@@ -53,7 +53,9 @@ fn visible(launch: Launch) -> Launch {
         _ => Colour::Yellow,
     };
     let prefix = paint(&format!("{:15} | ", launch.service()), colour);
-    launch.inherits().shown(prefix)
+    let launch = launch.inherits().shown(prefix);
+    // To them stdout is a pipe, and who looks at it is a person all the same.
+    if env::var_os("LOG_FORMAT").is_none() { launch.env("LOG_FORMAT", "text") } else { launch }
 }
 
 /// Waits until all are ready, then until one of them ends: why the rest has to be stopped.

@@ -74,7 +74,9 @@ impl PostgresStore {
     /// Whether another user than `id` has this folded username.
     async fn is_anothers(&self, id: Option<Id>, username: Option<&str>) -> Result<bool, Error> {
         let sql = "select exists (select from users where username_folded = $1 and id is distinct from $2)";
-        self.pool.repeat(|| query_scalar(sql).bind(username).bind(id.map(Id::get)).fetch_one(&self.pool)).await
+        self.pool
+            .repeat("is_anothers", || query_scalar(sql).bind(username).bind(id.map(Id::get)).fetch_one(&self.pool))
+            .await
     }
 }
 
@@ -89,7 +91,7 @@ impl UserStore for PostgresStore {
             let insert = insert.bind(&email).bind(&email_folded).bind(password.as_ref().map(PasswordHash::expose));
             insert.bind(created_at.to_sqlx()).bind(FIRST).fetch_one(&self.pool)
         };
-        match self.pool.once(insert).await {
+        match self.pool.once("insert", insert).await {
             Ok(id) => {
                 let public = users::User { id: to_id(id)?, name, username, email, created_at };
                 Ok(Arc::new(User { public, password, version: FIRST }))
@@ -99,15 +101,17 @@ impl UserStore for PostgresStore {
     }
 
     async fn by_id(&self, id: Id) -> Result<Option<Arc<User>>, StoreError> {
-        let row =
-            self.pool.repeat(|| query_as(select!("where id = $1")).bind(id.get()).fetch_optional(&self.pool)).await?;
+        let row = self
+            .pool
+            .repeat("by_id", || query_as(select!("where id = $1")).bind(id.get()).fetch_optional(&self.pool))
+            .await?;
         Ok(row.map(to_user).transpose()?)
     }
 
     async fn by_ids(&self, ids: &[Id]) -> Result<Vec<Arc<User>>, StoreError> {
         let ids: Vec<i64> = ids.iter().map(|id| id.get()).collect();
         let select = || query_as(select!("where id = any($1) order by id")).bind(&ids).fetch_all(&self.pool);
-        to_users(self.pool.repeat(select).await?)
+        to_users(self.pool.repeat("by_ids", select).await?)
     }
 
     async fn by_username(&self, username: &str) -> Result<Option<Arc<User>>, StoreError> {
@@ -116,14 +120,14 @@ impl UserStore for PostgresStore {
         }
         let username = fold(username);
         let select = || query_as(select!("where username_folded = $1")).bind(&username).fetch_optional(&self.pool);
-        Ok(self.pool.repeat(select).await?.map(to_user).transpose()?)
+        Ok(self.pool.repeat("by_username", select).await?.map(to_user).transpose()?)
     }
 
     async fn page(&self, page: Page<Id>) -> Result<Rows<Arc<User>>, StoreError> {
         let after = page.after.map_or(0, Id::get);
         let limit = i64::try_from(page.limit).map_or(i64::MAX, |limit| limit.saturating_add(1)); // do more follow?
         let sql = select!("where id > $1 order by id limit $2");
-        let rows = self.pool.repeat(|| query_as(sql).bind(after).bind(limit).fetch_all(&self.pool)).await?;
+        let rows = self.pool.repeat("page", || query_as(sql).bind(after).bind(limit).fetch_all(&self.pool)).await?;
         Ok(Rows::cut(to_users(rows)?.into_iter(), page.limit))
     }
 
@@ -136,7 +140,7 @@ impl UserStore for PostgresStore {
             let replace = replace.bind(public.created_at.to_sqlx()).bind(user.version);
             replace.bind(public.id.get()).bind(version).execute(&self.pool)
         };
-        match self.pool.once(replace).await {
+        match self.pool.once("replace", replace).await {
             Ok(done) => Ok((done.rows_affected() == 1).then(|| Arc::new(user))),
             Err(error) => Err(self.refusal(error, Some(public.id), username.as_deref()).await),
         }
@@ -144,7 +148,7 @@ impl UserStore for PostgresStore {
 
     async fn remove(&self, id: Id, version: i64) -> Result<bool, StoreError> {
         let sql = "delete from users where id = $1 and version = $2";
-        let done = self.pool.once(|| query(sql).bind(id.get()).bind(version).execute(&self.pool)).await?;
+        let done = self.pool.once("remove", || query(sql).bind(id.get()).bind(version).execute(&self.pool)).await?;
         Ok(done.rows_affected() == 1)
     }
 

@@ -1,0 +1,317 @@
+//! Log lines: how they look, and how they get out without keeping a request waiting.
+//!
+//! A line is written into memory, and a thread passes on what has gathered ten times a second: a write for each line would
+//! cost more than most requests. A warning or an error goes out at once, with all before it; and so does everything when
+//! the process panics or ends. A process that is killed loses the lines of its last tenth of a second, none of them bad news.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::Value;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Metadata, Subscriber};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
+use tracing_subscriber::registry::LookupSpan;
+
+/// How long a line may wait.
+const PAUSE: Duration = Duration::from_millis(100);
+/// So much may wait to be written, in bytes. If whoever reads our lines is that slow, the next ones are lost and counted:
+/// a service does not stand still for its log.
+const ROOM: usize = 4 << 20;
+
+/// Where lines gather. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub(super) struct Lines(Arc<Shared>);
+
+struct Shared {
+    /// Held to add a line or to take all of them, never while they are written.
+    gathered: Mutex<Gathered>,
+    /// Something has been gathered where there was nothing.
+    something: Condvar,
+    /// Held while they are written: whoever flushes waits for who is at it.
+    out: Mutex<Box<dyn Write + Send>>,
+}
+
+#[derive(Default)]
+struct Gathered {
+    lines: Vec<u8>,
+    lost: usize,
+}
+
+impl Lines {
+    /// Gathers lines that are written only when it is flushed.
+    fn to(out: impl Write + Send + 'static) -> Self {
+        let out = Mutex::new(Box::new(out) as Box<dyn Write + Send>);
+        Self(Arc::new(Shared { gathered: Mutex::default(), something: Condvar::new(), out }))
+    }
+
+    /// Writes them by itself, in a thread, and before the process panics.
+    pub(super) fn start(out: impl Write + Send + 'static) -> Self {
+        let lines = Self::to(out);
+        let this = lines.clone();
+        thread::spawn(move || {
+            loop {
+                this.wait();
+                thread::sleep(PAUSE);
+                this.flush();
+            }
+        });
+        let this = lines.clone();
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            this.flush();
+            before(panic);
+        }));
+        lines
+    }
+
+    /// Writes all that has been gathered.
+    pub(super) fn flush(&self) {
+        let mut out = lock(&self.0.out);
+        let Gathered { mut lines, lost } = std::mem::take(&mut *lock(&self.0.gathered));
+        if lost > 0 {
+            lines.extend(format!("{lost} log lines were lost, since nobody read them\n").bytes());
+        }
+        let _ = out.write_all(&lines).and_then(|()| out.flush()); // nobody may be reading any more
+    }
+
+    fn wait(&self) {
+        let nothing = |gathered: &mut Gathered| gathered.lines.is_empty();
+        drop(self.0.something.wait_while(lock(&self.0.gathered), nothing));
+    }
+
+    fn add(&self, line: &[u8]) {
+        let mut gathered = lock(&self.0.gathered);
+        if gathered.lines.len() + line.len() > ROOM {
+            gathered.lost += 1;
+            return;
+        }
+        if gathered.lines.is_empty() {
+            self.0.something.notify_one();
+        }
+        gathered.lines.extend_from_slice(line);
+    }
+}
+
+/// Nothing that is locked here is ever left half changed.
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What `tracing` writes one line to.
+pub(super) struct Line<'a> {
+    lines: &'a Lines,
+    urgent: bool,
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Line<'a>;
+
+    fn make_writer(&'a self) -> Line<'a> {
+        Line { lines: self, urgent: false }
+    }
+
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Line<'a> {
+        Line { lines: self, urgent: *metadata.level() <= Level::WARN }
+    }
+}
+
+impl Write for Line<'_> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.lines.add(line);
+        if self.urgent {
+            self.lines.flush();
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// How an event becomes a line.
+#[derive(Clone, Copy)]
+pub(super) enum Format {
+    /// `2026-01-31T09:30:00.123456Z  INFO request method=GET route=/users/{id} status=200 ms=0.4`
+    Text,
+    /// `{"timestamp":"2026-01-31T09:30:00.123456Z","level":"INFO","message":"request","method":"GET",…}`
+    Json,
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>, N: for<'a> FormatFields<'a> + 'static> FormatEvent<S, N> for Format {
+    fn format_event(&self, _: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let (now, level) = (Timestamp::now(), event.metadata().level());
+        let colour = match *level {
+            _ if !out.has_ansi_escapes() => None,
+            Level::ERROR => Some(31),
+            Level::WARN => Some(33),
+            Level::INFO => Some(32),
+            _ => Some(34),
+        };
+        match (self, colour) {
+            (Self::Json, _) => write!(out, r#"{{"timestamp":"{now:.6}","level":"{level}""#)?,
+            (Self::Text, None) => write!(out, "{now:.6} {level:>5}")?,
+            (Self::Text, Some(colour)) => write!(out, "\x1b[2m{now:.6}\x1b[0m \x1b[{colour}m{level:>5}\x1b[0m")?,
+        }
+        let mut fields = Fields { format: *self, out: out.by_ref(), result: Ok(()) };
+        event.record(&mut fields);
+        fields.result?;
+        out.write_str(if matches!(self, Self::Json) { "}\n" } else { "\n" })
+    }
+}
+
+/// Writes the fields of an event, its message among them and, as `tracing` has it, first.
+struct Fields<'a> {
+    format: Format,
+    out: Writer<'a>,
+    result: fmt::Result,
+}
+
+impl Fields<'_> {
+    fn write(&mut self, field: &Field, plain: bool, value: fmt::Arguments<'_>) {
+        let (name, out) = (field.name(), &mut self.out);
+        let written = match self.format {
+            Format::Text if name == "message" => write!(out, " {}", Printable(value)),
+            Format::Text => write!(out, " {name}={}", Printable(value)),
+            Format::Json if plain => write!(out, r#","{name}":{value}"#),
+            Format::Json => write!(out, r#","{name}":{}"#, Value::from(value.to_string())),
+        };
+        self.result = self.result.and(written);
+    }
+}
+
+impl Visit for Fields<'_> {
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.write(field, value.is_finite(), format_args!("{value}"));
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.write(field, true, format_args!("{value}"));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.write(field, true, format_args!("{value}"));
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.write(field, true, format_args!("{value}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.write(field, false, format_args!("{value}"));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.write(field, false, format_args!("{value:?}"));
+    }
+}
+
+/// A text without the characters that would move a terminal's cursor or begin a line of their own: much of what is logged
+/// came from a client.
+struct Printable<'a>(fmt::Arguments<'a>);
+
+impl fmt::Display for Printable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        struct Escaping<'a, 'b>(&'a mut fmt::Formatter<'b>);
+        impl fmt::Write for Escaping<'_, '_> {
+            fn write_str(&mut self, text: &str) -> fmt::Result {
+                if !text.contains(char::is_control) {
+                    return self.0.write_str(text);
+                }
+                text.chars().try_for_each(|c| match c.is_control() {
+                    true => write!(self.0, "{}", c.escape_default()),
+                    false => self.0.write_char(c),
+                })
+            }
+        }
+        use fmt::Write as _;
+        Escaping(f).write_fmt(self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use tracing_subscriber::layer::SubscriberExt;
+
+    use super::*;
+
+    /// What is written, write by write.
+    struct Out(mpsc::Sender<String>);
+
+    impl Write for Out {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _ = self.0.send(String::from_utf8_lossy(bytes).into_owned());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn lines() -> (Lines, mpsc::Receiver<String>) {
+        let (sender, written) = mpsc::channel();
+        (Lines::to(Out(sender)), written)
+    }
+
+    /// What `say` logs in this format.
+    fn logged(format: Format, say: impl FnOnce()) -> String {
+        let (lines, written) = lines();
+        let layer = tracing_subscriber::fmt::layer().event_format(format).with_ansi(false).with_writer(lines.clone());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), say);
+        lines.flush();
+        written.try_iter().collect()
+    }
+
+    #[test]
+    fn a_line_of_json_is_one_object_whatever_is_in_it() {
+        let line = logged(Format::Json, || {
+            tracing::info!(text = "a \"quoted\"\nline", shown = %1.5, number = 7, is = true, none = f64::NAN, "said");
+        });
+        let json: Value = serde_json::from_str(&line).expect(&line);
+        assert_eq!((&json["level"], &json["message"]), (&"INFO".into(), &"said".into()), "{line}");
+        assert_eq!((&json["text"], &json["shown"]), (&"a \"quoted\"\nline".into(), &"1.5".into()), "{line}");
+        assert_eq!((&json["number"], &json["is"], &json["none"]), (&7.into(), &true.into(), &"NaN".into()), "{line}");
+        assert!(json["timestamp"].as_str().is_some_and(|time| time.parse::<Timestamp>().is_ok()), "{line}");
+        assert_eq!(line.lines().count(), 1, "{line}");
+    }
+
+    #[test]
+    fn a_line_of_text_is_one_line_and_moves_no_cursor() {
+        let line = logged(Format::Text, || tracing::info!(text = "evil\n2026 INFO \u{1b}[2J", "said"));
+        let (_, rest) = line.split_once(' ').expect("a time");
+        assert_eq!(rest, " INFO said text=evil\\n2026 INFO \\u{1b}[2J\n");
+    }
+
+    #[test]
+    fn good_news_waits_and_bad_news_takes_it_along() {
+        let (lines, written) = lines();
+        let layer = tracing_subscriber::fmt::layer().event_format(Format::Text).with_writer(lines);
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            tracing::info!("good");
+            assert!(written.try_recv().is_err(), "it waits");
+            tracing::warn!("bad");
+        });
+        let written = written.try_recv().expect("it goes out at once");
+        assert!(written.contains("good") && written.contains("bad"), "{written}");
+    }
+
+    #[test]
+    fn what_nobody_reads_is_lost_and_counted() {
+        let (lines, written) = lines();
+        for _ in 0..ROOM / 1000 + 5 {
+            lines.add(&[b'x'; 1000]);
+        }
+        lines.flush();
+        let written: String = written.try_iter().collect();
+        assert!(written.len() < ROOM + 100 && written.ends_with(" log lines were lost, since nobody read them\n"));
+    }
+}

@@ -1,0 +1,89 @@
+//! What a process tells of itself while it runs: log lines on stdout ([`lines`]), and traces to a collector, if there is one
+//! ([`traces`]). What it counts is in [`crate::metrics`].
+//!
+//! Code says what happens by `tracing`. Its events become lines; its spans become traces, and without a collector nothing:
+//! then a span costs a nanosecond.
+
+mod lines;
+pub mod traces;
+
+use std::io::{self, IsTerminal};
+use std::str::FromStr;
+
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing_subscriber::filter::{FilterExt, filter_fn};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+use self::lines::{Format, Lines};
+use crate::config::Settings;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text where stdout is a terminal, else JSON.
+    Auto,
+    /// For people.
+    Text,
+    /// One JSON object a line, for programs.
+    Json,
+}
+
+impl FromStr for LogFormat {
+    type Err = &'static str;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err("must be auto, text or json"),
+        }
+    }
+}
+
+/// What has to be ended with the process: lines and spans are passed on a little later than they are written.
+#[must_use = "what is not passed on yet is lost unless this is ended"]
+pub struct Telemetry {
+    lines: Lines,
+    traces: Option<SdkTracerProvider>,
+}
+
+/// Starts to log what the settings let through, and to trace if they name a collector. Call once, first.
+///
+/// # Errors
+/// If `RUST_LOG` is not a `tracing` filter, or the exporter of the traces cannot be set up.
+pub fn start(service: &'static str, settings: &Settings) -> Result<Telemetry, String> {
+    let filter = EnvFilter::try_new(&settings.rust_log);
+    let filter = filter.map_err(|error| format!("RUST_LOG={}: {error}", settings.rust_log))?;
+    let terminal = io::stdout().is_terminal();
+    let json = settings.log_format == LogFormat::Json || settings.log_format == LogFormat::Auto && !terminal;
+    let lines = Lines::start(io::stdout());
+    let log = tracing_subscriber::fmt::layer()
+        .event_format(if json { Format::Json } else { Format::Text })
+        .with_ansi(terminal)
+        .with_writer(lines.clone())
+        .with_filter(filter.and(filter_fn(|metadata| metadata.is_event())));
+    let collector = settings.otel_exporter_otlp_endpoint.as_ref();
+    let provider = collector.map(|collector| traces::provider(service, collector)).transpose()?;
+    let traces = provider.as_ref().map(traces::layer);
+    tracing_subscriber::registry().with(traces).with(log).try_init().map_err(|error| error.to_string())?;
+    Ok(Telemetry { lines, traces: provider })
+}
+
+impl Telemetry {
+    /// Passes on what is left, last of all. A collector that does not answer is not waited for longer than
+    /// [`traces::LAST_CALL`].
+    pub async fn end(self) {
+        let Self { lines, traces } = self;
+        // The exporter blocks, in threads of its own.
+        let _ = tokio::task::spawn_blocking(move || {
+            if let Some(Err(error)) = traces.map(|traces| traces.shutdown_with_timeout(traces::LAST_CALL)) {
+                tracing::warn!(%error, "the last spans are lost");
+            }
+            lines.flush();
+        })
+        .await;
+    }
+}

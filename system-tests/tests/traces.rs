@@ -1,0 +1,258 @@
+//! Traces and logs, as whoever runs the system gets them: by a collector of their own, and from stdout.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::KeyValue;
+use opentelemetry_proto::tonic::common::v1::any_value::Value as Attribute;
+use opentelemetry_proto::tonic::trace::v1::Span;
+use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
+use prost::Message;
+use serde_json::{Value, json};
+use system_tests::{Launch, ORDERS, PRODUCTS, Service, Signal, System, USERS, eventually, order};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const CALLER: &str = "00f067aa0ba902b7";
+
+/// A collector of traces: what arrives at it by OTLP over HTTP, decoded.
+struct Collector {
+    url: String,
+    spans: Arc<Mutex<Vec<Sent>>>,
+    _tasks: JoinSet<()>,
+}
+
+/// A span, and whose it is.
+#[derive(Clone, Debug)]
+struct Sent {
+    service: String,
+    span: Span,
+}
+
+impl Collector {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let url = format!("http://{}", listener.local_addr().expect("it is bound"));
+        let spans = Arc::<Mutex<Vec<Sent>>>::default();
+        let mut tasks = JoinSet::new();
+        let all = Arc::clone(&spans);
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((connection, _)) = listener.accept().await {
+                connections.spawn(collect(connection, Arc::clone(&all)));
+            }
+        });
+        Self { url, spans, _tasks: tasks }
+    }
+
+    /// Has a service send its spans here, soon.
+    fn traced(&self, launch: Launch) -> Launch {
+        launch.env("OTEL_EXPORTER_OTLP_ENDPOINT", &self.url).env("OTEL_BSP_SCHEDULE_DELAY", 50)
+    }
+
+    fn all(&self) -> Vec<Sent> {
+        self.spans.lock().expect("nobody panics with it").clone()
+    }
+
+    /// The span of this name of this service, when it has come.
+    async fn find(&self, service: &str, name: &str) -> Sent {
+        let find = || self.all().into_iter().find(|sent| sent.service == service && sent.span.name == name);
+        assert!(eventually(true, async || find().is_some()).await, "{service} {name}: {:#?}", self.names());
+        find().expect("it was there")
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.all().iter().map(|sent| format!("{} {}", sent.service, sent.span.name)).collect()
+    }
+}
+
+/// One connection, to its end.
+async fn collect(connection: TcpStream, spans: Arc<Mutex<Vec<Sent>>>) {
+    let mut connection = BufReader::new(connection);
+    loop {
+        let (mut line, mut length) = (String::new(), 0);
+        while !matches!(connection.read_line(&mut line).await, Err(_) | Ok(0 | 2)) {
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().expect("a length");
+            }
+            line.clear();
+        }
+        let mut body = vec![0; length];
+        if length == 0 || connection.read_exact(&mut body).await.is_err() {
+            return;
+        }
+        let export = ExportTraceServiceRequest::decode(&*body).expect("OTLP");
+        for resource in export.resource_spans {
+            let service = text(&resource.resource.expect("a resource").attributes, "service.name");
+            let sent = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
+            spans
+                .lock()
+                .expect("nobody panics with it")
+                .extend(sent.map(|span| Sent { service: service.clone(), span }));
+        }
+        if connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.is_err() {
+            return;
+        }
+    }
+}
+
+/// An attribute as text; empty if there is none.
+fn text(attributes: &[KeyValue], key: &str) -> String {
+    let attribute = attributes.iter().find(|attribute| attribute.key == key);
+    match attribute.and_then(|attribute| attribute.value.clone()?.value) {
+        Some(Attribute::StringValue(text)) => text,
+        Some(Attribute::IntValue(number)) => number.to_string(),
+        Some(other) => format!("{other:?}"),
+        None => String::new(),
+    }
+}
+
+impl Sent {
+    fn attribute(&self, key: &str) -> String {
+        text(&self.span.attributes, key)
+    }
+
+    fn trace(&self) -> String {
+        hex(&self.span.trace_id)
+    }
+
+    fn is_error(&self) -> bool {
+        self.span.status.as_ref().is_some_and(|status| status.code() == StatusCode::Error)
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[tokio::test]
+async fn one_order_is_one_trace_through_the_three_services() {
+    let collector = Collector::start().await;
+    let system = System::start_as(|launch| collector.traced(launch)).await.unwrap();
+    let placing = system.orders.request("POST", "/orders").header("traceparent", &format!("00-{TRACE}-{CALLER}-01"));
+    placing.json(&order(1, 1, 1)).send().await.expect(201);
+
+    let ordered = collector.find(ORDERS, "POST /orders").await;
+    assert_eq!((ordered.trace(), hex(&ordered.span.parent_span_id)), (TRACE.to_owned(), CALLER.to_owned()));
+    assert_eq!(ordered.span.kind(), SpanKind::Server);
+    let expected = [
+        ("http.request.method", "POST"),
+        ("http.route", "/orders"),
+        ("url.path", "/orders"),
+        ("http.response.status_code", "201"),
+    ];
+    for (key, value) in expected {
+        assert_eq!(ordered.attribute(key), value, "{key}: {ordered:#?}");
+    }
+    for (service, name, call) in [
+        (USERS, "GET /users/{id}", "GET user-service"),
+        (PRODUCTS, "PUT /reservations/{orderId}", "PUT product-service"),
+    ] {
+        let (calling, answering) = (collector.find(ORDERS, call).await, collector.find(service, name).await);
+        assert_eq!((calling.trace(), answering.trace()), (TRACE.to_owned(), TRACE.to_owned()));
+        assert_eq!((calling.span.kind(), answering.span.kind()), (SpanKind::Client, SpanKind::Server));
+        assert_eq!(hex(&calling.span.parent_span_id), hex(&ordered.span.span_id), "{call} is a part of the order");
+        assert_eq!(hex(&answering.span.parent_span_id), hex(&calling.span.span_id), "{name} is what was called");
+        assert!(calling.attribute("url.full").starts_with("http://127.0.0.1:"), "{calling:#?}");
+        assert!(!calling.is_error() && !answering.is_error());
+    }
+}
+
+#[tokio::test]
+async fn a_failure_is_marked_where_it_is_one() {
+    let collector = Collector::start().await;
+    let mut system = System::start_as(|launch| collector.traced(launch)).await.unwrap();
+    system.orders.get("/orders/none").await.expect(400);
+    assert!(!collector.find(ORDERS, "GET /orders/{id}").await.is_error(), "the client's mistake is no failure of ours");
+    system.users.kill().await;
+    system.orders.post("/orders", order(1, 1, 1)).await.expect(503);
+    let ordered = collector.find(ORDERS, "POST /orders").await;
+    assert!(ordered.is_error() && ordered.attribute("error.type") == "503", "{ordered:#?}");
+    let asked = collector.find(ORDERS, "GET user-service").await;
+    assert!(asked.is_error() && asked.attribute("error.type") == "unreachable", "{asked:#?}");
+}
+
+#[tokio::test]
+async fn the_last_spans_are_sent_at_the_very_end() {
+    let collector = Collector::start().await;
+    let launch = collector.traced(Launch::of(USERS)).env("OTEL_BSP_SCHEDULE_DELAY", 3_600_000);
+    let mut users = Service::start(launch.env("OTEL_SERVICE_NAME", "people")).await.unwrap();
+    users.get("/users/1").await.expect(200);
+    users.signal(Signal::Interrupt).await;
+    assert!(users.ends_within(Duration::from_secs(15)).await.success());
+    let sent = collector.all();
+    assert!(sent.iter().any(|sent| sent.service == "people" && sent.span.name == "GET /users/{id}"), "{sent:#?}");
+}
+
+#[tokio::test]
+async fn what_is_not_sampled_is_not_sent() {
+    let collector = Collector::start().await;
+    let launch = collector.traced(Launch::of(USERS)).env("OTEL_TRACES_SAMPLER", "always_off");
+    let mut users = Service::start(launch).await.unwrap();
+    users.get("/users/1").await.expect(200);
+    users.signal(Signal::Interrupt).await;
+    assert!(users.ends_within(Duration::from_secs(15)).await.success());
+    assert!(collector.all().is_empty(), "{:#?}", collector.names());
+}
+
+#[tokio::test]
+async fn a_collector_that_is_silent_costs_nothing() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap(); // the kernel accepts, and nobody answers
+    let collector = format!("http://{}", silent.local_addr().unwrap());
+    let launch = Launch::of(USERS).env("OTEL_EXPORTER_OTLP_ENDPOINT", collector).env("OTEL_BSP_SCHEDULE_DELAY", 10);
+    let mut users = Service::start(launch.env("OTEL_BSP_MAX_QUEUE_SIZE", 10)).await.unwrap();
+    for _ in 0..100 {
+        users.get("/users/1").await.expect(200);
+    }
+    users.signal(Signal::Interrupt).await;
+    assert!(users.ends_within(Duration::from_secs(15)).await.success());
+}
+
+#[tokio::test]
+async fn each_request_has_one_line_with_its_ids() {
+    let users = Service::start(Launch::of(USERS)).await.unwrap();
+    let asking = users.request("GET", "/users/1").header("traceparent", &format!("00-{TRACE}-{CALLER}-01"));
+    asking.header("x-request-id", "seven").send().await.expect(200);
+    let lines = || -> Vec<Value> {
+        let lines = users.log().into_iter().skip(1); // the start-up line is for people
+        let lines = lines.map(|line| serde_json::from_str(&line).expect("JSON, since this is no terminal"));
+        lines.filter(|line: &Value| line["message"] == "request").collect()
+    };
+    assert_eq!(eventually(1, async || lines().len()).await, 1, "{:#?}", users.log());
+    let line = &lines()[0];
+    let told = ["level", "message", "method", "route", "request_id", "trace_id"].map(|field| line[field].as_str());
+    assert_eq!(told, ["INFO", "request", "GET", "/users/{id}", "seven", TRACE].map(Some), "{line}");
+    assert!(line["status"] == 200 && line["ms"].is_number() && line["timestamp"].is_string(), "{line}");
+}
+
+#[tokio::test]
+async fn no_secret_is_in_any_line_or_span() {
+    const SECRET: &str = "canary-7f3a9c";
+    let collector = Collector::start().await;
+    let prepare = |launch: Launch| collector.traced(launch).env("RUST_LOG", "trace");
+    let system = System::start_as(prepare).await.unwrap();
+    let account = json!({"username": "ada", "email": "ada@example.com", "password": SECRET});
+    system.users.post("/users", account).await.expect(201);
+    system.users.patch("/users/3", json!({"password": format!("{SECRET} new")})).await.expect(200);
+    system.users.post("/users", json!({"username": SECRET, "password": 7})).await.expect(400);
+    system.users.post("/users", json!({"name": "Bob", "password": SECRET, "email": "none"})).await.expect(400);
+    for service in [&system.users, &system.products, &system.orders] {
+        let bearing = service.request("GET", "/livez").header("authorization", &format!("Bearer {SECRET}"));
+        bearing.header("cookie", &format!("session={SECRET}")).send().await.expect(200);
+        service.request("POST", "/none").json(&json!({"token": SECRET})).send().await.expect(404);
+    }
+    collector.find(ORDERS, "POST (none)").await;
+    collector.find(USERS, "PATCH /users/{id}").await;
+    for service in [&system.users, &system.products, &system.orders] {
+        let last = async || service.log().iter().any(|line| line.contains(r#""method":"POST","route":"(none)""#));
+        assert!(eventually(true, last).await, "{:#?}", service.log());
+    }
+    let logs = [&system.users, &system.products, &system.orders].map(Service::log).concat();
+    let spans: Vec<_> = collector.all().iter().map(|sent| format!("{sent:?}")).collect();
+    let told: Vec<_> = logs.iter().chain(&spans).filter(|line| line.contains(SECRET)).collect();
+    assert!(told.is_empty(), "{told:#?}");
+}
