@@ -30,6 +30,8 @@ use crate::telemetry::traces;
 const START_PATIENCE: Duration = Duration::from_secs(30);
 /// How long one try to connect may take.
 const START_TRY: Duration = Duration::from_secs(5);
+/// How long the migrations may take, and to wait for another replica that is at them.
+const MIGRATION: Duration = Duration::from_secs(600);
 /// Between two looks meanwhile.
 const START_PAUSE: Duration = Duration::from_millis(250);
 /// How long a transaction may stand open. No step here opens one; this ends those of whoever else is there.
@@ -65,6 +67,7 @@ pub async fn open(
     let limit = |time: Duration| time.as_millis().max(1).to_string(); // 0 would be none
     let options = options.options([
         ("statement_timeout", limit(settings.database_statement)),
+        ("lock_timeout", limit(settings.database_statement.mul_f64(0.9))), // which says why
         ("idle_in_transaction_session_timeout", limit(IDLE_IN_TRANSACTION)),
     ]);
     let doubted = Arc::new(Mutex::new(Instant::now()));
@@ -74,8 +77,19 @@ pub async fn open(
         .acquire_timeout(settings.database_acquire)
         .test_before_acquire(false) // a round trip for each use; instead:
         .before_acquire(move |connection, used| {
-            let is_doubtful = used.idle_for >= last_doubt.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
-            Box::pin(async move { Ok(!is_doubtful && (used.idle_for < UNUSED || connection.ping().await.is_ok())) })
+            let last_doubt = Arc::clone(&last_doubt);
+            Box::pin(async move {
+                let doubt = || last_doubt.lock().unwrap_or_else(PoisonError::into_inner);
+                if used.idle_for >= doubt().elapsed() {
+                    return Ok(false);
+                }
+                let answers = used.idle_for < UNUSED
+                    || time::timeout(SILENT, connection.ping()).await.is_ok_and(|pong| pong.is_ok());
+                if !answers {
+                    *doubt() = Instant::now();
+                }
+                Ok(answers)
+            })
         });
     let statement = settings.database_statement + SILENT;
     let connections = connections.connect_lazy_with(options);
@@ -91,7 +105,8 @@ async fn migrate(options: &PgConnectOptions, migrations: &[(&'static str, &'stat
     });
     let mut migrator = Migrator::with_migrations(numbered.collect());
     migrator.set_ignore_missing(true); // a newer release may have migrated already: migrations only add
-    let migrated = migrator.run_direct(None, &mut connection, false).await;
+    let migrated = time::timeout(MIGRATION, migrator.run_direct(None, &mut connection, false)).await;
+    let migrated = migrated.map_err(|_| "cannot migrate the database: another is at it, or it is silent".to_owned())?;
     migrated.map_err(|error| format!("cannot migrate the database: {error}"))?;
     let _ = connection.close().await; // it has done its work
     Ok(())
@@ -354,8 +369,8 @@ fn may_pass(error: &Error) -> bool {
 /// Whether other connections are likely to have met with the same.
 fn casts_doubt(error: &Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
-    matches!(error, Error::Io(_) | Error::Protocol(_) | Error::PoolTimedOut)
-        || code.is_some_and(|code| code.starts_with("57P")) // the database ends
+    // Not that all are busy: to throw good ones away would make it worse.
+    matches!(error, Error::Io(_) | Error::Protocol(_)) || code.is_some_and(|code| code.starts_with("57P")) // the database ends
 }
 
 #[cfg(test)]

@@ -63,7 +63,8 @@ async fn what_was_given_up_and_released_is_not_settled() {
         impatient.env("USER_SERVICE_URL", durable.system.users.url()).env("PRODUCT_SERVICE_URL", deaf.url());
     let _impatient = Service::start(impatient).await.unwrap_or_else(|reason| panic!("{reason}"));
 
-    let late = Fault::Delay { base: Duration::from_millis(300), jitter: Duration::from_millis(300) };
+    // Each way, and so in sum later than an intent is safe from the impatient, and sooner than a call is given up.
+    let late = Fault::Delay { base: Duration::from_millis(650), jitter: Duration::from_millis(150) };
     durable.links.orders_to_users.set(late);
     let answers = join_all((0..20).map(|_| durable.system.orders.post("/orders", order(1, lamp, 1)))).await;
     deaf.heal();

@@ -96,7 +96,7 @@ impl Plans {
 /// The rows that the busiest step at or below this one took into its hands; its indexes are added to `used`.
 fn look(step: &Value, used: &mut BTreeSet<String>) -> u64 {
     used.extend(step["Index Name"].as_str().map(str::to_owned));
-    let number = |name: &str| step[name].as_u64().unwrap_or_default();
+    let number = |name: &str| step[name].as_f64().unwrap_or_default().ceil() as u64; // the average of its loops
     let rows = number("Actual Rows") + number("Rows Removed by Filter") + number("Rows Removed by Index Recheck");
     let below = step["Plans"].as_array().into_iter().flatten().map(|step| look(step, used)).max();
     (rows * number("Actual Loops")).max(below.unwrap_or_default())

@@ -104,7 +104,8 @@ const PAGE_OF_BOTH: &str = orders_where!(
 
 /// Passes over rows that somebody has locked: they are being settled, or given up, just now.
 const GIVE_UP: &str = "with abandoned as materialized
-        (select id from orders where state = 'placing' and created_at < $1 for update skip locked)
+        (select id from orders where state = 'placing' and created_at < $1
+        order by created_at limit 1000 for update skip locked)
     update orders set state = 'aborting' from abandoned where orders.id = abandoned.id";
 
 /// First what was never claimed, then what was claimed longest ago: rows that cannot be released keep none waiting. What

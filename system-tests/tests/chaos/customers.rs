@@ -177,11 +177,15 @@ impl Customer {
 
     /// Cancels one of its orders.
     async fn cancel(&mut self) {
-        let orders = self.purchases.iter_mut().filter_map(|purchase| match &mut purchase.state {
-            Known::Placed { order, cancel } if *cancel != Cancel::Done => Some((order, cancel)),
-            _ => None,
-        });
-        let Some((order, cancel)) = orders.choose(&mut self.dice) else { return };
+        let is_placed =
+            |at: &usize| matches!(&self.purchases[*at].state, Known::Placed { cancel, .. } if *cancel != Cancel::Done);
+        if let Some(at) = (0..self.purchases.len()).filter(is_placed).choose(&mut self.dice) {
+            self.cancel_once(at).await;
+        }
+    }
+
+    async fn cancel_once(&mut self, at: usize) {
+        let Known::Placed { order, cancel } = &mut self.purchases[at].state else { return };
         let asked_before = *cancel != Cancel::NotAsked;
         *cancel = Cancel::InTheDark;
         let request = self.caller.request("PATCH", format!("{}/orders/{}", self.shop.orders, id(order)));
@@ -202,15 +206,26 @@ impl Customer {
             _ => None,
         });
         let order = orders.choose(&mut self.dice);
-        let url = match (self.dice.random_range(0..4), order) {
-            (0, Some(order)) => format!("{}/orders/{}", self.shop.orders, id(order)),
-            (1, _) => format!("{}/products", self.shop.products),
-            (2, _) => format!("{}/users", self.shop.products), // which asks user-service
-            _ => format!("{}/orders?userId={}&limit=20", self.shop.orders, self.dice.random_range(1..=self.shop.users)),
+        let user = self.dice.random_range(1..=self.shop.users);
+        let is_whole = |order: &Value| order["products"].as_array().is_some_and(|lines| !lines.is_empty());
+        type Fits<'a> = Box<dyn Fn(&Value) -> bool + Send + 'a>;
+        let (url, fits): (String, Fits<'_>) = match (self.dice.random_range(0..4), order) {
+            (0, Some(order)) => {
+                let same =
+                    |seen: &Value| ["id", "userId", "products", "total"].iter().all(|part| seen[part] == order[part]);
+                (format!("{}/orders/{}", self.shop.orders, id(order)), Box::new(same))
+            }
+            (1, _) => (format!("{}/products", self.shop.products), Box::new(Value::is_array)),
+            (2, _) => (format!("{}/users", self.shop.products), Box::new(Value::is_array)), // it asks user-service
+            _ => {
+                let listed = move |order: &Value| order["userId"] == user && is_whole(order);
+                let all = move |seen: &Value| seen.as_array().is_some_and(|orders| orders.iter().all(listed));
+                (format!("{}/orders?userId={user}&limit=20", self.shop.orders), Box::new(all))
+            }
         };
         let request = self.caller.request("GET", url);
         if let Ok(Ok(answer)) = time::timeout(PATIENCE, request.try_send()).await
-            && !matches!(answer.status, 200 | 503)
+            && !(answer.status == 503 || answer.status == 200 && fits(&answer.json()))
         {
             self.outrages.push(format!("looking: {answer}"));
         }
@@ -219,6 +234,12 @@ impl Customer {
     /// When all is well, asks for everything again that it does not know for sure.
     pub(crate) async fn ask_until_definite(&mut self) {
         for at in 0..self.purchases.len() {
+            for _ in 0..TRIES {
+                match self.purchases[at].state {
+                    Known::Placed { cancel: Cancel::InTheDark, .. } => self.cancel_once(at).await,
+                    _ => break,
+                }
+            }
             let mut tries = 0;
             while !self.purchases[at].is_definite() && tries < TRIES {
                 // All that is still on its way has arrived by now, so what is refused now stays refused.

@@ -13,6 +13,9 @@ use tokio::time::{self, Instant};
 
 use crate::say;
 
+/// With fewer a run proves nothing.
+const MIN: usize = 60;
+const MIN_OF_EACH_KIND: usize = 8;
 /// From one fault to the next.
 const PAUSES_MS: std::ops::Range<u64> = 700..1500;
 /// How long a process is dead.
@@ -84,6 +87,11 @@ impl<'a> Faults<'a> {
             let kind = self.kinds.remove(0);
             self.strike(kind, dice).await;
         }
+    }
+
+    /// Whether there were enough for the run to prove something.
+    pub(crate) fn are_enough(&self) -> bool {
+        are_enough(&self.counts)
     }
 
     /// Since the first of them.
@@ -171,6 +179,12 @@ impl<'a> Faults<'a> {
         let Links { orders_to_users, orders_to_products, products_to_users } = &self.durable.links;
         [orders_to_users, orders_to_products, products_to_users]
     }
+}
+
+/// Whether so many of each kind are enough.
+pub(crate) fn are_enough(counts: &BTreeMap<String, usize>) -> bool {
+    let of_each = counts.len() == KINDS.len() && counts.values().all(|count| *count >= MIN_OF_EACH_KIND);
+    of_each && counts.values().sum::<usize>() >= MIN
 }
 
 fn some(range: std::ops::Range<u64>, dice: &mut StdRng) -> Duration {

@@ -65,7 +65,8 @@ impl Browser {
         let profile = Path::new(env!("CARGO_TARGET_TMPDIR")).join(folder);
         // A shell in between makes of our pipe the descriptors that Chromium listens at, and cleans up behind it.
         let mut command = Command::new("sh");
-        command.args(["-c", r#"folder=$0; "$@" 3<&0 4>&1 </dev/null >/dev/null; rm -rf "$folder""#]);
+        command
+            .args(["-c", r#"folder=$0; mkdir -p "$folder"; "$@" 3<&0 4>&1 </dev/null >/dev/null; rm -rf "$folder""#]);
         command.arg(&profile).arg(program);
         command.args(["--headless", "--remote-debugging-pipe", "--no-first-run", "--disable-gpu"]);
         // Its sandbox is not to be had by root nor in most containers; it opens no page but ours.
@@ -73,7 +74,7 @@ impl Browser {
         // It talks to nobody but the services.
         command.args(["--disable-background-networking", "--disable-component-update", "--disable-sync"]);
         command.args(["--no-proxy-server", "--disable-breakpad", "--disable-lcd-text", "--hide-scrollbars"]);
-        command.arg(format!("--user-data-dir={}", profile.display())).env("HOME", &profile);
+        command.arg(format!("--user-data-dir={}", profile.display())).env("HOME", &profile).env("TMPDIR", &profile);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
         let mut process = command.spawn().expect("there is a shell");
         let (to, from) = (process.stdin.take().expect("piped"), process.stdout.take().expect("piped"));
