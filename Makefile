@@ -1,7 +1,7 @@
 # What there is to do here. `make` alone lists it.
 CARGO ?= cargo
 
-.PHONY: help run demo test chaos mutants model soak scale check openapi
+.PHONY: help run demo test chaos mutants model soak scale observing check openapi
 MINUTES ?= 10
 
 help: ## this list
@@ -30,6 +30,9 @@ soak: ## what breaks, again and again for MINUTES=10 with release builds and new
 
 scale: ## what calls cost among a million users, products and orders, against a thousand; needs PostgreSQL
 	@CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 $(CARGO) bench --locked -p system-tests --bench scale
+
+observing: ## what log lines and metrics cost, against none
+	@CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 $(CARGO) bench --locked -p system-tests --bench observing
 
 check: ## what has to be clean before a commit: format, lints, documentation, the walls of the house
 	$(CARGO) fmt --all --check

@@ -11,7 +11,8 @@ use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use prost::Message;
 use serde_json::{Value, json};
-use system_tests::{Launch, ORDERS, PRODUCTS, Service, Signal, System, USERS, eventually, order};
+use system_tests::durable::Durable;
+use system_tests::{Launch, ORDERS, PRODUCTS, Service, Signal, System, USERS, eventually, order, seed};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -67,6 +68,17 @@ impl Collector {
 
     fn names(&self) -> Vec<String> {
         self.all().iter().map(|sent| format!("{} {}", sent.service, sent.span.name)).collect()
+    }
+}
+
+/// Prints a trace as a tree, as README shows one.
+fn show(spans: &[Sent], parent: &[u8], depth: usize) {
+    let mut children: Vec<_> = spans.iter().filter(|sent| sent.span.parent_span_id == parent).collect();
+    children.sort_by_key(|sent| sent.span.start_time_unix_nano);
+    for Sent { service, span } in children {
+        let ms = (span.end_time_unix_nano - span.start_time_unix_nano) as f64 / 1e6;
+        println!("{:3$}{:<4$}{:6.1} ms  {service}", "", span.name, ms, 2 * depth, 36 - 2 * depth);
+        show(spans, &span.span_id, depth + 1);
     }
 }
 
@@ -160,6 +172,31 @@ async fn one_order_is_one_trace_through_the_three_services() {
         assert!(calling.attribute("url.full").starts_with("http://127.0.0.1:"), "{calling:#?}");
         assert!(!calling.is_error() && !answering.is_error());
     }
+}
+
+#[tokio::test]
+async fn what_a_request_does_in_the_database_is_a_part_of_its_trace() {
+    let collector = Collector::start().await;
+    let Some(durable) = Durable::start(seed(), |launch| collector.traced(launch)).await else { return };
+    let system = &durable.system;
+    system.users.post("/users", json!({"name": "Eve"})).await.expect(201);
+    system.add_product("Lamp", 19.99, 50).await;
+    system.orders.post("/orders", order(1, 1, 1)).await.expect(201);
+    let settled = collector.find(ORDERS, "settle").await;
+    let taken = collector.find(PRODUCTS, "take").await;
+    let placed = collector.find(ORDERS, "POST /orders").await;
+    assert_eq!((settled.trace(), taken.trace()), (placed.trace(), placed.trace()));
+    assert_eq!(settled.span.parent_span_id, placed.span.span_id);
+    for step in [&settled, &taken] {
+        assert_eq!(
+            (step.span.kind(), &*step.attribute("db.system.name")),
+            (SpanKind::Client, "postgresql"),
+            "{step:#?}"
+        );
+    }
+    collector.find(USERS, "GET /users/{id}").await;
+    let trace: Vec<_> = collector.all().into_iter().filter(|sent| sent.trace() == placed.trace()).collect();
+    show(&trace, &placed.span.parent_span_id, 0);
 }
 
 #[tokio::test]

@@ -29,6 +29,7 @@ use self::throttle::Throttle;
 use crate::config::PeerSettings;
 use crate::context::Context;
 use crate::metrics::{self, Counter, Durations, Family, Labels};
+use crate::mistake;
 use crate::problem::{self, PEER_UNAVAILABLE, Problem};
 use crate::telemetry::traces;
 
@@ -258,6 +259,9 @@ impl Peer {
     }
 
     fn count(&self, outcome: &Result<Answer, PeerError>, took: Duration) {
+        if mistake!("nothing is counted") {
+            return;
+        }
         let peer = self.0.name;
         let outcome = match outcome {
             Ok(answer) if answer.status.is_server_error() => "failed",

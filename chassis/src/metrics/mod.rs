@@ -19,6 +19,7 @@ pub use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
+use crate::mistake;
 use crate::problem::Problem;
 
 /// From half a millisecond to the time limit of a request, in seconds.
@@ -105,8 +106,11 @@ impl Metrics {
 
     /// A request is over, answered or given up.
     pub(crate) fn end(&self, method: &Method, route: &Arc<str>, status: StatusCode, took: Duration) {
-        let (method, route) = (method_label(method), Arc::clone(route));
         self.in_flight.dec();
+        if mistake!("nothing is counted") {
+            return; // for the benchmark of what counting costs
+        }
+        let (method, route) = (method_label(method), Arc::clone(route));
         let class = Class { method, route: Arc::clone(&route), status: class_label(status) };
         self.durations.get_or_create(&class).observe(took.as_secs_f64());
         self.requests.get_or_create(&Requests { method, route, status: status.as_u16() }).inc();

@@ -6,12 +6,12 @@
 
 use std::fmt;
 use std::io::{self, Write};
+use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde_json::Value;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
@@ -34,7 +34,13 @@ struct Shared {
     /// Something has been gathered where there was nothing.
     something: Condvar,
     /// Held while they are written: whoever flushes waits for who is at it.
-    out: Mutex<Box<dyn Write + Send>>,
+    out: Mutex<Out>,
+}
+
+struct Out {
+    to: Box<dyn Write + Send>,
+    /// Changes places with what has been gathered: to have new memory each time would cost more than to write.
+    lines: Vec<u8>,
 }
 
 #[derive(Default)]
@@ -46,7 +52,7 @@ struct Gathered {
 impl Lines {
     /// Gathers lines that are written only when it is flushed.
     fn to(out: impl Write + Send + 'static) -> Self {
-        let out = Mutex::new(Box::new(out) as Box<dyn Write + Send>);
+        let out = Mutex::new(Out { to: Box::new(out), lines: Vec::new() });
         Self(Arc::new(Shared { gathered: Mutex::default(), something: Condvar::new(), out }))
     }
 
@@ -72,12 +78,17 @@ impl Lines {
 
     /// Writes all that has been gathered.
     pub(super) fn flush(&self) {
-        let mut out = lock(&self.0.out);
-        let Gathered { mut lines, lost } = std::mem::take(&mut *lock(&self.0.gathered));
+        let Out { to, lines } = &mut *lock(&self.0.out);
+        let lost = {
+            let mut gathered = lock(&self.0.gathered);
+            mem::swap(&mut gathered.lines, lines);
+            mem::take(&mut gathered.lost)
+        };
         if lost > 0 {
             lines.extend(format!("{lost} log lines were lost, since nobody read them\n").bytes());
         }
-        let _ = out.write_all(&lines).and_then(|()| out.flush()); // nobody may be reading any more
+        let _ = to.write_all(lines).and_then(|()| to.flush()); // nobody may be reading any more
+        lines.clear();
     }
 
     fn wait(&self) {
@@ -175,12 +186,13 @@ struct Fields<'a> {
 
 impl Fields<'_> {
     fn write(&mut self, field: &Field, plain: bool, value: fmt::Arguments<'_>) {
-        let (name, out) = (field.name(), &mut self.out);
-        let written = match self.format {
-            Format::Text if name == "message" => write!(out, " {}", Printable(value)),
-            Format::Text => write!(out, " {name}={}", Printable(value)),
+        let (name, format, out) = (field.name(), self.format, &mut self.out);
+        let safe = Safe { format, text: value };
+        let written = match format {
+            Format::Text if name == "message" => write!(out, " {safe}"),
+            Format::Text => write!(out, " {name}={safe}"),
             Format::Json if plain => write!(out, r#","{name}":{value}"#),
-            Format::Json => write!(out, r#","{name}":{}"#, Value::from(value.to_string())),
+            Format::Json => write!(out, r#","{name}":"{safe}""#),
         };
         self.result = self.result.and(written);
     }
@@ -212,26 +224,44 @@ impl Visit for Fields<'_> {
     }
 }
 
-/// A text without the characters that would move a terminal's cursor or begin a line of their own: much of what is logged
-/// came from a client.
-struct Printable<'a>(fmt::Arguments<'a>);
+/// A text without the characters that would move a terminal's cursor, begin a line of their own or end a JSON string: much
+/// of what is logged came from a client.
+struct Safe<'a> {
+    format: Format,
+    text: fmt::Arguments<'a>,
+}
 
-impl fmt::Display for Printable<'_> {
+impl fmt::Display for Safe<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        struct Escaping<'a, 'b>(&'a mut fmt::Formatter<'b>);
-        impl fmt::Write for Escaping<'_, '_> {
-            fn write_str(&mut self, text: &str) -> fmt::Result {
-                if !text.contains(char::is_control) {
-                    return self.0.write_str(text);
-                }
-                text.chars().try_for_each(|c| match c.is_control() {
-                    true => write!(self.0, "{}", c.escape_default()),
-                    false => self.0.write_char(c),
-                })
-            }
+        fmt::Write::write_fmt(&mut Escaping { format: self.format, out: f }, self.text)
+    }
+}
+
+struct Escaping<'a, 'b> {
+    format: Format,
+    out: &'a mut fmt::Formatter<'b>,
+}
+
+impl fmt::Write for Escaping<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        // Next to always there is nothing to escape.
+        if text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\') {
+            return self.out.write_str(text);
         }
-        use fmt::Write as _;
-        Escaping(f).write_fmt(self.0)
+        let json = matches!(self.format, Format::Json);
+        let mut rest = text;
+        while let Some(at) = rest.find(|c: char| c.is_control() || json && matches!(c, '"' | '\\')) {
+            let (safe, bad) = rest.split_at(at);
+            self.out.write_str(safe)?;
+            let c = bad.chars().next().unwrap_or_default();
+            match (json, c) {
+                (false, _) => write!(self.out, "{}", c.escape_default())?,
+                (true, '"' | '\\') => write!(self.out, "\\{c}")?,
+                (true, _) => write!(self.out, "\\u{:04x}", c as u32)?, // all of them are in the basic plane
+            }
+            rest = &bad[c.len_utf8()..];
+        }
+        self.out.write_str(rest)
     }
 }
 
@@ -239,14 +269,15 @@ impl fmt::Display for Printable<'_> {
 mod tests {
     use std::sync::mpsc;
 
+    use serde_json::Value;
     use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
 
     /// What is written, write by write.
-    struct Out(mpsc::Sender<String>);
+    struct Told(mpsc::Sender<String>);
 
-    impl Write for Out {
+    impl Write for Told {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let _ = self.0.send(String::from_utf8_lossy(bytes).into_owned());
             Ok(bytes.len())
@@ -259,7 +290,7 @@ mod tests {
 
     fn lines() -> (Lines, mpsc::Receiver<String>) {
         let (sender, written) = mpsc::channel();
-        (Lines::to(Out(sender)), written)
+        (Lines::to(Told(sender)), written)
     }
 
     /// What `say` logs in this format.
