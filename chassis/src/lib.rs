@@ -127,9 +127,10 @@ pub async fn run(service: &str, port: u16, about: &str, app: &App) -> Result<Dur
     }
 }
 
-/// The end of `main`: why a service could not run is said on stderr.
+/// The end of `main`: what is left of the log is written; why a service could not run is said on stderr.
 #[expect(clippy::print_stderr, reason = "a service that cannot start may have no log yet")]
 pub fn exit(result: Result<(), String>) -> ExitCode {
+    telemetry::flush();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {

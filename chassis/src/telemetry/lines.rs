@@ -1,8 +1,8 @@
 //! Log lines: how they look, and how they get out without keeping a request waiting.
 //!
 //! A line is written into memory, and a thread passes on what has gathered ten times a second: a write for each line would
-//! cost more than most requests. A warning or an error goes out at once, with all before it; and so does everything when
-//! the process panics or ends. A process that is killed loses the lines of its last tenth of a second, none of them bad news.
+//! cost more than most requests. For a warning or an error it does not wait, nor when the process panics or ends. A process
+//! that is killed loses the lines of its last tenth of a second, none of them bad news.
 
 use std::fmt::{self, Write as _};
 use std::io::{self, Write};
@@ -31,7 +31,7 @@ pub(super) struct Lines(Arc<Shared>);
 struct Shared {
     /// Held to add a line or to take all of them, never while they are written.
     gathered: Mutex<Gathered>,
-    /// Something has been gathered where there was nothing.
+    /// Something has been gathered where there was nothing, or something urgent.
     something: Condvar,
     /// Held while they are written: whoever flushes waits for who is at it.
     out: Mutex<Out>,
@@ -46,6 +46,7 @@ struct Out {
 #[derive(Default)]
 struct Gathered {
     lines: Vec<u8>,
+    urgent: bool,
     lost: usize,
 }
 
@@ -63,7 +64,6 @@ impl Lines {
         thread::spawn(move || {
             loop {
                 this.wait();
-                thread::sleep(PAUSE);
                 this.flush();
             }
         });
@@ -82,6 +82,7 @@ impl Lines {
         let lost = {
             let mut gathered = lock(&self.0.gathered);
             mem::swap(&mut gathered.lines, lines);
+            gathered.urgent = false;
             mem::take(&mut gathered.lost)
         };
         if lost > 0 {
@@ -91,20 +92,23 @@ impl Lines {
         lines.clear();
     }
 
+    /// Until there is something to write, and for as long as that may wait.
     fn wait(&self) {
-        let nothing = |gathered: &mut Gathered| gathered.lines.is_empty();
-        drop(self.0.something.wait_while(lock(&self.0.gathered), nothing));
+        let gathered = self.0.something.wait_while(lock(&self.0.gathered), |gathered| gathered.lines.is_empty());
+        let gathered = gathered.unwrap_or_else(PoisonError::into_inner);
+        drop(self.0.something.wait_timeout_while(gathered, PAUSE, |gathered| !gathered.urgent));
     }
 
-    fn add(&self, line: &[u8]) {
+    fn add(&self, line: &[u8], urgent: bool) {
         let mut gathered = lock(&self.0.gathered);
         if gathered.lines.len() + line.len() > ROOM {
             gathered.lost += 1;
             return;
         }
-        if gathered.lines.is_empty() {
+        if gathered.lines.is_empty() || urgent {
             self.0.something.notify_one();
         }
+        gathered.urgent |= urgent;
         gathered.lines.extend_from_slice(line);
     }
 }
@@ -134,10 +138,7 @@ impl<'a> MakeWriter<'a> for Lines {
 
 impl Write for Line<'_> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.lines.add(line);
-        if self.urgent {
-            self.lines.flush();
-        }
+        self.lines.add(line, self.urgent);
         Ok(line.len())
     }
 
@@ -241,8 +242,8 @@ impl Visit for Fields<'_> {
     }
 }
 
-/// A text without the characters that would move a terminal's cursor, begin a line of their own or end a JSON string: much
-/// of what is logged came from a client.
+/// Writes a text without the characters that would move a terminal's cursor, begin a line of their own or end a JSON string:
+/// much of what is logged came from a client.
 struct Escaping<'a, 'b> {
     format: Format,
     out: &'a mut Writer<'b>,
@@ -331,13 +332,19 @@ mod tests {
     #[test]
     fn good_news_waits_and_bad_news_takes_it_along() {
         let (lines, written) = lines();
+        let this = lines.clone();
+        let is_urgent = || lock(&this.0.gathered).urgent;
         let layer = tracing_subscriber::fmt::layer().event_format(Format::Text).with_writer(lines);
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
             tracing::info!("good");
-            assert!(written.try_recv().is_err(), "it waits");
+            assert!(!is_urgent());
             tracing::warn!("bad");
+            assert!(is_urgent());
         });
-        let written = written.try_recv().expect("it goes out at once");
+        this.wait();
+        this.flush();
+        assert!(!is_urgent());
+        let written = written.try_recv().expect("all in one");
         assert!(written.contains("good") && written.contains("bad"), "{written}");
     }
 
@@ -345,7 +352,7 @@ mod tests {
     fn what_nobody_reads_is_lost_and_counted() {
         let (lines, written) = lines();
         for _ in 0..ROOM / 1000 + 5 {
-            lines.add(&[b'x'; 1000]);
+            lines.add(&[b'x'; 1000], false);
         }
         lines.flush();
         let written: String = written.try_iter().collect();

@@ -9,6 +9,7 @@ pub mod traces;
 
 use std::io::{self, IsTerminal};
 use std::str::FromStr;
+use std::sync::OnceLock;
 
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing_subscriber::filter::{FilterExt, filter_fn};
@@ -43,11 +44,19 @@ impl FromStr for LogFormat {
     }
 }
 
-/// What has to be ended with the process: lines and spans are passed on a little later than they are written.
+/// What has to be ended with the process: spans are passed on a little later than they are written.
 #[must_use = "what is not passed on yet is lost unless this is ended"]
 pub struct Telemetry {
-    lines: Lines,
     traces: Option<SdkTracerProvider>,
+}
+
+static LINES: OnceLock<Lines> = OnceLock::new();
+
+/// Writes the lines that wait. The last act of a process.
+pub(crate) fn flush() {
+    if let Some(lines) = LINES.get() {
+        lines.flush();
+    }
 }
 
 /// Starts to log what the settings let through, and to trace if they name a collector. Call once, first.
@@ -59,7 +68,7 @@ pub fn start(service: &'static str, settings: &Settings) -> Result<Telemetry, St
     let filter = filter.map_err(|error| format!("RUST_LOG={}: {error}", settings.rust_log))?;
     let terminal = io::stdout().is_terminal();
     let json = settings.log_format == LogFormat::Json || settings.log_format == LogFormat::Auto && !terminal;
-    let lines = Lines::start(io::stdout());
+    let lines = LINES.get_or_init(|| Lines::start(io::stdout()));
     let log = tracing_subscriber::fmt::layer()
         .event_format(if json { Format::Json } else { Format::Text })
         .with_ansi(terminal)
@@ -69,21 +78,18 @@ pub fn start(service: &'static str, settings: &Settings) -> Result<Telemetry, St
     let provider = collector.map(|collector| traces::provider(service, collector)).transpose()?;
     let traces = provider.as_ref().map(traces::layer);
     tracing_subscriber::registry().with(traces).with(log).try_init().map_err(|error| error.to_string())?;
-    Ok(Telemetry { lines, traces: provider })
+    Ok(Telemetry { traces: provider })
 }
 
 impl Telemetry {
-    /// Passes on what is left, last of all. A collector that does not answer is not waited for longer than
+    /// Passes on the spans that are left, last of all. A collector that does not answer is not waited for longer than
     /// [`traces::LAST_CALL`].
     pub async fn end(self) {
-        let Self { lines, traces } = self;
+        let Some(traces) = self.traces else { return };
         // The exporter blocks, in threads of its own.
-        let _ = tokio::task::spawn_blocking(move || {
-            if let Some(Err(error)) = traces.map(|traces| traces.shutdown_with_timeout(traces::LAST_CALL)) {
-                tracing::warn!(%error, "the last spans are lost");
-            }
-            lines.flush();
-        })
-        .await;
+        let sent = tokio::task::spawn_blocking(move || traces.shutdown_with_timeout(traces::LAST_CALL)).await;
+        if let Ok(Err(error)) = sent {
+            tracing::warn!(%error, "the last spans are lost");
+        }
     }
 }
