@@ -2,7 +2,7 @@
 //!
 //! The life of a process, as [`run`] and each `main` tell it:
 //!
-//! 1. [`config`] reads the settings, [`telemetry`] starts the log.
+//! 1. [`config`] reads the settings, [`telemetry`] starts the log and the traces.
 //! 2. The service opens its store and builds its [`App`]: its routes, documented by [`openapi`], with [`health`] and
 //!    [`metrics`] beside them, inside the one stack of [`layers`].
 //! 3. The listener is bound; one line on stdout says where.
