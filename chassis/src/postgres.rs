@@ -185,14 +185,11 @@ impl Pool {
         let (began, span) = (Instant::now(), traces::of_step(name));
         let done = time::timeout(self.step, step).instrument(span.clone()).await.unwrap_or_else(|_| Err(silent()));
         // That a name is taken is an answer; that there is none is a failure.
-        let outcome = match &done {
-            Err(error) if !is_answer(error) => "failed",
-            _ => "ok",
-        };
-        if outcome == "failed" {
+        let failed = done.as_ref().is_err_and(|error| !is_answer(error));
+        if failed {
             traces::failed(&span, "database");
         }
-        CALLS.get_or_create(&[("step", name), ("outcome", outcome)]).inc();
+        CALLS.get_or_create(&[("step", name), ("outcome", if failed { "failed" } else { "ok" })]).inc();
         DURATIONS.get_or_create(&[("step", name)]).observe(began.elapsed().as_secs_f64());
         done
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use chassis::testing::postgres::{Durability, Server, fill};
 use serde_json::{Value, json};
+use system_tests::durable::Databases;
 use system_tests::load::Caller;
 use system_tests::{ORDERS, PRODUCTS, Service, System, USERS, order};
 
@@ -117,13 +118,11 @@ async fn compare(towns: [&Town; 2], call: impl AsyncFn(&Town, u32)) -> Times {
 impl Town {
     /// With how long the rows took.
     async fn build(postgres: &Server, rows: u32) -> (Self, Duration) {
-        let database = async |service| (service, postgres.create_database_url().await);
-        let databases = [database(USERS).await, database(PRODUCTS).await, database(ORDERS).await];
-        let url = |name| &databases.iter().find(|(service, _)| *service == name).expect("each has one").1;
-        let system = System::start_as(|launch| launch.clone().env("DATABASE_URL", url(launch.service()))).await;
+        let databases = Databases::create(postgres).await;
+        let system = System::start_as(|launch| databases.under(launch)).await;
         let system = system.unwrap_or_else(|reason| panic!("{reason}"));
         let began = Instant::now();
-        let fill = async |service, sql| fill(&url(service).parse().expect("an address"), sql, rows).await;
+        let fill = async |service, sql| fill(&databases.url(service).parse().expect("an address"), sql, rows).await;
         tokio::join!(
             fill(USERS, include_str!("../../user-service/tests/many.sql")),
             fill(PRODUCTS, include_str!("../../product-service/tests/many.sql")),

@@ -21,8 +21,11 @@ pub struct Durable {
     pub system: System,
     /// The ways between them.
     pub links: Links,
-    databases: [(&'static str, String); 3],
+    databases: Databases,
 }
+
+/// A database for each service.
+pub struct Databases([(&'static str, String); 3]);
 
 impl Durable {
     /// Starts all of it, each service as `prepare` will have it. `None` where there is no PostgreSQL, which is said on
@@ -32,9 +35,8 @@ impl Durable {
     /// If something does not start, or PostgreSQL is required and not there.
     pub async fn start(seed: u64, prepare: impl Fn(Launch) -> Launch) -> Option<Self> {
         let postgres = Server::start(Durability::Full)?;
-        let database = async |service| (service, postgres.create_database_url().await);
-        let databases = [database(USERS).await, database(PRODUCTS).await, database(ORDERS).await];
-        let started = System::start_linked(seed, |launch| over(prepare(launch), &databases)).await;
+        let databases = Databases::create(&postgres).await;
+        let started = System::start_linked(seed, |launch| databases.under(prepare(launch))).await;
         let (system, links) = started.unwrap_or_else(|reason| panic!("{reason}"));
         Some(Self { postgres, system, links, databases })
     }
@@ -44,12 +46,12 @@ impl Durable {
     /// # Panics
     /// If one does not start.
     pub async fn replicas(&self) -> System {
-        System::start_as(|launch| over(launch, &self.databases)).await.unwrap_or_else(|reason| panic!("{reason}"))
+        System::start_as(|launch| self.databases.under(launch)).await.unwrap_or_else(|reason| panic!("{reason}"))
     }
 
     /// How one more of this service is started over its database.
     pub fn launch(&self, service: &'static str) -> Launch {
-        over(Launch::of(service), &self.databases)
+        self.databases.under(Launch::of(service))
     }
 
     /// A connection to the database of this service. It waits for one that is just being started.
@@ -57,26 +59,50 @@ impl Durable {
     /// # Errors
     /// If PostgreSQL does not answer within the [`DEADLINE`].
     pub async fn database(&self, service: &str) -> Result<PgConnection, sqlx::Error> {
+        self.databases.connect(service).await
+    }
+}
+
+impl Databases {
+    /// New and empty ones of this server.
+    ///
+    /// # Panics
+    /// If the server does not answer.
+    pub async fn create(postgres: &Server) -> Self {
+        let database = async |service| (service, postgres.create_database_url().await);
+        Self([database(USERS).await, database(PRODUCTS).await, database(ORDERS).await])
+    }
+
+    /// The address of the one of this service.
+    ///
+    /// # Panics
+    /// If there is no such service.
+    pub fn url(&self, service: &str) -> &str {
+        let database = self.0.iter().find(|(of, _)| *of == service);
+        database.map(|(_, url)| &**url).expect("each service has one")
+    }
+
+    /// The service over its database.
+    pub fn under(&self, launch: Launch) -> Launch {
+        let url = self.url(launch.service());
+        let launch = match env::var("MISTAKE") {
+            Ok(mistake) => launch.sabotaged().env("MISTAKE", mistake),
+            Err(_) => launch,
+        };
+        launch.env("DATABASE_URL", url)
+    }
+
+    /// A connection to the one of this service. It waits for a server that is just being started.
+    ///
+    /// # Errors
+    /// If PostgreSQL does not answer within the [`DEADLINE`].
+    pub async fn connect(&self, service: &str) -> Result<PgConnection, sqlx::Error> {
         let deadline = Instant::now() + DEADLINE;
         loop {
-            match PgConnection::connect(url(&self.databases, service)).await {
+            match PgConnection::connect(self.url(service)).await {
                 Err(_) if Instant::now() < deadline => time::sleep(PAUSE).await,
                 connected => return connected,
             }
         }
     }
-}
-
-fn over(launch: Launch, databases: &[(&'static str, String)]) -> Launch {
-    let url = url(databases, launch.service());
-    let launch = match env::var("MISTAKE") {
-        Ok(mistake) => launch.sabotaged().env("MISTAKE", mistake),
-        Err(_) => launch,
-    };
-    launch.env("DATABASE_URL", url)
-}
-
-fn url<'a>(databases: &'a [(&'static str, String)], service: &str) -> &'a str {
-    let database = databases.iter().find(|(of, _)| *of == service);
-    database.map(|(_, url)| &**url).expect("each service has one")
 }

@@ -91,7 +91,8 @@ impl<'a> Faults<'a> {
 
     /// Whether there were enough for the run to prove something.
     pub(crate) fn are_enough(&self) -> bool {
-        are_enough(&self.counts)
+        let of_each = self.counts.len() == KINDS.len() && self.counts.values().all(|count| *count >= MIN_OF_EACH_KIND);
+        of_each && self.counts.values().sum::<usize>() >= MIN
     }
 
     /// Since the first of them.
@@ -179,12 +180,6 @@ impl<'a> Faults<'a> {
         let Links { orders_to_users, orders_to_products, products_to_users } = &self.durable.links;
         [orders_to_users, orders_to_products, products_to_users]
     }
-}
-
-/// Whether so many of each kind are enough.
-pub(crate) fn are_enough(counts: &BTreeMap<String, usize>) -> bool {
-    let of_each = counts.len() == KINDS.len() && counts.values().all(|count| *count >= MIN_OF_EACH_KIND);
-    of_each && counts.values().sum::<usize>() >= MIN
 }
 
 fn some(range: std::ops::Range<u64>, dice: &mut StdRng) -> Duration {

@@ -63,7 +63,7 @@ async fn no_order_is_lost_and_no_unit_sold_twice_whatever_is_killed() {
         faults.strike_for(MORE, &mut dice).await; // the machine is slow
     }
     open.send_replace(false);
-    let counts = faults.heal().await;
+    let (enough, counts) = (faults.are_enough(), faults.heal().await);
     let healed = Instant::now();
     let customers = join_all(customers).await;
     let mut customers: Vec<_> =
@@ -75,7 +75,7 @@ async fn no_order_is_lost_and_no_unit_sold_twice_whatever_is_killed() {
     let settled = invariants::settled(&durable).await.and(settled); // what was asked just now may have been refused
     let verdict = verdict::of(&durable, &customers, &shop, settled).await;
 
-    let (total, enough) = (counts.values().sum::<usize>(), faults::are_enough(&counts));
+    let total: usize = counts.values().sum();
     say(format_args!("chaos: {counts:?}"));
     say(format_args!("chaos: {verdict}, faults {total}"));
     assert!(verdict.violations.is_empty(), "TEST_SEED={seed}\n{}", verdict.violations.join("\n"));

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use chassis::testing::postgres::{Durability, Server};
 use serde_json::{Value, json};
-use sqlx::{Connection, PgConnection};
+use system_tests::durable::Databases;
 use system_tests::invariants::Books;
 use system_tests::{Balancer, Launch, ORDERS, PRODUCTS, Service, Signal, USERS, eventually, order};
 
@@ -18,7 +18,8 @@ const PRODUCTS_SOLD: i64 = 4;
 
 #[tokio::test]
 async fn behind_a_load_balancer_every_replica_is_replaced_under_load_and_no_request_fails() {
-    let Some(databases) = Databases::create().await else { return };
+    let Some(postgres) = Server::start(Durability::Full) else { return };
+    let databases = Databases::create(&postgres).await;
     let Some(mut balancer) = Balancer::prepare() else { return };
     let mut replicas = start_two_of_each(&databases, &balancer).await;
     balancer.start(&replicas).await;
@@ -48,38 +49,19 @@ async fn behind_a_load_balancer_every_replica_is_replaced_under_load_and_no_requ
     assert_eq!(kept.len(), placed.len(), "each is there once, and no other");
     assert_eq!(kept.iter().map(|order| order["id"].to_string()).collect::<BTreeSet<_>>(), promised);
     let initial = (1..=PRODUCTS_SOLD).map(|product| (product, STOCK)).collect();
-    let violations = async || databases.books().await.violations(&initial);
+    let violations = async || {
+        let (orders, products) = (databases.connect(ORDERS).await, databases.connect(PRODUCTS).await);
+        let books = Books::read_from(&mut orders.expect("it answers"), &mut products.expect("it answers")).await;
+        books.expect("the databases answer").violations(&initial)
+    };
     assert_eq!(eventually(vec![], violations).await, Vec::<String>::new());
-}
-
-/// A server, and in it a database for each service.
-struct Databases {
-    _postgres: Server,
-    urls: [(&'static str, String); 3],
-}
-
-impl Databases {
-    /// `None` where there is no PostgreSQL.
-    async fn create() -> Option<Self> {
-        let postgres = Server::start(Durability::Full)?;
-        let url = async |service| (service, postgres.create_database_url().await);
-        let urls = [url(USERS).await, url(PRODUCTS).await, url(ORDERS).await];
-        Some(Self { _postgres: postgres, urls })
-    }
-
-    async fn books(&self) -> Books {
-        let connect = async |url: &String| PgConnection::connect(url).await.expect("the database answers");
-        let [_, (_, products), (_, orders)] = &self.urls;
-        let books = Books::read_from(&mut connect(orders).await, &mut connect(products).await).await;
-        books.expect("the database answers")
-    }
 }
 
 /// In the balancer's order, the two replicas of a service beside each other, over one database.
 async fn start_two_of_each(databases: &Databases, balancer: &Balancer) -> Vec<Service> {
     let mut replicas = Vec::new();
-    for (service, database) in &databases.urls {
-        let launch = Launch::of(service).env("DATABASE_URL", database);
+    for service in [USERS, PRODUCTS, ORDERS] {
+        let launch = databases.under(Launch::of(service));
         let launch = launch.env("USER_SERVICE_URL", balancer.url(USERS));
         let launch = launch.env("PRODUCT_SERVICE_URL", balancer.url(PRODUCTS)).env("RUST_LOG", "warn");
         for _ in 0..2 {
