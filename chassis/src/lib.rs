@@ -9,8 +9,10 @@
 //! 4. [`server`] accepts connections until a signal comes, then drains.
 //!
 //! A request comes in through [`layers`], is read by [`extract`], [`fields`] and [`values`], and leaves as JSON (see [`page`] and
-//! [`conditional`]) or as a [`problem`]. Calls to other services leave through [`client`], with their [`context`].
+//! [`conditional`]) or as a [`problem`]. Calls to other services leave through [`client`], with their [`context`], several
+//! in one by [`batch`].
 
+pub mod batch;
 pub mod client;
 pub mod conditional;
 pub mod config;

@@ -1,0 +1,352 @@
+//! Natural batching: what is asked while a call is on its way goes out together in the next one.
+//!
+//! A lone ask goes at once, so nothing waits where there is little to do; and the more there is to do, the more goes out in
+//! one call, and the less each ask costs. No timer and no setting decides about it. (Databases do the same with commits, and
+//! call it group commit.) Nothing is shared between those who ask but the envelope: each gets an answer of its own, and
+//! one that is slow, or that nobody waits for any more, does not hold the others up.
+
+use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::{task, time};
+use tracing::{Instrument, Span};
+
+use crate::metrics::{self, Counter, Family, Labels};
+
+/// So many calls are on their way at once, so that one that is a little slow does not hold up all that comes.
+const SLOTS: usize = 2;
+/// A call that takes longer than this is waited for by those who asked in it, and by nobody else: the next one goes out.
+const LONG: Duration = Duration::from_millis(25);
+
+static ASKS: LazyLock<Family<Labels<1>, Counter>> = LazyLock::new(|| {
+    metrics::register("batched_asks", "What was asked, several of which go in a batch", Family::default())
+});
+static BATCHES: LazyLock<Family<Labels<1>, Counter>> =
+    LazyLock::new(|| metrics::register("batches", "Batches that went out", Family::default()));
+
+/// Gathers asks and sends them in batches. Cheap to clone; all clones are one.
+pub struct Batcher<A, R>(Arc<Parts<A, R>>);
+
+struct Parts<A, R> {
+    limits: Limits<A>,
+    send: Box<Sender<A, R>>,
+    /// A place for each ask that is not answered yet.
+    room: Arc<Semaphore>,
+    queue: Mutex<Queue<A, R>>,
+    asks: Counter,
+    batches: Counter,
+}
+
+type Sender<A, R> = dyn Fn(Vec<Asked<A, R>>) -> BoxFuture<'static, ()> + Send + Sync;
+
+/// How much there may be.
+pub struct Limits<A> {
+    /// Most asks of one batch.
+    pub asks: usize,
+    /// Most bytes of one batch, if it has more than one ask.
+    pub bytes: usize,
+    /// How many bytes an ask takes, at most.
+    pub size: fn(&A) -> usize,
+    /// Most asks that are not answered yet. Beyond, one is refused at once.
+    pub room: usize,
+}
+
+struct Queue<A, R> {
+    waiting: VecDeque<Asked<A, R>>,
+    /// The slots that are taken.
+    slots: usize,
+}
+
+/// Something that is asked, and who waits for the answer.
+pub struct Asked<A, R> {
+    /// What is asked.
+    pub ask: A,
+    reply: oneshot::Sender<R>,
+    /// What its caller does.
+    span: Span,
+    _place: OwnedSemaphorePermit,
+}
+
+/// Why there is no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unanswered {
+    /// It was not asked: too many wait already.
+    NoRoom,
+    /// Whoever should have answered did not: it has panicked.
+    Died,
+}
+
+impl<A, R> Asked<A, R> {
+    /// Answers it. Nobody may be waiting any more.
+    pub fn answer(self, answer: R) {
+        let _ = self.reply.send(answer);
+    }
+}
+
+impl<A: Send + 'static, R: Send + 'static> Batcher<A, R> {
+    /// One by which batches go out as `send` sends them, which answers each ask. Metrics know it as `what`.
+    pub fn new<F: Future<Output = ()> + Send + 'static>(
+        what: &'static str,
+        limits: Limits<A>,
+        send: impl Fn(Vec<Asked<A, R>>) -> F + Send + Sync + 'static,
+    ) -> Self {
+        let room = Arc::new(Semaphore::new(limits.room));
+        let queue = Mutex::new(Queue { waiting: VecDeque::new(), slots: 0 });
+        let send = Box::new(move |batch| send(batch).boxed());
+        let count = |family: &Family<_, Counter>| family.get_or_create_owned(&[("of", what)]);
+        Self(Arc::new(Parts { limits, send, room, queue, asks: count(&ASKS), batches: count(&BATCHES) }))
+    }
+
+    /// The answer. If the caller goes before it is asked, it is not asked at all.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub async fn ask(&self, ask: A) -> Result<R, Unanswered> {
+        let parts = &self.0;
+        let place = Arc::clone(&parts.room).try_acquire_owned().map_err(|_| Unanswered::NoRoom)?;
+        let (reply, answer) = oneshot::channel();
+        parts.asks.inc();
+        if parts.enqueue(Asked { ask, reply, span: Span::current(), _place: place }) {
+            tokio::spawn(Arc::clone(parts).work());
+        }
+        answer.await.map_err(|_| Unanswered::Died)
+    }
+}
+
+impl<A: Send + 'static, R: Send + 'static> Parts<A, R> {
+    /// Sends one batch after the other, until nothing waits.
+    fn work(self: Arc<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            loop {
+                task::yield_now().await; // whoever is about to ask goes with it
+                let batch = self.next_batch();
+                let Some(first) = batch.first() else { return };
+                self.batches.inc();
+                let span = first.span.clone();
+                let call = AssertUnwindSafe((self.send)(batch)).catch_unwind().instrument(span);
+                let mut call = pin!(call);
+                if time::timeout(LONG, call.as_mut()).await.is_err() {
+                    tokio::spawn(Arc::clone(&self).work()); // in this slot
+                    let _ = call.await;
+                    return;
+                }
+            }
+        })
+    }
+
+    /// Whether it has taken a slot, in which there has to be work now.
+    fn enqueue(&self, asked: Asked<A, R>) -> bool {
+        let mut queue = self.queue();
+        queue.waiting.push_back(asked);
+        let free = queue.slots < SLOTS;
+        queue.slots += usize::from(free);
+        free
+    }
+
+    /// What goes out next; if that is nothing, the slot is given up.
+    fn next_batch(&self) -> Vec<Asked<A, R>> {
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        let mut queue = self.queue();
+        while let Some(asked) = queue.waiting.front() {
+            bytes += (self.limits.size)(&asked.ask);
+            if !batch.is_empty() && (batch.len() == self.limits.asks || bytes > self.limits.bytes) {
+                break;
+            }
+            batch.extend(queue.waiting.pop_front().filter(|asked| !asked.reply.is_closed()));
+        }
+        if batch.is_empty() {
+            queue.slots -= 1;
+        }
+        batch
+    }
+
+    /// Nothing that is done under the lock can panic half-way.
+    fn queue(&self) -> MutexGuard<'_, Queue<A, R>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<A, R> Clone for Batcher<A, R> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc::{self, UnboundedReceiver};
+    use tokio::task::JoinHandle;
+
+    use super::*;
+
+    type Batch = Vec<Asked<u32, u32>>;
+
+    /// A batch on its way: until it is dropped.
+    struct Call {
+        batch: Batch,
+        _end: oneshot::Sender<()>,
+    }
+
+    impl Call {
+        fn asks(&self) -> Vec<u32> {
+            self.batch.iter().map(|asked| asked.ask).collect()
+        }
+
+        /// Ten times what was asked.
+        fn answer(self) {
+            answer(self.batch);
+        }
+    }
+
+    fn answer(batch: Batch) {
+        for asked in batch {
+            let answer = asked.ask * 10;
+            asked.answer(answer);
+        }
+    }
+
+    const LIMITS: Limits<u32> = Limits { asks: 128, bytes: usize::MAX, size: |_| 1, room: 1000 };
+
+    /// A batcher whose calls are handed to the test.
+    fn by_hand(limits: Limits<u32>) -> (Batcher<u32, u32>, UnboundedReceiver<Call>) {
+        let (out, calls) = mpsc::unbounded_channel();
+        let batcher = Batcher::new("test", limits, move |batch| {
+            let (_end, ended) = oneshot::channel();
+            let _ = out.send(Call { batch, _end });
+            async { drop(ended.await) }
+        });
+        (batcher, calls)
+    }
+
+    /// Asks this in a task of its own.
+    fn ask(batcher: &Batcher<u32, u32>, ask: u32) -> JoinHandle<Result<u32, Unanswered>> {
+        let batcher = batcher.clone();
+        tokio::spawn(async move { batcher.ask(ask).await })
+    }
+
+    /// Has a call in each slot, with one ask: 0, 1, …
+    async fn all_slots(batcher: &Batcher<u32, u32>, calls: &mut UnboundedReceiver<Call>) -> Vec<Call> {
+        let mut taken = Vec::new();
+        for n in 0..SLOTS as u32 {
+            ask(batcher, n);
+            taken.push(calls.recv().await.expect("a call"));
+        }
+        taken
+    }
+
+    /// Until whoever can go on has done so.
+    async fn settle() {
+        for _ in 0..20 {
+            task::yield_now().await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lone_ask_goes_at_once() {
+        let (batcher, mut calls) = by_hand(LIMITS);
+        let (asked, began) = (ask(&batcher, 1), time::Instant::now());
+        calls.recv().await.unwrap().answer();
+        assert_eq!((asked.await.unwrap(), began.elapsed()), (Ok(10), Duration::ZERO));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_asked_meanwhile_goes_together_and_each_has_an_answer_of_its_own() {
+        let (batcher, mut calls) = by_hand(LIMITS);
+        let mut taken = all_slots(&batcher, &mut calls).await;
+        let asked: Vec<_> = (10..15).map(|n| ask(&batcher, n)).collect();
+        settle().await;
+        assert!(calls.is_empty(), "each slot is taken");
+        taken.pop();
+        let call = calls.recv().await.unwrap();
+        assert_eq!(call.asks(), [10, 11, 12, 13, 14]);
+        call.answer();
+        for (n, asked) in (10..).zip(asked) {
+            assert_eq!(asked.await.unwrap(), Ok(n * 10));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_ask_in_one_moment_go_in_one_call() {
+        let (batcher, mut calls) = by_hand(LIMITS);
+        (0..9).for_each(|n| drop(ask(&batcher, n)));
+        assert_eq!(calls.recv().await.unwrap().asks().len(), 9);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_has_no_more_asks_and_bytes_than_the_limits_but_always_one() {
+        let many = Limits { asks: 3, ..LIMITS };
+        let large = Limits { bytes: 10, size: |ask| *ask as usize, ..LIMITS };
+        let by_size: [&[u32]; 4] = [&[5, 5], &[5], &[99], &[1, 9]];
+        for (limits, expected) in [(many, [&[5, 5, 5][..], &[99, 1, 9], &[], &[]]), (large, by_size)] {
+            let (batcher, mut calls) = by_hand(limits);
+            [5, 5, 5, 99, 1, 9].into_iter().for_each(|n| drop(ask(&batcher, n)));
+            for batch in expected.into_iter().filter(|batch| !batch.is_empty()) {
+                assert_eq!(calls.recv().await.unwrap().asks(), batch);
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_takes_long_holds_up_nobody_who_did_not_ask_in_it() {
+        let (batcher, mut calls) = by_hand(LIMITS);
+        let mut long = Vec::new();
+        for n in 0..20 {
+            let asked = ask(&batcher, n);
+            long.push((asked, time::timeout(2 * LONG, calls.recv()).await.expect("a slot").unwrap()));
+        }
+        for (n, (asked, call)) in (0..).zip(long) {
+            call.answer();
+            assert_eq!(asked.await.unwrap(), Ok(n * 10), "late, but it is");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_waits_for_any_more_is_not_asked() {
+        let (batcher, mut calls) = by_hand(LIMITS);
+        let taken = all_slots(&batcher, &mut calls).await;
+        let (gone, _stays) = (ask(&batcher, 7), ask(&batcher, 8));
+        settle().await;
+        gone.abort();
+        settle().await;
+        drop(taken);
+        assert_eq!(calls.recv().await.unwrap().asks(), [8]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn beyond_the_room_one_is_refused_at_once_and_an_answer_makes_room() {
+        let (batcher, mut calls) = by_hand(Limits { room: 2, ..LIMITS });
+        let asked = [ask(&batcher, 1), ask(&batcher, 2)];
+        let call = calls.recv().await.unwrap();
+        assert_eq!(batcher.ask(3).await, Err(Unanswered::NoRoom));
+        call.answer();
+        for asked in asked {
+            asked.await.unwrap().unwrap();
+        }
+        ask(&batcher, 4);
+        assert_eq!(calls.recv().await.unwrap().asks(), [4]);
+    }
+
+    #[tokio::test]
+    async fn a_panic_costs_its_batch_and_no_other() {
+        let batcher = Batcher::new("test", LIMITS, |batch: Batch| async {
+            assert!(batch.iter().all(|asked| asked.ask != 13), "a panic on purpose");
+            answer(batch);
+        });
+        for _ in 0..2 * SLOTS {
+            assert_eq!(batcher.ask(13).await, Err(Unanswered::Died));
+        }
+        assert_eq!(batcher.ask(1).await, Ok(10));
+    }
+
+    #[tokio::test]
+    async fn whoever_is_not_answered_is_told_so() {
+        let batcher = Batcher::new("test", LIMITS, |batch: Batch| async { drop(batch) });
+        assert_eq!(batcher.ask(1).await, Err(Unanswered::Died));
+    }
+}
