@@ -58,6 +58,14 @@ impl Context {
         Self { request_id, traceparent, tracestate: None, deadline: Instant::now() + limit, given: false }
     }
 
+    /// The context of a call made for several requests at once: it has the ids of the first, and the time of the one that
+    /// waits longest.
+    pub fn together<'a>(several: impl Iterator<Item = &'a Self>) -> Self {
+        let joined =
+            several.cloned().reduce(|first, next| Self { deadline: first.deadline.max(next.deadline), ..first });
+        joined.unwrap_or_else(|| Self::background(Duration::ZERO))
+    }
+
     /// The same, for work that must be done sooner.
     pub fn within(&self, limit: Duration) -> Self {
         Self { deadline: self.deadline.min(Instant::now() + limit), ..self.clone() }

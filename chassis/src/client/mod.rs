@@ -5,8 +5,10 @@
 //! status, or as a [`PeerError`]: then nothing is known about what the peer did.
 //!
 //! What fails and may pass is tried again ([`retry`]); a peer that fails most of the time is left alone ([`throttle`]);
-//! one that hangs holds only so many of our calls. All calls here are safe to repeat, so there is no `post`.
+//! one that hangs holds only so many of our calls. All calls here are safe to repeat, also each `post`. What many ask at the
+//! same time can go out in one call ([`batched`]).
 
+mod batched;
 mod retry;
 mod throttle;
 
@@ -24,6 +26,7 @@ use tokio::time;
 use tracing::Instrument;
 use url::Url;
 
+pub use self::batched::{Batched, Outcome, Questions};
 use self::retry::Retries;
 use self::throttle::Throttle;
 use crate::config::PeerSettings;
@@ -88,7 +91,7 @@ pub struct Answer {
 }
 
 /// No answer that means anything. Whether the peer acted on the call is unknown, unless it was not asked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum PeerError {
     /// Not reached, or the connection broke.
     #[error("{peer} did not answer: {cause}")]
@@ -200,9 +203,17 @@ impl Peer {
 
     /// `PUT path` with a JSON body.
     pub async fn put(&self, path: &str, body: &impl Serialize, context: &Context) -> Result<Answer, PeerError> {
+        self.call(&Call { method: Method::PUT, path, json: Some(self.json(body)?) }, context).await
+    }
+
+    /// `POST path` with a JSON body, for what is safe to repeat all the same.
+    pub async fn post(&self, path: &str, body: &impl Serialize, context: &Context) -> Result<Answer, PeerError> {
+        self.call(&Call { method: Method::POST, path, json: Some(self.json(body)?) }, context).await
+    }
+
+    fn json(&self, body: &impl Serialize) -> Result<Bytes, PeerError> {
         let json = serde_json::to_vec(body);
-        let json = json.map_err(|error| PeerError::Unreachable { peer: self.0.name, cause: error.to_string() })?;
-        self.call(&Call { method: Method::PUT, path, json: Some(json.into()) }, context).await
+        json.map(Bytes::from).map_err(|error| PeerError::Unreachable { peer: self.0.name, cause: error.to_string() })
     }
 
     /// `DELETE path`.

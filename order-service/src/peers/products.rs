@@ -1,19 +1,28 @@
 //! product-service, as far as this service asks it.
 
-use axum::http::StatusCode;
-use chassis::client::{Answer, Peer, PeerError};
+use axum::http::{HeaderMap, StatusCode};
+use chassis::client::{Answer, Batched, Outcome, Peer, PeerError, Questions};
 use chassis::config::PeerSettings;
 use chassis::context::Context;
 use chassis::problem::FieldError;
+use serde::Deserialize;
 use serde_json::Value;
-use shared::OrderId;
+use serde_json::value::RawValue;
 use shared::orders::WantedLine;
-use shared::products::{Line, Reserve, Reserved, ReservedLine, problems};
+use shared::products::{Line, Reserve, ReserveEach, ReserveFor, Reserved, ReservedLine, problems};
+use shared::{MAX_BATCH, OrderId};
 use url::Url;
 
+/// So much product-service takes of a call for several, less a little: MAX_BODY_BYTES, MAX_HEADER_BYTES.
+const MOST_OF_A_BODY: usize = 60_000;
+const MOST_OF_A_QUERY: usize = 8000;
+
 /// A client of product-service.
-#[derive(Clone, Debug)]
-pub struct Products(Peer);
+pub struct Products {
+    peer: Peer,
+    takes: Batched<Takes>,
+    releases: Batched<Releases>,
+}
 
 /// What came of a take. Lines are told by their index.
 #[derive(Debug)]
@@ -34,12 +43,14 @@ impl Products {
     /// # Errors
     /// If the HTTP client cannot be set up.
     pub fn at(base: Url, settings: &PeerSettings) -> Result<Self, PeerError> {
-        Peer::retrying("product-service", base, settings).map(Self)
+        let peer = Peer::retrying("product-service", base, settings)?;
+        let (takes, releases) = (Takes(peer.clone()), Releases(peer.clone()));
+        Ok(Self { takes: Batched::new(&peer, takes), releases: Batched::new(&peer, releases), peer })
     }
 
     /// Who is called.
     pub fn peer(&self) -> &Peer {
-        &self.0
+        &self.peer
     }
 
     /// Takes the units of all lines for an order, or of none. Safe to repeat.
@@ -48,11 +59,7 @@ impl Products {
     /// If it is unknown whether they were taken.
     pub async fn take(&self, id: OrderId, wanted: &[WantedLine], context: &Context) -> Result<Take, PeerError> {
         let lines = wanted.iter().map(|line| Line { product_id: line.product_id, quantity: line.quantity }).collect();
-        let answer = self.0.put(&format!("/reservations/{id}"), &Reserve { lines }, context).await?;
-        match answer.status {
-            StatusCode::OK | StatusCode::CREATED => self.taken(&answer, wanted).map(Take::Taken),
-            _ => self.refused(&answer),
-        }
+        self.takes.ask(ReserveFor { order_id: id, lines }, context).await
     }
 
     /// Releases what an order has taken, for ever. Safe to repeat.
@@ -60,21 +67,83 @@ impl Products {
     /// # Errors
     /// If it is unknown whether it was released.
     pub async fn release(&self, id: OrderId, context: &Context) -> Result<(), PeerError> {
-        let answer = self.0.delete(&format!("/reservations/{id}"), context).await?;
-        match answer.status {
-            StatusCode::NO_CONTENT => Ok(()),
-            _ => Err(self.0.unexpected(&answer, "no release")),
-        }
+        self.releases.ask(id, context).await
     }
 
     /// The error for an answer that says what cannot be.
     pub fn nonsense(&self, detail: &str) -> PeerError {
-        PeerError::Unexpected { peer: self.0.name(), status: StatusCode::OK, detail: detail.to_owned() }
+        PeerError::Unexpected { peer: self.peer.name(), status: StatusCode::OK, detail: detail.to_owned() }
+    }
+}
+
+/// Takes for orders.
+struct Takes(Peer);
+
+/// What came of one take among several: the answer that it would have had alone.
+#[derive(Deserialize)]
+struct Taking<'a> {
+    status: u16,
+    #[serde(borrow)]
+    body: &'a RawValue,
+}
+
+impl Questions for Takes {
+    type Ask = ReserveFor;
+    type Answer = Take;
+
+    const NAME: &'static str = "takes";
+    const MOST: usize = MAX_BATCH;
+    const MOST_BYTES: usize = MOST_OF_A_BODY;
+
+    fn size(take: &ReserveFor) -> usize {
+        const EMPTY: usize = r#"{"orderId":"01a2003e-e714-710e-a057-b9de0b11d83b","lines":[]},"#.len();
+        const LINE: usize = r#"{"productId":9223372036854775807,"quantity":10000},"#.len();
+        EMPTY + take.lines.len() * LINE
     }
 
-    fn taken(&self, answer: &Answer, wanted: &[WantedLine]) -> Result<Vec<ReservedLine>, PeerError> {
+    async fn one(&self, take: &ReserveFor, context: &Context) -> Result<Take, PeerError> {
+        let body = Reserve { lines: take.lines.clone() };
+        let answer = self.0.put(&format!("/reservations/{}", take.order_id), &body, context).await?;
+        self.outcome(&answer, &take.lines)
+    }
+
+    async fn several(
+        &self,
+        takes: &[(&ReserveFor, &Context)],
+        context: &Context,
+    ) -> Result<Vec<Outcome<Take>>, PeerError> {
+        let body = ReserveEach(takes.iter().map(|(take, _)| ReserveFor::clone(take)).collect());
+        let answer = self.0.post("/reservations", &body, context).await?;
+        if answer.status != StatusCode::OK {
+            return Err(self.0.unexpected(&answer, "no answers to takes"));
+        }
+        let outcomes: Vec<Taking<'_>> =
+            serde_json::from_slice(&answer.body).map_err(|error| self.0.unexpected(&answer, error))?;
+        if outcomes.len() != takes.len() {
+            return Err(self.0.unexpected(&answer, "another number of answers than of takes"));
+        }
+        let alone = |Taking { status, body }: &Taking<'_>| {
+            let status = StatusCode::from_u16(*status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            Answer { status, headers: HeaderMap::new(), body: answer.body.slice_ref(body.get().as_bytes()) }
+        };
+        let outcome = |(taking, (take, _)): (&Taking<'_>, &(&ReserveFor, &Context))| {
+            Some(self.outcome(&alone(taking), &take.lines))
+        };
+        Ok(outcomes.iter().zip(takes).map(outcome).collect())
+    }
+}
+
+impl Takes {
+    fn outcome(&self, answer: &Answer, wanted: &[Line]) -> Result<Take, PeerError> {
+        match answer.status {
+            StatusCode::OK | StatusCode::CREATED => self.taken(answer, wanted).map(Take::Taken),
+            _ => self.refused(answer),
+        }
+    }
+
+    fn taken(&self, answer: &Answer, wanted: &[Line]) -> Result<Vec<ReservedLine>, PeerError> {
         let reserved: Reserved = answer.json().map_err(|error| self.0.unexpected(answer, error))?;
-        let same = |(taken, wanted): (&ReservedLine, &WantedLine)| {
+        let same = |(taken, wanted): (&ReservedLine, &Line)| {
             taken.product_id == wanted.product_id && taken.quantity == wanted.quantity
         };
         let all = reserved.lines.len() == wanted.len() && reserved.lines.iter().zip(wanted).all(same);
@@ -98,6 +167,41 @@ impl Products {
             }
             problems::RESERVATION_RELEASED => Ok(Take::Released),
             _ => Err(self.0.unexpected(answer, problem.detail)),
+        }
+    }
+}
+
+/// Releases of orders.
+struct Releases(Peer);
+
+impl Questions for Releases {
+    type Ask = OrderId;
+    type Answer = ();
+
+    const NAME: &'static str = "releases";
+    const MOST: usize = MAX_BATCH;
+    const MOST_BYTES: usize = MOST_OF_A_QUERY;
+
+    fn size(_: &OrderId) -> usize {
+        "01a2003e-e714-710e-a057-b9de0b11d83b,".len()
+    }
+
+    async fn one(&self, id: &OrderId, context: &Context) -> Result<(), PeerError> {
+        self.released(&self.0.delete(&format!("/reservations/{id}"), context).await?)
+    }
+
+    async fn several(&self, ids: &[(&OrderId, &Context)], context: &Context) -> Result<Vec<Outcome<()>>, PeerError> {
+        let list: Vec<String> = ids.iter().map(|(id, _)| id.to_string()).collect();
+        self.released(&self.0.delete(&format!("/reservations?ids={}", list.join(",")), context).await?)?;
+        Ok(ids.iter().map(|_| Some(Ok(()))).collect())
+    }
+}
+
+impl Releases {
+    fn released(&self, answer: &Answer) -> Result<(), PeerError> {
+        match answer.status {
+            StatusCode::NO_CONTENT => Ok(()),
+            _ => Err(self.0.unexpected(answer, "no release")),
         }
     }
 }

@@ -1,15 +1,20 @@
 //! user-service, as far as this service asks it.
 
+use std::collections::HashSet;
+
 use axum::http::StatusCode;
-use chassis::client::{Peer, PeerError};
+use chassis::client::{Batched, Outcome, Peer, PeerError, Questions};
 use chassis::config::PeerSettings;
 use chassis::context::Context;
-use shared::Id;
+use serde::Deserialize;
+use shared::{Id, MAX_BATCH};
 use url::Url;
 
 /// A client of user-service.
-#[derive(Clone, Debug)]
-pub struct Users(Peer);
+pub struct Users {
+    peer: Peer,
+    exist: Batched<Exist>,
+}
 
 impl Users {
     /// The user-service at this address.
@@ -17,25 +22,65 @@ impl Users {
     /// # Errors
     /// If the HTTP client cannot be set up.
     pub fn at(base: Url, settings: &PeerSettings) -> Result<Self, PeerError> {
-        Peer::retrying("user-service", base, settings).map(Self)
+        let peer = Peer::retrying("user-service", base, settings)?;
+        Ok(Self { exist: Batched::new(&peer, Exist(peer.clone())), peer })
     }
 
     /// Who is called.
     pub fn peer(&self) -> &Peer {
-        &self.0
+        &self.peer
     }
 
-    /// Whether this user exists. Nothing in the answer's body is relied on, so any service that keeps the path can
-    /// stand in user-service's place.
+    /// Whether this user exists.
     ///
     /// # Errors
     /// If user-service says neither yes nor no.
     pub async fn exists(&self, id: Id, context: &Context) -> Result<bool, PeerError> {
+        self.exist.ask(id, context).await
+    }
+}
+
+/// Does a user exist?
+struct Exist(Peer);
+
+/// All that is read of a user.
+#[derive(Deserialize)]
+struct Found {
+    id: Id,
+}
+
+impl Questions for Exist {
+    type Ask = Id;
+    type Answer = bool;
+
+    const NAME: &'static str = "users";
+    const MOST: usize = MAX_BATCH;
+    const MOST_BYTES: usize = 4096;
+
+    fn size(_: &Id) -> usize {
+        "9223372036854775807,".len()
+    }
+
+    /// Nothing in the answer's body is relied on, so any service that keeps the path can stand in user-service's place.
+    async fn one(&self, id: &Id, context: &Context) -> Result<bool, PeerError> {
         let answer = self.0.get(&format!("/users/{id}"), context).await?;
         match answer.status {
             StatusCode::OK => Ok(true),
             StatusCode::NOT_FOUND => Ok(false),
             _ => Err(self.0.unexpected(&answer, "neither a user nor none")),
         }
+    }
+
+    /// Who is in the list exists. Who is not is asked for alone, since another service may not know `ids` and answer some
+    /// other list.
+    async fn several(&self, ids: &[(&Id, &Context)], context: &Context) -> Result<Vec<Outcome<bool>>, PeerError> {
+        let list: Vec<String> = ids.iter().map(|(id, _)| id.to_string()).collect();
+        let answer = self.0.get(&format!("/users?ids={}", list.join(",")), context).await?;
+        if answer.status != StatusCode::OK {
+            return Err(self.0.unexpected(&answer, "no list of users"));
+        }
+        let found: Vec<Found> = answer.json().map_err(|error| self.0.unexpected(&answer, error))?;
+        let found: HashSet<Id> = found.into_iter().map(|user| user.id).collect();
+        Ok(ids.iter().map(|(id, _)| found.contains(id).then_some(Ok(true))).collect())
     }
 }

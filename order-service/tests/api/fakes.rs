@@ -6,10 +6,10 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use axum::body::{Body, Bytes};
-use axum::extract::{OriginalUri, Path, State};
+use axum::extract::{OriginalUri, Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, put};
+use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use chassis::testing::stub_peer;
 use futures_util::{future, stream};
@@ -80,8 +80,13 @@ impl Door {
         until("a call", async || lock(&self.calls).len() >= times).await;
     }
 
-    async fn enter(&self, call: Call, act: impl FnOnce() -> Response + Send + 'static) -> Response {
-        lock(&self.calls).push(call);
+    /// One call, or several in one.
+    async fn enter(
+        &self,
+        calls: impl IntoIterator<Item = Call>,
+        act: impl FnOnce() -> Response + Send + 'static,
+    ) -> Response {
+        lock(&self.calls).extend(calls);
         let mut mood = self.mood.subscribe();
         let acting = tokio::spawn(async move {
             let mood = *mood.wait_for(|mood| *mood != Mood::Hanging).await.expect("the door outlives its calls");
@@ -107,19 +112,56 @@ fn broken_off(status: StatusCode) -> Response {
     (status, Body::from_stream(end)).into_response()
 }
 
+/// The calls for several at once.
+#[derive(Clone, Default)]
+pub(crate) struct Batches(Arc<Mutex<(Vec<usize>, Knowledge)>>);
+
+/// What a fake makes of a call for several at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Knowledge {
+    /// What the contract says.
+    #[default]
+    Knows,
+    /// It has never heard of it.
+    NotFound,
+    /// It takes it for another call, and answers what it has for that.
+    Misunderstands,
+}
+
+impl Batches {
+    /// How many were in each call so far.
+    pub(crate) fn sizes(&self) -> Vec<usize> {
+        lock(&self.0).0.clone()
+    }
+
+    /// From now on, this is what is made of them.
+    pub(crate) fn are(&self, knowledge: Knowledge) {
+        lock(&self.0).1 = knowledge;
+    }
+
+    fn come(&self, size: usize) -> Knowledge {
+        let mut batches = lock(&self.0);
+        batches.0.push(size);
+        batches.1
+    }
+}
+
 /// The fake user-service.
 #[derive(Clone)]
 pub(crate) struct People {
-    /// `GET /users/{id}`, at the root and under `/api/v2`.
+    /// `GET /users/{id}`, at the root and under `/api/v2`; also each of those of `GET /users?ids=`.
     pub(crate) reads: Door,
+    /// How many were asked for in each call of `GET /users?ids=`.
+    pub(crate) batches: Batches,
     known: Arc<[i64]>,
 }
 
 impl People {
     /// A user-service that knows just these, and where it is.
     pub(crate) async fn serve(known: &[i64]) -> (Self, Url) {
-        let people = Self { reads: Door::open(), known: known.into() };
-        let routes = Router::new().route("/users/{id}", get(read)).with_state(people.clone());
+        let people = Self { reads: Door::open(), batches: Batches::default(), known: known.into() };
+        let routes =
+            Router::new().route("/users/{id}", get(read)).route("/users", get(list)).with_state(people.clone());
         (people, stub_peer(routes.clone().nest("/api/v2", routes)).await)
     }
 }
@@ -133,16 +175,36 @@ async fn read(
     let known = people.known.contains(&id);
     let act =
         move || if known { Json(json!({"id": id})).into_response() } else { StatusCode::NOT_FOUND.into_response() };
-    people.reads.enter(Call { path: uri.path().to_owned(), headers }, act).await
+    people.reads.enter([Call { path: uri.path().to_owned(), headers }], act).await
+}
+
+async fn list(
+    State(people): State<People>,
+    OriginalUri(uri): OriginalUri,
+    Query(query): Query<BTreeMap<String, String>>,
+    headers: HeaderMap,
+) -> Response {
+    let ids: Vec<i64> = query["ids"].split(',').map(|id| id.parse().expect("an id")).collect();
+    let found: Vec<Value> = match people.batches.come(ids.len()) {
+        Knowledge::NotFound => return StatusCode::NOT_FOUND.into_response(),
+        Knowledge::Misunderstands => people.known.iter().take(1).map(|id| json!({"id": id, "name": "first"})).collect(),
+        Knowledge::Knows => people.known.iter().filter(|id| ids.contains(id)).map(|id| json!({"id": id})).collect(),
+    };
+    let call = |id| Call { path: format!("{}/{id}", uri.path()), headers: headers.clone() };
+    people.reads.enter(ids.iter().map(call), move || Json(found).into_response()).await
 }
 
 /// The fake product-service.
 #[derive(Clone)]
 pub(crate) struct Shop {
-    /// `PUT /reservations/{id}`.
+    /// `PUT /reservations/{id}`; also each of those of `POST /reservations`.
     pub(crate) takes: Door,
-    /// `DELETE /reservations/{id}`.
+    /// `DELETE /reservations/{id}`; also each of those of `DELETE /reservations?ids=`.
     pub(crate) releases: Door,
+    /// How many takes were in each call of `POST /reservations`.
+    pub(crate) batches: Batches,
+    /// How many releases were in each call of `DELETE /reservations`.
+    pub(crate) release_batches: Batches,
     shelves: Arc<Mutex<Shelves>>,
 }
 
@@ -169,9 +231,13 @@ pub(crate) struct Reservation {
 impl Shop {
     /// A product-service with nothing to sell yet, and where it is.
     pub(crate) async fn serve() -> (Self, Url) {
-        let shop = Self { takes: Door::open(), releases: Door::open(), shelves: Arc::default() };
+        let (batches, release_batches) = (Batches::default(), Batches::default());
+        let (takes, releases, shelves) = (Door::open(), Door::open(), Arc::default());
+        let shop = Self { takes, releases, batches, release_batches, shelves };
         let reservation = put(take).delete(release).get(reservation);
-        let routes = Router::new().route("/reservations/{id}", reservation).with_state(shop.clone());
+        let several = post(take_each).delete(release_each);
+        let routes = Router::new().route("/reservations/{id}", reservation).route("/reservations", several);
+        let routes = routes.with_state(shop.clone());
         (shop, stub_peer(routes).await)
     }
 
@@ -290,7 +356,42 @@ async fn take(
         let status = StatusCode::from_u16(status).expect("a status");
         (status, [(header::CONTENT_TYPE, kind)], body.to_string()).into_response()
     };
-    shop.takes.enter(call, act).await
+    shop.takes.enter([call], act).await
+}
+
+async fn take_each(State(shop): State<Shop>, headers: HeaderMap, Json(wanted): Json<Vec<Value>>) -> Response {
+    match shop.batches.come(wanted.len()) {
+        Knowledge::NotFound => return StatusCode::NOT_FOUND.into_response(),
+        Knowledge::Misunderstands => return Json(json!([])).into_response(),
+        Knowledge::Knows => {}
+    }
+    let order = |wanted: &Value| wanted["orderId"].as_str().expect("an id").to_owned();
+    let call = |wanted| Call { path: format!("/reservations/{}", order(wanted)), headers: headers.clone() };
+    let calls: Vec<Call> = wanted.iter().map(call).collect();
+    let acting = shop.clone();
+    let act = move || {
+        let each = wanted.iter().map(|wanted| acting.take(&order(wanted), wanted));
+        Json(each.map(|(status, body)| json!({"status": status, "body": body})).collect::<Vec<_>>()).into_response()
+    };
+    shop.takes.enter(calls, act).await
+}
+
+async fn release_each(
+    State(shop): State<Shop>,
+    Query(query): Query<BTreeMap<String, String>>,
+    headers: HeaderMap,
+) -> Response {
+    let ids: Vec<String> = query["ids"].split(',').map(str::to_owned).collect();
+    if shop.release_batches.come(ids.len()) != Knowledge::Knows {
+        return StatusCode::METHOD_NOT_ALLOWED.into_response();
+    }
+    let calls = ids.iter().map(|id| Call { path: format!("/reservations/{id}"), headers: headers.clone() });
+    let (calls, acting) = (calls.collect::<Vec<_>>(), shop.clone());
+    let act = move || {
+        ids.iter().for_each(|id| lock(&acting.shelves).release(id));
+        StatusCode::NO_CONTENT.into_response()
+    };
+    shop.releases.enter(calls, act).await
 }
 
 async fn release(State(shop): State<Shop>, Path(id): Path<String>, headers: HeaderMap) -> Response {
@@ -300,7 +401,7 @@ async fn release(State(shop): State<Shop>, Path(id): Path<String>, headers: Head
         lock(&acting.shelves).release(&id);
         StatusCode::NO_CONTENT.into_response()
     };
-    shop.releases.enter(call, act).await
+    shop.releases.enter([call], act).await
 }
 
 async fn reservation(State(shop): State<Shop>, Path(id): Path<String>) -> Response {

@@ -2,6 +2,7 @@
 //! wants them: each module is a part of the HTTP contract, or of the placement's.
 
 mod bad_input;
+mod batches;
 mod conservation;
 mod edge;
 mod fakes;

@@ -1,21 +1,31 @@
 //! user-service, as far as this service asks it.
 
+use std::collections::HashMap;
+
 use axum::http::{StatusCode, header};
 use bytes::Bytes;
+use chassis::batch::{Asked, Batcher, Limits};
 use chassis::client::{Answer, Peer, PeerError};
 use chassis::config::PeerSettings;
 use chassis::context::Context;
 use chassis::page;
 use chassis::problem::FieldError;
+use futures_util::future::join_all;
 use serde::de::IgnoredAny;
 use url::Url;
 
 /// A client of user-service.
-#[derive(Clone, Debug)]
-pub struct Users(Peer);
+#[derive(Clone)]
+pub struct Users {
+    peer: Peer,
+    lists: Batcher<Wanted, Result<Listed, PeerError>>,
+}
+
+/// The query of a list, and for whom it is.
+type Wanted = (Option<String>, Context);
 
 /// A list of users, or what is wrong with the question.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Listed {
     /// The rows as they came, and the query of the next page if there is one.
     Rows(Bytes, Option<String>),
@@ -29,32 +39,56 @@ impl Users {
     /// # Errors
     /// If the HTTP client cannot be set up.
     pub fn at(base: Url, settings: &PeerSettings) -> Result<Self, PeerError> {
-        Peer::new("user-service", base, settings).map(Self)
+        let peer = Peer::new("user-service", base, settings)?;
+        let room = settings.max_in_flight as usize;
+        let limits = Limits { asks: room, bytes: usize::MAX, size: |_| 0, room };
+        let asking = peer.clone();
+        let lists = Batcher::new("lists", limits, move |batch| ask_each_once(asking.clone(), batch));
+        Ok(Self { peer, lists })
     }
 
     /// Who is called.
     pub fn peer(&self) -> &Peer {
-        &self.0
+        &self.peer
     }
 
-    /// `GET /users` with this query.
+    /// `GET /users` with this query. Those who ask for the same while a call is on its way share the next one: what they are
+    /// answered is never older than their question.
     ///
     /// # Errors
     /// If user-service does not answer, or not with a JSON array.
     pub async fn list(&self, query: Option<&str>, context: &Context) -> Result<Listed, PeerError> {
-        let path = query.map_or_else(|| "/users".to_owned(), |query| format!("/users?{query}"));
-        let answer = self.0.get(&path, context).await?;
-        match answer.status {
-            StatusCode::OK => {
-                check_array(&answer.body).map_err(|error| self.0.unexpected(&answer, error))?;
-                Ok(Listed::Rows(answer.body.clone(), next_query(&answer)))
-            }
-            StatusCode::BAD_REQUEST => match answer.problem() {
-                Some(problem) => Ok(Listed::Invalid(problem.errors)),
-                None => Err(self.0.unexpected(&answer, "a refusal without a reason")),
-            },
-            _ => Err(self.0.unexpected(&answer, "no list of users")),
+        let asking = self.lists.ask((query.map(str::to_owned), context.clone()));
+        self.peer.wait(asking, context).await
+    }
+}
+
+async fn ask_each_once(peer: Peer, batch: Vec<Asked<Wanted, Result<Listed, PeerError>>>) {
+    let mut same: HashMap<Option<String>, Vec<_>> = HashMap::new();
+    for asked in batch {
+        same.entry(asked.ask.0.clone()).or_default().push(asked);
+    }
+    join_all(same.into_iter().map(|(query, asked)| async {
+        let context = Context::together(asked.iter().map(|asked| &asked.ask.1));
+        let listed = list(&peer, query, &context).await;
+        asked.into_iter().for_each(|asked| asked.answer(listed.clone()));
+    }))
+    .await;
+}
+
+async fn list(peer: &Peer, query: Option<String>, context: &Context) -> Result<Listed, PeerError> {
+    let path = query.map_or_else(|| "/users".to_owned(), |query| format!("/users?{query}"));
+    let answer = peer.get(&path, context).await?;
+    match answer.status {
+        StatusCode::OK => {
+            check_array(&answer.body).map_err(|error| peer.unexpected(&answer, error))?;
+            Ok(Listed::Rows(answer.body.clone(), next_query(&answer)))
         }
+        StatusCode::BAD_REQUEST => match answer.problem() {
+            Some(problem) => Ok(Listed::Invalid(problem.errors)),
+            None => Err(peer.unexpected(&answer, "a refusal without a reason")),
+        },
+        _ => Err(peer.unexpected(&answer, "no list of users")),
     }
 }
 

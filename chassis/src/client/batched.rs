@@ -1,0 +1,156 @@
+//! Questions to a peer that can be asked one by one, and several in one call.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use futures_util::future::join_all;
+use tokio::time::{self, Instant};
+
+use super::{Peer, PeerError};
+use crate::batch::{Asked, Batcher, Limits, Unanswered};
+use crate::context::Context;
+
+/// How long a peer that does not know the call for several is asked one by one, before that is tried again.
+const ONE_BY_ONE: Duration = Duration::from_secs(60);
+
+/// A kind of question: what is asked, and by which calls. Both calls are safe to repeat.
+pub trait Questions: Send + Sync + 'static {
+    /// What is asked.
+    type Ask: Send + Sync + 'static;
+    /// What is answered.
+    type Answer: Send + 'static;
+
+    /// What metrics call it.
+    const NAME: &'static str;
+    /// Most of one call.
+    const MOST: usize;
+    /// Most bytes of one call, so that the peer takes it.
+    const MOST_BYTES: usize;
+
+    /// How many bytes of the call for several are this one's, at most.
+    fn size(ask: &Self::Ask) -> usize;
+
+    /// Asks one.
+    fn one(&self, ask: &Self::Ask, context: &Context) -> impl Future<Output = Result<Self::Answer, PeerError>> + Send;
+
+    /// Asks several: a result for each, in the order asked; or `None` if that one has to be asked alone.
+    fn several(
+        &self,
+        asks: &[(&Self::Ask, &Context)],
+        context: &Context,
+    ) -> impl Future<Output = Result<Vec<Outcome<Self::Answer>>, PeerError>> + Send;
+}
+
+/// What came of one question among several.
+pub type Outcome<A> = Option<Result<A, PeerError>>;
+
+type Asking<Q> = Asked<(<Q as Questions>::Ask, Context), Result<<Q as Questions>::Answer, PeerError>>;
+
+/// Asks questions of one kind: alone if there is one, in one call what has gathered while others were on their way.
+pub struct Batched<Q: Questions> {
+    peer: Peer,
+    batcher: Batcher<(Q::Ask, Context), Result<Q::Answer, PeerError>>,
+}
+
+impl<Q: Questions> Batched<Q> {
+    /// Over this peer, which can have as many questions in work as other calls.
+    pub fn new(peer: &Peer, questions: Q) -> Self {
+        let room = peer.0.settings.max_in_flight as usize;
+        let size = |(ask, _): &(Q::Ask, Context)| Q::size(ask);
+        let limits = Limits { asks: Q::MOST, bytes: Q::MOST_BYTES, size, room };
+        let sender = Arc::new(Sender { questions, one_by_one: Mutex::new(None) });
+        let batcher = Batcher::new(Q::NAME, limits, move |batch| {
+            let sender = Arc::clone(&sender);
+            async move { sender.send(batch).await }
+        });
+        Self { peer: peer.clone(), batcher }
+    }
+
+    /// The answer, within the time that `context` has left.
+    ///
+    /// # Errors
+    /// If there is none that means anything.
+    pub async fn ask(&self, ask: Q::Ask, context: &Context) -> Result<Q::Answer, PeerError> {
+        self.peer.wait(self.batcher.ask((ask, context.clone())), context).await
+    }
+}
+
+struct Sender<Q> {
+    questions: Q,
+    /// Until when.
+    one_by_one: Mutex<Option<Instant>>,
+}
+
+impl<Q: Questions> Sender<Q> {
+    async fn send(&self, batch: Vec<Asking<Q>>) {
+        let alone = if batch.len() > 1 && !self.is_one_by_one() { self.send_several(batch).await } else { batch };
+        join_all(alone.into_iter().map(|asked| async {
+            let (ask, context) = &asked.ask;
+            let answer = self.questions.one(ask, context).await;
+            asked.answer(answer);
+        }))
+        .await;
+    }
+
+    /// In one call; gives back those that have to be asked alone.
+    async fn send_several(&self, batch: Vec<Asking<Q>>) -> Vec<Asking<Q>> {
+        let asks: Vec<_> = batch.iter().map(|Asked { ask: (ask, context), .. }| (ask, context)).collect();
+        let context = Context::together(asks.iter().map(|(_, context)| *context));
+        let mut alone = Vec::new();
+        match self.questions.several(&asks, &context).await {
+            Ok(outcomes) => {
+                let outcomes = outcomes.into_iter().chain(std::iter::repeat_with(|| None));
+                for (asked, outcome) in batch.into_iter().zip(outcomes) {
+                    match outcome {
+                        Some(answer) => asked.answer(answer),
+                        None => alone.push(asked),
+                    }
+                }
+            }
+            Err(error) if is_ignorance(&error) => {
+                tracing::info!(%error, "asked one by one for a while");
+                *self.one_by_one.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + ONE_BY_ONE);
+                alone = batch;
+            }
+            Err(error) => batch.into_iter().for_each(|asked| asked.answer(Err(error.clone()))),
+        }
+        alone
+    }
+
+    fn is_one_by_one(&self) -> bool {
+        self.one_by_one.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| Instant::now() < until)
+    }
+}
+
+/// Whether this is how another implementation of the contract takes a call that it does not know: it refuses it, or
+/// answers what it has for another one.
+fn is_ignorance(error: &PeerError) -> bool {
+    match error {
+        PeerError::TooLarge { .. } => true,
+        PeerError::Unexpected { status, .. } => !status.is_server_error() || *status == StatusCode::NOT_IMPLEMENTED,
+        PeerError::Unreachable { .. } | PeerError::NotAsked { .. } | PeerError::TimedOut { .. } => false,
+    }
+}
+
+impl Peer {
+    /// Waits for what was asked by a batcher, within the time that `context` has left.
+    ///
+    /// # Errors
+    /// If there is no answer that means anything.
+    pub async fn wait<R>(
+        &self,
+        asking: impl Future<Output = Result<Result<R, PeerError>, Unanswered>>,
+        context: &Context,
+    ) -> Result<R, PeerError> {
+        let (peer, limit) = (self.0.name, context.time_left());
+        match time::timeout(limit, asking).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(Unanswered::NoRoom)) => Err(self.not_asked("too many calls wait for its answers")),
+            Ok(Err(Unanswered::Died)) => {
+                Err(PeerError::Unreachable { peer, cause: "the call has panicked".to_owned() })
+            }
+            Err(_) => Err(PeerError::TimedOut { peer, limit }),
+        }
+    }
+}
