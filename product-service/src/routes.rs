@@ -213,14 +213,16 @@ async fn reserve_each(
     context: Context,
     JsonEach(asked): JsonEach<LinesFor, MAX_BATCH>,
 ) -> Result<JsonAnswer<Vec<ReserveOutcome>>, Error> {
-    let mut outcomes = Vec::with_capacity(asked.len());
-    for item in asked {
-        outcomes.push(match item {
-            Ok(LinesFor { order_id, lines }) => outcome(app.store.take(order_id, &lines).await?, &context),
-            Err(problem) => refused(&problem, &context),
-        });
-    }
-    Ok(JsonAnswer(outcomes))
+    let mut takes = Vec::with_capacity(asked.len());
+    let bad: Vec<Option<Problem>> = asked.into_iter().map(|item| item.map(|take| takes.push(take)).err()).collect();
+    crash_point!("take each: before");
+    let mut taken = app.store.take_each(&takes).await?.into_iter();
+    crash_point!("take each: done");
+    let outcomes = bad.iter().map(|bad| match bad {
+        None => outcome(taken.next().expect("the store answers each"), &context),
+        Some(problem) => refused(problem, &context),
+    });
+    Ok(JsonAnswer(outcomes.collect()))
 }
 
 fn outcome(taken: Taken, context: &Context) -> ReserveOutcome {
@@ -263,9 +265,9 @@ async fn release_each(
     State(app): State<AppState>,
     Query(OrderIds(order_ids)): Query<OrderIds>,
 ) -> Result<StatusCode, Error> {
-    for order_id in order_ids {
-        app.store.release(order_id).await?;
-    }
+    crash_point!("give back each: before");
+    app.store.release_each(&order_ids).await?;
+    crash_point!("give back each: done");
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -35,6 +35,8 @@ chassis::store_contract! {
     an_order_that_is_taken_twice_at_the_same_time_is_taken_once
     a_take_and_a_release_at_the_same_time_end_released
     any_takes_and_releases_conserve_the_stock
+    takes_together_come_to_what_they_would_one_by_one
+    releases_together_come_to_what_they_would_one_by_one
 }
 
 type Store = Arc<dyn ProductStore>;
@@ -327,20 +329,31 @@ async fn a_take_and_a_release_at_the_same_time_end_released(store: &Store) {
     }
 }
 
+/// So many units of the nth of some products, for an order.
+type Wanted = (u128, Vec<(usize, u32)>);
+
+fn wanted() -> impl Strategy<Value = Wanted> {
+    let lines = prop::collection::btree_map(0..3_usize, 1..6_u32, 1..4);
+    (0..8_u128, lines.prop_map(|lines| lines.into_iter().collect::<Vec<_>>()).prop_shuffle())
+}
+
+fn take((n, wanted): &Wanted, products: &[Id]) -> LinesFor {
+    let wanted: Vec<_> = wanted.iter().map(|&(product, units)| (products[product], units)).collect();
+    LinesFor { order_id: order(*n), lines: lines(&wanted) }
+}
+
 /// What a client may do to the stock.
 #[derive(Clone, Debug)]
 enum Step {
-    Take(u128, Vec<(usize, u32)>),
-    Release(u128),
+    Take(Vec<Wanted>),
+    Release(Vec<u128>),
     Restock(usize, i64),
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let wanted = prop::collection::btree_map(0..3_usize, 1..6_u32, 1..4);
-    let wanted = wanted.prop_map(|wanted| wanted.into_iter().collect::<Vec<_>>()).prop_shuffle();
     prop_oneof![
-        3 => (0..8_u128, wanted).prop_map(|(order, wanted)| Step::Take(order, wanted)),
-        2 => (0..8_u128).prop_map(Step::Release),
+        3 => prop::collection::vec(wanted(), 1..4).prop_map(Step::Take),
+        2 => prop::collection::vec(0..8_u128, 1..4).prop_map(Step::Release),
         1 => (0..3_usize, 0..20_i64).prop_map(|(product, stock)| Step::Restock(product, stock)),
     ]
 }
@@ -381,11 +394,14 @@ async fn run(store: Store, products: Vec<Id>, steps: Vec<Step>, round: u128) -> 
     let mut added = Vec::new();
     for step in steps {
         match step {
-            Step::Take(n, wanted) => {
-                let wanted: Vec<_> = wanted.iter().map(|&(product, units)| (products[product], units)).collect();
-                store.take(order(round * 8 + n), &lines(&wanted)).await.unwrap();
+            Step::Take(takes) => {
+                let takes = takes.into_iter().map(|(n, wanted)| take(&(round * 8 + n, wanted), &products));
+                store.take_each(&takes.collect::<Vec<_>>()).await.unwrap();
             }
-            Step::Release(n) => store.release(order(round * 8 + n)).await.unwrap(),
+            Step::Release(orders) => {
+                let orders: Vec<_> = orders.into_iter().map(|n| order(round * 8 + n)).collect();
+                store.release_each(&orders).await.unwrap();
+            }
             Step::Restock(product, units) => {
                 let seen = store.by_id(products[product]).await.unwrap().unwrap();
                 let mut next = Product::clone(&seen);
@@ -397,4 +413,83 @@ async fn run(store: Store, products: Vec<Id>, steps: Vec<Step>, round: u128) -> 
         }
     }
     added
+}
+
+/// What came of a take, but for how much was left at which moment.
+fn outcome(taken: &Taken) -> &'static str {
+    match taken {
+        Taken::Now(_) => "now",
+        Taken::Already(_) => "already",
+        Taken::Refused(Refusal::Unknown(_)) => "unknown",
+        Taken::Refused(Refusal::Short(_)) => "short",
+        Taken::Refused(Refusal::Released) => "released",
+        Taken::Refused(Refusal::Mismatch) => "mismatch",
+    }
+}
+
+/// Some products of which there is not enough for all, and then one that does not exist.
+async fn scarce(store: &Store) -> [Id; 3] {
+    [add(store, "lamp", 20).await, add(store, "desk", 5).await, no_product()]
+}
+
+/// Batches in which several want the last units, some for the same order, and others what there is not.
+async fn takes_together_come_to_what_they_would_one_by_one(store: &Store) {
+    assert_eq!(store.take_each(&[]).await.unwrap(), []);
+    let mut runner = TestRunner::deterministic();
+    let mut seen = BTreeMap::new();
+    for round in 0..100_u128 {
+        let batch = prop::collection::vec(wanted(), 1..30).new_tree(&mut runner).unwrap().current();
+        // The same twice: the one for orders of which the first bit is set, and products of its own.
+        let (together, single) = (scarce(store).await, scarce(store).await);
+        let of = |half: u128, products: &[Id]| -> Vec<LinesFor> {
+            let takes = batch.iter().map(|(n, wanted)| ((half << 100) + round * 8 + n, wanted.clone()));
+            takes.map(|wanted| take(&wanted, products)).collect()
+        };
+        let (batch, each) = (of(1, &together), of(0, &single));
+        for id in [batch[0].order_id, each[0].order_id].into_iter().filter(|_| round % 4 == 0) {
+            store.release(id).await.unwrap();
+        }
+        let taken = store.take_each(&batch).await.unwrap();
+        assert_eq!(taken.len(), batch.len());
+        for (n, (taken, (one, alone))) in taken.iter().zip(batch.iter().zip(&each)).enumerate() {
+            let alone = store.take(alone.order_id, &alone.lines).await.unwrap();
+            assert_eq!(outcome(taken), outcome(&alone), "round {round}, take {n} of {batch:?}: {taken:?}, {alone:?}");
+            *seen.entry(outcome(taken)).or_insert(0) += 1;
+            if let Taken::Now(reserved) | Taken::Already(reserved) = taken {
+                assert!(reserved.order_id == one.order_id && one.lines.are_those_of(&reserved.lines));
+            }
+            if let Taken::Refused(Refusal::Short(at)) = taken {
+                let wanted = |at: usize| i64::from(one.lines.as_slice()[at].quantity);
+                assert!(!at.is_empty() && at.iter().all(|&(at, left)| left < wanted(at)), "{at:?} of {one:?}");
+            }
+        }
+        for (one, other) in together.into_iter().zip(single).take(2) {
+            assert_eq!(stock(store, one).await, stock(store, other).await, "round {round}");
+        }
+    }
+    assert_eq!(seen.len(), 6, "each outcome was there: {seen:?}");
+}
+
+async fn releases_together_come_to_what_they_would_one_by_one(store: &Store) {
+    let (lamp, desk) = (add(store, "lamp", 9).await, add(store, "desk", 9).await);
+    for n in 0..4 {
+        let wanted = lines(&[(lamp, 1), (desk, 2)]);
+        assert!(matches!(store.take(order(n), &wanted).await.unwrap(), Taken::Now(_)));
+    }
+    store.release(order(1)).await.unwrap();
+    let gone = [order(2), order(1), order(7), order(0), order(7), order(2)];
+    for _ in 0..2 {
+        store.release_each(&gone).await.unwrap();
+        assert_eq!((stock(store, lamp).await, stock(store, desk).await), (8, 7), "each once, and not the fourth");
+    }
+    for released in gone {
+        assert_eq!(store.reservation(released).await.unwrap().unwrap().status, ReservationStatus::Released);
+        let late = store.take(released, &lines(&[(lamp, 1)])).await.unwrap();
+        assert_eq!(late, Taken::Refused(Refusal::Released));
+    }
+    assert_eq!(store.reservation(order(3)).await.unwrap().unwrap().status, ReservationStatus::Taken);
+    store.remove(lamp, None).await.unwrap();
+    store.release_each(&[order(3)]).await.unwrap();
+    store.release_each(&[]).await.unwrap();
+    assert_eq!(stock(store, desk).await, 9, "of what exists still");
 }

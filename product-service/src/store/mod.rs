@@ -16,7 +16,7 @@ use shared::{Id, Money, OrderId};
 pub use self::memory::MemoryStore;
 pub use self::postgres::PostgresStore;
 use crate::product::{NewProduct, Product, ProductChange};
-use crate::reservation::{Lines, Reservation, Taken};
+use crate::reservation::{Lines, LinesFor, Reservation, Taken};
 
 /// What the start-up line says of the store in memory.
 pub const MEMORY: &str = "memory (a restart forgets everything)";
@@ -55,11 +55,23 @@ pub trait ProductStore: Send + Sync {
 
     /// Takes the units of all lines for an order, or of none. Safe to repeat: the same lines again are answered as the
     /// first time, with the names and prices of then. A refused take leaves no trace.
-    async fn take(&self, order_id: OrderId, lines: &Lines) -> Result<Taken, StoreError>;
+    async fn take(&self, order_id: OrderId, lines: &Lines) -> Result<Taken, StoreError> {
+        let mut taken = self.take_each(&[LinesFor { order_id, lines: lines.clone() }]).await?;
+        taken.pop().ok_or_else(|| StoreError("it does not say what came of a take".to_owned()))
+    }
+
+    /// The same for several orders, each on its own and as if one came after the other: all in one step. What came of each,
+    /// in the order asked.
+    async fn take_each(&self, takes: &[LinesFor]) -> Result<Vec<Taken>, StoreError>;
 
     /// Releases a reservation for ever: what it holds goes back to the products that still exist, once; and no take
     /// under this id succeeds again, also if there was none yet. Safe to repeat.
-    async fn release(&self, order_id: OrderId) -> Result<(), StoreError>;
+    async fn release(&self, order_id: OrderId) -> Result<(), StoreError> {
+        self.release_each(&[order_id]).await
+    }
+
+    /// The same for several reservations, in one step.
+    async fn release_each(&self, order_ids: &[OrderId]) -> Result<(), StoreError>;
 
     /// The reservation of this order; `None` if there was neither a take nor a release.
     async fn reservation(&self, order_id: OrderId) -> Result<Option<Reservation>, StoreError>;

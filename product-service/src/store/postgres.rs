@@ -18,17 +18,18 @@ use serde::{Deserialize, Deserializer};
 use shared::products::{Reserved, ReservedLine, Take};
 use shared::{Id, Money, OrderId, products};
 use sqlx::postgres::{PgConnectOptions, PgRow};
-use sqlx::types::Json;
+use sqlx::types::{Json, Uuid};
 use sqlx::{Error, FromRow, Row};
 
 use super::{ProductStore, StoreError};
 use crate::SERVICE;
 use crate::product::{NewProduct, Product, ProductChange, fold};
-use crate::reservation::{Lines, Refusal, Reservation, ReservationStatus, Taken};
+use crate::reservation::{LinesFor, Refusal, Reservation, ReservationStatus, Taken};
 
-const MIGRATIONS: [(&str, &str); 2] = [
+const MIGRATIONS: [(&str, &str); 3] = [
     ("products", include_str!("../../migrations/0001_products.sql")),
     ("reservations", include_str!("../../migrations/0002_reservations.sql")),
+    ("batches", include_str!("../../migrations/0003_batches.sql")),
 ];
 
 /// Products, chosen by the rest of a statement.
@@ -42,17 +43,21 @@ const PAGE: &str = products!("where id > $1 order by id limit $2");
 const SEARCH: &str = products!("where id > $1 and folded_name like $3 order by id limit $2");
 
 /// A mistake: the stock is read first and written then, whatever has become of it in between.
-const READ_THEN_WRITE: &str = "with answered as materialized (select answer_to_take($1, $2, $3) as answer),
-    seen as materialized (select id as seen_id, stock as seen_stock from products where id = any ($2)),
+const READ_THEN_WRITE: &str = "with line as materialized
+        (select * from unnest($2, $3, $4, $5) as line (n, index, product_id, quantity)),
+    answered as materialized (select n, $1[n] as order_id, answer_to_take($1[n],
+        array_agg(product_id order by index), array_agg(quantity order by index)) as answer from line group by n),
+    seen as materialized (select id as seen_id, stock as seen_stock from products where id = any ($4)),
     written as (update products set stock = seen_stock - quantity, version = version + 1
-        from answered, seen, unnest($2, $3) as line (product_id, quantity)
-        where id = seen_id and id = product_id and answer ? 'now'),
+        from answered join line using (n), seen where id = seen_id and id = product_id and answer ? 'now'),
     held as (insert into reservations (order_id, status, lines)
-        select $1, 'taken', answer -> 'now' from answered where answer ? 'now')
-    select answer from answered";
+        select order_id, 'taken', answer -> 'now' from answered where answer ? 'now')
+    select answer from answered order by n";
+
+const TAKE_EACH: &str = "select answer from take_each($1, $2, $3, $4, $5) order by n";
 
 /// A mistake: what was not taken leaves no tombstone.
-const RELEASE_TAKEN: &str = "select release_units($1) where exists (select from reservations where order_id = $1)";
+const RELEASE_TAKEN: &str = "select release_each(array(select order_id from reservations where order_id = any ($1)))";
 
 /// The store in PostgreSQL, which several replicas of the service may share.
 pub struct PostgresStore {
@@ -65,8 +70,10 @@ impl PostgresStore {
     /// # Errors
     /// If it does not answer, or cannot be brought up to date.
     pub async fn open(url: &PgConnectOptions, settings: &DatabaseSettings) -> Result<Self, String> {
-        // Each statement has its index. A plan that was made when a table was small must not scan it when it is not.
-        let url = url.clone().options([("enable_seqscan", "off")]);
+        // Each statement has its index. A plan that was made when a table was small must not scan it when it is not, nor its
+        // index from end to end, as other joins than by look-ups would.
+        let plans = ["enable_seqscan", "enable_hashjoin", "enable_mergejoin"].map(|scans| (scans, "off"));
+        let url = url.clone().options(plans);
         Ok(Self { pool: postgres::open(SERVICE, &url, settings, &MIGRATIONS).await? })
     }
 }
@@ -120,7 +127,7 @@ fn reserved(lines: Vec<Line>) -> Vec<ReservedLine> {
     lines.into_iter().map(reserved).collect()
 }
 
-/// What the function `take_units` answers; `migrations/` says when.
+/// What the function `take_each` answers; `migrations/` says when.
 #[derive(Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Answer {
@@ -131,7 +138,8 @@ enum Answer {
 }
 
 impl Answer {
-    fn to(self, order_id: OrderId, lines: &Lines) -> Taken {
+    fn to(self, LinesFor { order_id, lines }: &LinesFor) -> Taken {
+        let order_id = *order_id;
         match self {
             Self::Now(taken) => Taken::Now(Reserved { order_id, lines: reserved(taken) }),
             Self::Unknown(at) => Taken::Refused(Refusal::Unknown(at)),
@@ -224,18 +232,27 @@ impl ProductStore for PostgresStore {
         Ok(self.pool.once("remove", || remove().execute(&self.pool)).await?.rows_affected() == 1)
     }
 
-    async fn take(&self, order_id: OrderId, lines: &Lines) -> Result<Taken, StoreError> {
-        let (ids, quantities): (Vec<i64>, Vec<i64>) =
-            lines.as_slice().iter().map(|line| (line.product_id.get(), i64::from(line.quantity))).unzip();
-        let sql = if mistake!("read then write") { READ_THEN_WRITE } else { "select take_units($1, $2, $3)" };
-        let take = || sqlx::query_scalar(sql).bind(order_id.0).bind(&ids).bind(&quantities);
-        let Json(answer) = self.pool.repeat("take", || take().fetch_one(&self.pool)).await?;
-        Ok(Answer::to(answer, order_id, lines))
+    async fn take_each(&self, takes: &[LinesFor]) -> Result<Vec<Taken>, StoreError> {
+        let order_ids: Vec<Uuid> = takes.iter().map(|take| take.order_id.0).collect();
+        let lines = takes.iter().zip(1..).flat_map(|(take, whose)| {
+            let lines = take.lines.as_slice().iter().zip(0..);
+            lines.map(move |(line, index)| (whose, index, line.product_id.get(), i64::from(line.quantity)))
+        });
+        let (whose, indexes, product_ids, quantities): (Vec<i32>, Vec<i32>, Vec<i64>, Vec<i64>) = lines.collect();
+        let sql = if mistake!("read then write") { READ_THEN_WRITE } else { TAKE_EACH };
+        let take = || sqlx::query_scalar(sql).bind(&order_ids).bind(&whose).bind(&indexes);
+        let take = || take().bind(&product_ids).bind(&quantities).fetch_all(&self.pool);
+        let answers: Vec<Json<Answer>> = self.pool.repeat("take", take).await?;
+        if answers.len() != takes.len() {
+            return Err(StoreError(format!("{} answers to {} takes", answers.len(), takes.len())));
+        }
+        Ok(answers.into_iter().zip(takes).map(|(Json(answer), take)| answer.to(take)).collect())
     }
 
-    async fn release(&self, order_id: OrderId) -> Result<(), StoreError> {
-        let sql = if mistake!("no tombstone") { RELEASE_TAKEN } else { "select release_units($1)" };
-        let release = || sqlx::query(sql).bind(order_id.0);
+    async fn release_each(&self, order_ids: &[OrderId]) -> Result<(), StoreError> {
+        let order_ids: Vec<Uuid> = order_ids.iter().map(|order_id| order_id.0).collect();
+        let sql = if mistake!("no tombstone") { RELEASE_TAKEN } else { "select release_each($1)" };
+        let release = || sqlx::query(sql).bind(&order_ids);
         self.pool.repeat("release", || release().execute(&self.pool)).await?;
         Ok(())
     }
@@ -255,13 +272,15 @@ impl ProductStore for PostgresStore {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use chassis::testing::postgres::{behind_a_bad_wire, database};
     use futures_util::future::join_all;
     use shared::products::Line;
     use sqlx::{Connection, PgConnection};
-    use uuid::Uuid;
 
     use super::*;
+    use crate::reservation::Lines;
     use crate::store::contract::patient;
 
     async fn open(database: &PgConnectOptions) -> PostgresStore {
@@ -324,6 +343,64 @@ mod tests {
         assert_eq!((wire.has_lost_it(), version().await), (true, None));
     }
 
+    #[tokio::test]
+    async fn a_batch_is_one_commit() {
+        let Some(database) = database().await else { return };
+        let store = open(&database).await;
+        let lamp = add_lamp(&store, 10).await;
+        let takes: Vec<_> =
+            (0..10).map(|n| LinesFor { order_id: OrderId(Uuid::from_u128(n)), lines: lines(&[(lamp, 1)]) }).collect();
+        let commits = async || -> (i64, i64) {
+            let sql = "select count(*), count(distinct xmin::text) from reservations";
+            sqlx::query_as(sql).fetch_one(&store.pool).await.unwrap()
+        };
+        store.take_each(&takes).await.unwrap();
+        assert_eq!(commits().await, (10, 1));
+        store.release_each(&takes.iter().map(|take| take.order_id).collect::<Vec<_>>()).await.unwrap();
+        assert_eq!(commits().await, (10, 1));
+    }
+
+    #[tokio::test]
+    async fn who_is_refused_waits_for_nobody() {
+        let Some(database) = database().await else { return };
+        let store = open(&database).await;
+        let lamp = add_lamp(&store, 1).await;
+        let takes = [lines(&[(lamp, 2)]), lines(&[(lamp, 1), (999, 1)])];
+        let takes: Vec<_> =
+            takes.into_iter().map(|lines| LinesFor { order_id: OrderId(Uuid::now_v7()), lines }).collect();
+        let mut connection = PgConnection::connect_with(&database).await.unwrap();
+        let mut somebody = connection.begin().await.unwrap();
+        sqlx::query("select id from products for update").execute(&mut *somebody).await.unwrap();
+        let taken = tokio::time::timeout(Duration::from_secs(20), store.take_each(&takes)).await.expect("it waits");
+        let short = Taken::Refused(Refusal::Short(vec![(0, 1)]));
+        assert_eq!(taken.unwrap(), [short, Taken::Refused(Refusal::Unknown(vec![1]))]);
+    }
+
+    /// By a replica of the last release that is replaced in a moment.
+    #[tokio::test]
+    async fn what_was_called_before_there_were_batches_is_still_there() {
+        let Some(database) = database().await else { return };
+        let store = open(&database).await;
+        let (lamp, order_id) = (add_lamp(&store, 5).await, OrderId(Uuid::now_v7()));
+        let take = async |wanted: i64| -> String {
+            let take = sqlx::query_scalar("select take_units($1, $2, $3)::text").bind(order_id.0);
+            take.bind(vec![999, lamp]).bind(vec![1, wanted]).fetch_one(&store.pool).await.unwrap()
+        };
+        assert_eq!(take(6).await, r#"{"unknown": [0]}"#);
+        let chair = "insert into products overriding system value values (999, 'Chair', 'chair', 5, 1, 1, now())";
+        sqlx::query(chair).execute(&store.pool).await.unwrap();
+        assert_eq!(take(6).await, r#"{"short": [[1, 5]]}"#);
+        let both = concat!(
+            r#"[{"name": "Chair", "cents": 5, "product": 999, "quantity": 1}, "#,
+            r#"{"name": "Lamp", "cents": 0, "product": 1, "quantity": 2}]"#
+        );
+        assert_eq!(take(2).await, format!(r#"{{"now": {both}}}"#));
+        assert_eq!(take(2).await, format!(r#"{{"found": ["taken", {both}]}}"#));
+        sqlx::query("select release_units($1)").bind(order_id.0).execute(&store.pool).await.unwrap();
+        assert_eq!(take(2).await, format!(r#"{{"found": ["released", {both}]}}"#));
+        assert_eq!(store.by_id(Id::new(lamp).unwrap()).await.unwrap().unwrap().public.stock, 5);
+    }
+
     /// A deadlock would be resolved by another try and seen by nobody but the database, which counts.
     #[tokio::test(flavor = "multi_thread")]
     async fn nobody_waits_for_somebody_who_waits_for_him() {
@@ -331,6 +408,11 @@ mod tests {
         let store = Arc::new(open(&database).await);
         let (lamp, desk, vase) =
             (add_lamp(&store, 1000).await, add_lamp(&store, 1000).await, add_lamp(&store, 1000).await);
+        let each = |n: u128, wanted: [i64; 3]| -> Vec<LinesFor> {
+            let orders = (0..12).map(|order| OrderId(Uuid::from_u128((1 << 100) + n / 4 * 12 + order)));
+            let wanted = wanted.into_iter().cycle().map(|id| lines(&[(id, 1)]));
+            orders.zip(wanted).map(|(order_id, lines)| LinesFor { order_id, lines }).collect()
+        };
         let orders = [[lamp, desk, vase], [vase, desk, lamp], [desk, vase, lamp], [vase, lamp, desk]];
         let clients = (0..).zip(orders.into_iter().cycle().take(8)).map(|(client, wanted)| {
             let store = Arc::clone(&store);
@@ -339,6 +421,12 @@ mod tests {
                     let order_id = OrderId(Uuid::from_u128(client * 100 + n));
                     store.take(order_id, &lines(&wanted.map(|id| (id, 1)))).await.unwrap();
                     store.release(order_id).await.unwrap();
+                    // Orders that all clients want, in any order, each for one of the products.
+                    let mut batch = each(n, wanted);
+                    batch.rotate_left(client as usize % 7);
+                    store.take_each(&batch).await.unwrap();
+                    batch.rotate_left(n as usize % 5);
+                    store.release_each(&batch.iter().map(|take| take.order_id).collect::<Vec<_>>()).await.unwrap();
                 }
             })
         });

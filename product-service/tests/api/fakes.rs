@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use chassis::page::{Page, Rows};
 use jiff::Timestamp;
 use product_service::product::{NewProduct, Product, ProductChange};
-use product_service::reservation::{Lines, Reservation, Taken};
+use product_service::reservation::{Lines, LinesFor, Reservation, Taken};
 use product_service::store::{self, ProductStore, StoreError};
 use shared::products::Line;
 use shared::{Id, OrderId};
@@ -82,12 +82,12 @@ impl ProductStore for ShakyStore {
         self.up()?.remove(id, version).await
     }
 
-    async fn take(&self, order_id: OrderId, lines: &Lines) -> Result<Taken, StoreError> {
-        self.up()?.take(order_id, lines).await
+    async fn take_each(&self, takes: &[LinesFor]) -> Result<Vec<Taken>, StoreError> {
+        self.up()?.take_each(takes).await
     }
 
-    async fn release(&self, order_id: OrderId) -> Result<(), StoreError> {
-        self.up()?.release(order_id).await
+    async fn release_each(&self, order_ids: &[OrderId]) -> Result<(), StoreError> {
+        self.up()?.release_each(order_ids).await
     }
 
     async fn reservation(&self, order_id: OrderId) -> Result<Option<Reservation>, StoreError> {
