@@ -18,6 +18,7 @@ use tokio::{task, time};
 use tracing::{Instrument, Span};
 
 use crate::metrics::{self, Counter, Family, Labels};
+use crate::mistake;
 
 /// So many calls are on their way at once, so that one that is a little slow does not hold up all that comes.
 const SLOTS: usize = 2;
@@ -125,6 +126,9 @@ impl<A: Send + 'static, R: Send + 'static> Parts<A, R> {
         Box::pin(async move {
             loop {
                 task::yield_now().await; // whoever is about to ask goes with it
+                if mistake!("wait for company") {
+                    self.wait_for_company().await;
+                }
                 let batch = self.next_batch();
                 let Some(first) = batch.first() else { return };
                 self.batches.inc();
@@ -140,11 +144,23 @@ impl<A: Send + 'static, R: Send + 'static> Parts<A, R> {
         })
     }
 
+    /// What looks like a good idea: more would go in one call. But a lone ask would wait for nothing. Tests have what they ask
+    /// go together so.
+    async fn wait_for_company(&self) {
+        const PATIENCE: Duration = Duration::from_millis(300);
+        let alone = async {
+            while self.queue().waiting.len() < 2 {
+                time::sleep(PATIENCE / 100).await;
+            }
+        };
+        let _ = time::timeout(PATIENCE, alone).await;
+    }
+
     /// Whether it has taken a slot, in which there has to be work now.
     fn enqueue(&self, asked: Asked<A, R>) -> bool {
         let mut queue = self.queue();
         queue.waiting.push_back(asked);
-        let free = queue.slots < SLOTS;
+        let free = queue.slots < SLOTS || mistake!("one by one");
         queue.slots += usize::from(free);
         free
     }
@@ -152,10 +168,11 @@ impl<A: Send + 'static, R: Send + 'static> Parts<A, R> {
     /// What goes out next; if that is nothing, the slot is given up.
     fn next_batch(&self) -> Vec<Asked<A, R>> {
         let (mut batch, mut bytes) = (Vec::new(), 0);
+        let most = if mistake!("one by one") { 1 } else { self.limits.asks };
         let mut queue = self.queue();
         while let Some(asked) = queue.waiting.front() {
             bytes += (self.limits.size)(&asked.ask);
-            if !batch.is_empty() && (batch.len() == self.limits.asks || bytes > self.limits.bytes) {
+            if !batch.is_empty() && (batch.len() == most || bytes > self.limits.bytes) {
                 break;
             }
             batch.extend(queue.waiting.pop_front().filter(|asked| !asked.reply.is_closed()));

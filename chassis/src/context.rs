@@ -86,6 +86,25 @@ impl Context {
         self
     }
 
+    /// The context of one of several things that were asked in one call, which says what its ids are. (Those of the call, if it
+    /// does not, or if they are none.)
+    pub fn of_one(&self, request_id: Option<&str>, traceparent: Option<&str>) -> Self {
+        let value = |text: Option<&str>| text.and_then(|text| HeaderValue::from_str(text).ok());
+        let mut one = self.clone();
+        if let Some(id) = value(request_id).filter(is_sane_id) {
+            one.request_id = id;
+        }
+        if let Some(parent) = value(traceparent).filter(is_traceparent) {
+            (one.traceparent, one.tracestate) = (parent, None);
+        }
+        one
+    }
+
+    /// Its place in a trace, as the header `traceparent` tells it.
+    pub fn traceparent(&self) -> &str {
+        self.traceparent.to_str().unwrap_or_default() // hexadecimal digits
+    }
+
     /// The id of the trace, 32 hexadecimal digits.
     pub(crate) fn trace_id(&self) -> &str {
         self.traceparent.to_str().ok().and_then(|parent| parent.get(3..35)).unwrap_or_default()

@@ -72,6 +72,26 @@ impl FromJson for LinesFor {
     }
 }
 
+/// One of several takes in one request, each of which is for a request of its own.
+#[derive(Clone, Debug)]
+pub struct OneOfSeveral {
+    /// What is to be taken.
+    pub take: LinesFor,
+    /// The id of the request that it is for, if it says so.
+    pub request_id: Option<String>,
+    /// The place in a trace of that request, likewise.
+    pub traceparent: Option<String>,
+}
+
+impl FromJson for OneOfSeveral {
+    fn from_json(body: &mut Fields<'_>) -> Option<Self> {
+        let take = LinesFor::from_json(body);
+        let request_id = body.optional("requestId", any::<String>);
+        let traceparent = body.optional("traceparent", any::<String>);
+        Some(Self { take: take?, request_id: request_id?, traceparent: traceparent? })
+    }
+}
+
 /// The orders whose reservations are to be released.
 #[derive(Clone, Debug)]
 pub struct OrderIds(pub Vec<OrderId>);

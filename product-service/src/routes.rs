@@ -12,6 +12,7 @@ use chassis::extract::{Json, JsonEach, OptionalHeader, Path, Query};
 use chassis::fields::{FromQuery, Params};
 use chassis::page::{self, Page, Rows};
 use chassis::problem::{self, Problem};
+use chassis::telemetry::traces;
 use chassis::values::{self, Detail};
 use serde::Serialize;
 use shared::products::{
@@ -27,7 +28,7 @@ use crate::AppState;
 use crate::error::Error;
 use crate::peers::Listed;
 use crate::product::{NewProduct, ProductChange, fold};
-use crate::reservation::{Lines, LinesFor, OrderIds, Taken};
+use crate::reservation::{Lines, OneOfSeveral, OrderIds, Taken};
 
 /// All routes of this service.
 pub(crate) fn router() -> OpenApiRouter<AppState> {
@@ -211,25 +212,37 @@ enum ReserveBody {
 async fn reserve_each(
     State(app): State<AppState>,
     context: Context,
-    JsonEach(asked): JsonEach<LinesFor, MAX_BATCH>,
+    JsonEach(asked): JsonEach<OneOfSeveral, MAX_BATCH>,
 ) -> Result<JsonAnswer<Vec<ReserveOutcome>>, Error> {
-    let mut takes = Vec::with_capacity(asked.len());
-    let bad: Vec<Option<Problem>> = asked.into_iter().map(|item| item.map(|take| takes.push(take)).err()).collect();
+    let (mut takes, mut spans) = (Vec::with_capacity(asked.len()), Vec::new());
+    let asked: Vec<Result<Option<String>, Problem>> = asked
+        .into_iter()
+        .map(|item| {
+            let OneOfSeveral { take, request_id, traceparent } = item?;
+            spans.push(traces::of_one("take", || context.of_one(request_id.as_deref(), traceparent.as_deref())));
+            takes.push(take);
+            Ok(request_id)
+        })
+        .collect();
     crash_point!("take each: before");
     let mut taken = app.store.take_each(&takes).await?.into_iter();
     crash_point!("take each: done");
-    let outcomes = bad.iter().map(|bad| match bad {
-        None => outcome(taken.next().expect("the store answers each"), &context),
-        Some(problem) => refused(problem, &context),
+    drop(spans);
+    let outcomes = asked.iter().map(|asked| match asked {
+        Ok(request_id) => {
+            let taken = taken.next().expect("the store answers each");
+            outcome(taken, || context.of_one(request_id.as_deref(), None))
+        }
+        Err(problem) => refused(problem, &context),
     });
     Ok(JsonAnswer(outcomes.collect()))
 }
 
-fn outcome(taken: Taken, context: &Context) -> ReserveOutcome {
+fn outcome(taken: Taken, context: impl FnOnce() -> Context) -> ReserveOutcome {
     let (status, reserved) = match taken {
         Taken::Now(reserved) => (StatusCode::CREATED, reserved),
         Taken::Already(reserved) => (StatusCode::OK, reserved),
-        Taken::Refused(refusal) => return refused(&refusal.into(), context),
+        Taken::Refused(refusal) => return refused(&refusal.into(), &context()),
     };
     ReserveOutcome { status: status.as_u16(), body: ReserveBody::Reserved(reserved) }
 }

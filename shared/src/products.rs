@@ -107,6 +107,14 @@ pub struct ReserveFor {
     /// 1 to 100 lines, a product at most once.
     #[schema(min_items = 1, max_items = 100)]
     pub lines: Vec<Line>,
+    /// The `X-Request-Id` that the take would have alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub request_id: Option<String>,
+    /// The `traceparent` that the take would have alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub traceparent: Option<String>,
 }
 
 /// The body of `POST /reservations`: 1 to 128 takes, each read and answered on its own.

@@ -1,15 +1,14 @@
 //! product-service, as far as this service asks it.
 
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use chassis::client::{Answer, Batched, Outcome, Peer, PeerError, Questions};
 use chassis::config::PeerSettings;
 use chassis::context::Context;
 use chassis::problem::FieldError;
 use serde::Deserialize;
 use serde_json::Value;
-use serde_json::value::RawValue;
 use shared::orders::WantedLine;
-use shared::products::{Line, Reserve, ReserveEach, ReserveFor, Reserved, ReservedLine, problems};
+use shared::products::{Line, Reserve, ReserveEach, ReserveFor, ReservedLine, problems};
 use shared::{MAX_BATCH, OrderId};
 use url::Url;
 
@@ -59,7 +58,7 @@ impl Products {
     /// If it is unknown whether they were taken.
     pub async fn take(&self, id: OrderId, wanted: &[WantedLine], context: &Context) -> Result<Take, PeerError> {
         let lines = wanted.iter().map(|line| Line { product_id: line.product_id, quantity: line.quantity }).collect();
-        self.takes.ask(ReserveFor { order_id: id, lines }, context).await
+        self.takes.ask(ReserveFor { order_id: id, lines, request_id: None, traceparent: None }, context).await
     }
 
     /// Releases what an order has taken, for ever. Safe to repeat.
@@ -81,10 +80,19 @@ struct Takes(Peer);
 
 /// What came of one take among several: the answer that it would have had alone.
 #[derive(Deserialize)]
-struct Taking<'a> {
+struct OneOfSeveral {
     status: u16,
-    #[serde(borrow)]
-    body: &'a RawValue,
+    body: Taking,
+}
+
+/// The body of an answer to a take: lines, or a problem.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Taking {
+    order_id: Option<OrderId>,
+    lines: Option<Vec<ReservedLine>>,
+    r#type: Option<String>,
+    errors: Option<Vec<FieldError>>,
 }
 
 impl Questions for Takes {
@@ -96,7 +104,11 @@ impl Questions for Takes {
     const MOST_BYTES: usize = MOST_OF_A_BODY;
 
     fn size(take: &ReserveFor) -> usize {
-        const EMPTY: usize = r#"{"orderId":"01a2003e-e714-710e-a057-b9de0b11d83b","lines":[]},"#.len();
+        /// With a traceparent, and the longest request id that is taken from a client.
+        const EMPTY: usize =
+            r#"{"orderId":"01a2003e-e714-710e-a057-b9de0b11d83b","lines":[],"requestId":"","traceparent":""},"#.len()
+                + 55
+                + 128;
         const LINE: usize = r#"{"productId":9223372036854775807,"quantity":10000},"#.len();
         EMPTY + take.lines.len() * LINE
     }
@@ -104,7 +116,8 @@ impl Questions for Takes {
     async fn one(&self, take: &ReserveFor, context: &Context) -> Result<Take, PeerError> {
         let body = Reserve { lines: take.lines.clone() };
         let answer = self.0.put(&format!("/reservations/{}", take.order_id), &body, context).await?;
-        self.outcome(&answer, &take.lines)
+        let taking = answer.json().map_err(|error| self.0.unexpected(&answer, error))?;
+        outcome(answer.status, taking, &take.lines).map_err(|why| self.0.unexpected(&answer, why))
     }
 
     async fn several(
@@ -112,63 +125,62 @@ impl Questions for Takes {
         takes: &[(&ReserveFor, &Context)],
         context: &Context,
     ) -> Result<Vec<Outcome<Take>>, PeerError> {
-        let body = ReserveEach(takes.iter().map(|(take, _)| ReserveFor::clone(take)).collect());
+        let item = |(take, context): &(&ReserveFor, &Context)| ReserveFor {
+            request_id: Some(context.request_id().to_owned()),
+            traceparent: Some(context.traceparent().to_owned()),
+            ..ReserveFor::clone(take)
+        };
+        let body = ReserveEach(takes.iter().map(item).collect());
         let answer = self.0.post("/reservations", &body, context).await?;
         if answer.status != StatusCode::OK {
             return Err(self.0.unexpected(&answer, "no answers to takes"));
         }
-        let outcomes: Vec<Taking<'_>> =
-            serde_json::from_slice(&answer.body).map_err(|error| self.0.unexpected(&answer, error))?;
+        let outcomes: Vec<OneOfSeveral> = answer.json().map_err(|error| self.0.unexpected(&answer, error))?;
         if outcomes.len() != takes.len() {
             return Err(self.0.unexpected(&answer, "another number of answers than of takes"));
         }
-        let alone = |Taking { status, body }: &Taking<'_>| {
-            let status = StatusCode::from_u16(*status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            Answer { status, headers: HeaderMap::new(), body: answer.body.slice_ref(body.get().as_bytes()) }
+        let outcome = |(OneOfSeveral { status, body }, (take, _)): (OneOfSeveral, &(&ReserveFor, &Context))| {
+            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            let peer = self.0.name();
+            let unexpected = |why: &str| PeerError::Unexpected { peer, status, detail: why.to_owned() };
+            if body.order_id.is_some_and(|id| id != take.order_id) {
+                return Some(Err(unexpected("the lines of another order")));
+            }
+            Some(outcome(status, body, &take.lines).map_err(unexpected))
         };
-        let outcome = |(taking, (take, _)): (&Taking<'_>, &(&ReserveFor, &Context))| {
-            Some(self.outcome(&alone(taking), &take.lines))
-        };
-        Ok(outcomes.iter().zip(takes).map(outcome).collect())
+        Ok(outcomes.into_iter().zip(takes).map(outcome).collect())
     }
 }
 
-impl Takes {
-    fn outcome(&self, answer: &Answer, wanted: &[Line]) -> Result<Take, PeerError> {
-        match answer.status {
-            StatusCode::OK | StatusCode::CREATED => self.taken(answer, wanted).map(Take::Taken),
-            _ => self.refused(answer),
-        }
+/// What an answer to a take means; else what is wrong with it.
+fn outcome(status: StatusCode, body: Taking, wanted: &[Line]) -> Result<Take, &'static str> {
+    if matches!(status, StatusCode::OK | StatusCode::CREATED) {
+        return taken(body.lines.ok_or("no lines")?, wanted).map(Take::Taken);
     }
+    let slug = body.r#type.as_deref().ok_or("no problem")?.strip_prefix("urn:problem-type:");
+    let errors = body.errors.ok_or("half a problem");
+    match slug.unwrap_or_default() {
+        problems::PRODUCT_NOT_FOUND => Ok(Take::Unknown(errors?.iter().filter_map(line).collect())),
+        problems::INSUFFICIENT_STOCK => {
+            let short = |error: &FieldError| Some((line(error)?, error.actual.as_ref().and_then(Value::as_i64)?));
+            Ok(Take::Short(errors?.iter().filter_map(short).collect()))
+        }
+        problems::RESERVATION_RELEASED => Ok(Take::Released),
+        _ => Err("neither a take nor a refusal that the contract has"),
+    }
+}
 
-    fn taken(&self, answer: &Answer, wanted: &[Line]) -> Result<Vec<ReservedLine>, PeerError> {
-        let reserved: Reserved = answer.json().map_err(|error| self.0.unexpected(answer, error))?;
-        let same = |(taken, wanted): (&ReservedLine, &Line)| {
-            taken.product_id == wanted.product_id && taken.quantity == wanted.quantity
-        };
-        let all = reserved.lines.len() == wanted.len() && reserved.lines.iter().zip(wanted).all(same);
-        if !all {
-            return Err(self.0.unexpected(answer, "other lines than those asked for"));
-        }
-        if reserved.lines.iter().any(|line| line.name.contains('\0')) {
-            return Err(self.0.unexpected(answer, "a name with U+0000, which no database takes"));
-        }
-        Ok(reserved.lines)
+fn taken(lines: Vec<ReservedLine>, wanted: &[Line]) -> Result<Vec<ReservedLine>, &'static str> {
+    let same = |(taken, wanted): (&ReservedLine, &Line)| {
+        taken.product_id == wanted.product_id && taken.quantity == wanted.quantity
+    };
+    if lines.len() != wanted.len() || !lines.iter().zip(wanted).all(same) {
+        return Err("other lines than those asked for");
     }
-
-    fn refused(&self, answer: &Answer) -> Result<Take, PeerError> {
-        let problem = answer.problem().ok_or_else(|| self.0.unexpected(answer, "no problem"))?;
-        let slug = problem.r#type.strip_prefix("urn:problem-type:").unwrap_or_default();
-        match slug {
-            problems::PRODUCT_NOT_FOUND => Ok(Take::Unknown(problem.errors.iter().filter_map(line).collect())),
-            problems::INSUFFICIENT_STOCK => {
-                let short = |error: &FieldError| Some((line(error)?, error.actual.as_ref().and_then(Value::as_i64)?));
-                Ok(Take::Short(problem.errors.iter().filter_map(short).collect()))
-            }
-            problems::RESERVATION_RELEASED => Ok(Take::Released),
-            _ => Err(self.0.unexpected(answer, problem.detail)),
-        }
+    if lines.iter().any(|line| line.name.contains('\0')) {
+        return Err("a name with U+0000, which no database takes");
     }
+    Ok(lines)
 }
 
 /// Releases of orders.
