@@ -1,6 +1,6 @@
 //! The one stack of middleware: everything that happens to every request, outermost first.
 //!
-//! CORS and compression are tower-http's. All the rest is one function around the router, [`Edge::handle`], to be read
+//! Compression is tower-http's. All the rest is one function around the router, [`Edge::handle`], to be read
 //! from top to bottom; as a stack of separate layers the same steps cost several times as much a request.
 
 use std::any::Any;
@@ -22,15 +22,14 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time;
 use tokio_util::task::TaskTracker;
-use tower::util::Either;
-use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
+use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_http::compression::predicate::SizeAbove;
 use tower_http::compression::{CompressionBody, CompressionLayer};
-use tower_http::cors::{Any as Anything, CorsLayer};
 use tracing::Instrument;
 
 use crate::config::Settings;
 use crate::context::{Context, X_REQUEST_ID};
+use crate::cors::{self, Cors};
 use crate::health::Draining;
 use crate::metrics::Metrics;
 use crate::problem::{HEADERS_TOO_LARGE, INVALID_REQUEST, OVERLOADED, PAYLOAD_TOO_LARGE, Problem, REQUEST_TIMEOUT};
@@ -49,6 +48,7 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) struct Edge {
     pub(crate) router: Router,
     pub(crate) templates: Templates,
+    pub(crate) cors: Cors,
     pub(crate) metrics: Metrics,
     pub(crate) draining: Draining,
     pub(crate) settings: Settings,
@@ -70,45 +70,14 @@ pub(crate) fn stack<B>(
 where
     B: http_body::Body<Data: Buf + Send, Error: Into<BoxError>> + Send + 'static,
 {
-    let cors = cors(&edge.settings);
-    let max_header_bytes = edge.settings.max_header_bytes as usize;
-    let plain = ServiceBuilder::new()
+    ServiceBuilder::new()
         .map_request(accept_plain)
         .layer(CompressionLayer::new().compress_when(SizeAbove::new(COMPRESS_FROM)))
         .service(service_fn(move |request| {
             let edge = Arc::clone(&edge);
             // Boxed, since a connection has room for the whole future of a request, also while there is none.
             Box::pin(async move { Ok(edge.handle(request).await) })
-        }));
-    let shared = cors.layer(plain.clone());
-    service_fn(move |request: Request<B>| {
-        let ours = request.method() == Method::OPTIONS && !is_good_preflight(&request, max_header_bytes);
-        let chosen = if ours { Either::Left(plain.clone()) } else { Either::Right(shared.clone()) };
-        chosen.oneshot(request)
-    })
-}
-
-/// Whether an `OPTIONS` is a browser's preflight. The CORS layer would answer any other all the same, whatever it is about.
-fn is_good_preflight<B>(request: &Request<B>, max_header_bytes: usize) -> bool {
-    let headers = request.headers();
-    let asks = headers.contains_key(header::ORIGIN) && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-    asks && check_head(request.uri(), headers, max_header_bytes).is_ok()
-}
-
-fn cors(settings: &Settings) -> CorsLayer {
-    let exposed = [
-        header::LOCATION,
-        header::LINK,
-        header::ETAG,
-        header::RETRY_AFTER,
-        X_REQUEST_ID,
-        header::HeaderName::from_static("idempotent-replayed"),
-    ];
-    let layer = CorsLayer::new().allow_methods(Anything).allow_headers(Anything).expose_headers(exposed);
-    if settings.cors_allowed_origins.iter().any(|origin| origin == "*") {
-        return layer.allow_origin(Anything);
-    }
-    layer.allow_origin(settings.cors_allowed_origins.clone())
+        }))
 }
 
 /// Has every client take an answer that is not compressed, at worst. tower-http would else turn the answer for one that
@@ -129,6 +98,7 @@ impl Edge {
     {
         let route = self.templates.of(request.uri());
         let context = Context::of(request.headers(), self.settings.request_timeout);
+        let allowed = self.cors.allowed(request.headers());
         let span = traces::of_request(request.method(), route, request.uri(), || context.place());
         let context = context.at(&span);
         let record = Record::begin(&self.metrics, request.method(), route, &context);
@@ -140,6 +110,7 @@ impl Edge {
         if let Some(problem) = &problem {
             response = problem.render(context.request_id());
         }
+        self.cors.mark(response.headers_mut(), allowed);
         response.headers_mut().insert(X_REQUEST_ID, context.request_id_header());
         if self.draining.has_begun() {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -156,6 +127,9 @@ impl Edge {
     {
         let (mut head, body) = request.into_parts();
         check_head(&head.uri, &head.headers, self.settings.max_header_bytes as usize)?;
+        if cors::is_preflight(&head.method, &head.headers) {
+            return Ok(cors::preflight());
+        }
         let began = Instant::now();
         let body = self.read_body(&head, body).await?;
         let context = context.after(began.elapsed()); // a body has a limit of its own

@@ -17,6 +17,7 @@ pub mod client;
 pub mod conditional;
 pub mod config;
 pub mod context;
+mod cors;
 pub mod extract;
 pub mod fields;
 pub mod health;
@@ -50,6 +51,7 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::config::Settings;
+use crate::cors::Cors;
 use crate::health::{Draining, Needs};
 use crate::layers::{Edge, Templates};
 use crate::metrics::Metrics;
@@ -81,7 +83,8 @@ impl App {
         let places = Semaphore::new(settings.max_in_flight as usize);
         let running = TaskTracker::new();
         running.close(); // to further tasks it makes no difference, but it can be waited for
-        let edge = Edge { router, templates, metrics, draining, settings: settings.clone(), places, running };
+        let (cors, settings) = (Cors::new(&settings.cors_allowed_origins), settings.clone());
+        let edge = Edge { router, templates, cors, metrics, draining, settings, places, running };
         Self { edge: Arc::new(edge), document: Arc::new(document) }
     }
 
