@@ -17,7 +17,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use self::lines::{Format, Lines};
+use self::lines::{Format, Lines, Log};
 use crate::config::Settings;
 
 /// How log lines look.
@@ -66,14 +66,13 @@ pub(crate) fn flush() {
 pub fn start(service: &'static str, settings: &Settings) -> Result<Telemetry, String> {
     let filter = EnvFilter::try_new(&settings.rust_log);
     let filter = filter.map_err(|error| format!("RUST_LOG={}: {error}", settings.rust_log))?;
-    let terminal = io::stdout().is_terminal();
-    let json = settings.log_format == LogFormat::Json || settings.log_format == LogFormat::Auto && !terminal;
-    let lines = LINES.get_or_init(|| Lines::start(io::stdout()));
-    let log = tracing_subscriber::fmt::layer()
-        .event_format(if json { Format::Json } else { Format::Text })
-        .with_ansi(terminal)
-        .with_writer(lines.clone())
-        .with_filter(filter.and(filter_fn(|metadata| metadata.is_event())));
+    let format = match (settings.log_format, io::stdout().is_terminal()) {
+        (LogFormat::Json, _) | (LogFormat::Auto, false) => Format::Json,
+        (LogFormat::Text, false) => Format::Text,
+        (LogFormat::Text | LogFormat::Auto, true) => Format::Coloured,
+    };
+    let lines = LINES.get_or_init(|| Lines::start(io::stdout())).clone();
+    let log = Log { format, lines }.with_filter(filter.and(filter_fn(|metadata| metadata.is_event())));
     let collector = settings.otel_exporter_otlp_endpoint.as_ref();
     let provider = collector.map(|collector| traces::provider(service, collector)).transpose()?;
     let traces = provider.as_ref().map(traces::layer);
