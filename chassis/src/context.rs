@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tracing::Span;
 use uuid::Uuid;
 
+use crate::hex::Hex;
 use crate::telemetry::traces;
 
 /// The header that names a request, in requests and answers.
@@ -25,12 +26,20 @@ const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 #[derive(Clone, Debug)]
 pub struct Context {
     request_id: HeaderValue,
-    /// Its place in a trace (W3C Trace Context). If nothing is traced here, that is its caller's.
-    traceparent: HeaderValue,
+    /// If nothing is traced here, that is its caller's.
+    place: Place,
     tracestate: Option<HeaderValue>,
     deadline: Instant,
     /// Whether the deadline is the caller's own.
     given: bool,
+}
+
+/// A place in a trace, W3C Trace Context. In numbers: every request has one, and few are written out.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    trace: TraceId,
+    span: SpanId,
+    flags: TraceFlags,
 }
 
 impl Context {
@@ -39,23 +48,28 @@ impl Context {
     ///
     /// A caller's `x-request-id` is taken if it is sane (1 to 128 visible ASCII characters, once), else one is made.
     pub fn of(headers: &HeaderMap, limit: Duration) -> Self {
+        Self::arrived(Instant::now(), headers, limit)
+    }
+
+    /// The same for a request that arrived then.
+    pub(crate) fn arrived(when: Instant, headers: &HeaderMap, limit: Duration) -> Self {
         let request_id = single(headers, &X_REQUEST_ID).filter(|id| is_sane_id(id));
         let waits = single(headers, &X_DEADLINE_MS).and_then(|ms| ms.to_str().ok()?.parse().ok());
         let waits = waits.map(Duration::from_millis).filter(|waits| *waits < limit);
-        let traceparent = single(headers, &TRACEPARENT).filter(|value| is_traceparent(value));
+        let place = single(headers, &TRACEPARENT).and_then(Place::read);
         Self {
             request_id: request_id.cloned().unwrap_or_else(new_id),
-            traceparent: traceparent.cloned().unwrap_or_else(new_trace),
-            tracestate: traceparent.and_then(|_| headers.get(TRACESTATE).cloned()),
-            deadline: Instant::now() + waits.unwrap_or(limit),
+            place: place.unwrap_or_else(Place::new),
+            tracestate: place.and_then(|_| headers.get(TRACESTATE).cloned()),
+            deadline: when + waits.unwrap_or(limit),
             given: waits.is_some(),
         }
     }
 
     /// The context of work that no request asked for.
     pub fn background(limit: Duration) -> Self {
-        let (request_id, traceparent) = (new_id(), new_trace());
-        Self { request_id, traceparent, tracestate: None, deadline: Instant::now() + limit, given: false }
+        let (request_id, place) = (new_id(), Place::new());
+        Self { request_id, place, tracestate: None, deadline: Instant::now() + limit, given: false }
     }
 
     /// The context of a call made for several requests at once: it has the ids of the first, and the time of the one that
@@ -68,20 +82,24 @@ impl Context {
 
     /// The same, for work that must be done sooner.
     pub fn within(&self, limit: Duration) -> Self {
-        Self { deadline: self.deadline.min(Instant::now() + limit), ..self.clone() }
+        self.until(self.deadline.min(Instant::now() + limit))
     }
 
-    /// The same after this delay, which is not taken from a time limit of ours. (A caller who says how long it waits has
-    /// counted it in.)
-    pub(crate) fn after(self, delay: Duration) -> Self {
-        let deadline = if self.given { self.deadline } else { self.deadline + delay };
-        Self { deadline, ..self }
+    /// The same with another deadline.
+    pub(crate) fn until(&self, deadline: Instant) -> Self {
+        Self { deadline, ..self.clone() }
+    }
+
+    /// The deadline after this delay, which is not taken from a time limit of ours. (A caller who says how long it waits
+    /// has counted it in.)
+    pub(crate) fn deadline_after(&self, delay: Duration) -> Instant {
+        if self.given { self.deadline } else { self.deadline + delay }
     }
 
     /// The same at the place of this span, if it is traced.
     pub(crate) fn at(mut self, span: &Span) -> Self {
-        if let Some(traceparent) = traces::traceparent(span) {
-            self.traceparent = traceparent;
+        if let Some(span) = traces::place(span) {
+            self.place = Place { trace: span.trace_id(), span: span.span_id(), flags: span.trace_flags() };
         }
         self
     }
@@ -106,19 +124,15 @@ impl Context {
     }
 
     /// The id of the trace, 32 hexadecimal digits.
-    pub(crate) fn trace_id(&self) -> &str {
-        self.traceparent.to_str().ok().and_then(|parent| parent.get(3..35)).unwrap_or_default()
+    pub(crate) fn trace_id(&self) -> Hex<32> {
+        Hex::of(u128::from_be_bytes(self.place.trace.to_bytes()))
     }
 
     /// Its place in a trace, as the caller of a span to come.
-    pub(crate) fn place(&self) -> SpanContext {
-        let part =
-            |range| self.traceparent.to_str().ok().and_then(|parent: &str| parent.get(range)).unwrap_or_default();
-        let trace_id = TraceId::from_hex(part(3..35)).unwrap_or(TraceId::INVALID);
-        let span_id = SpanId::from_hex(part(36..52)).unwrap_or(SpanId::INVALID);
-        let flags = TraceFlags::new(u8::from_str_radix(part(53..55), 16).unwrap_or_default());
+    pub(crate) fn caller(&self) -> SpanContext {
+        let Place { trace, span, flags } = self.place;
         let state = self.tracestate.as_ref().and_then(|state| state.to_str().ok()?.parse().ok());
-        SpanContext::new(trace_id, span_id, flags, true, state.unwrap_or_default())
+        SpanContext::new(trace, span, flags, true, state.unwrap_or_default())
     }
 
     /// The time left; zero once it is over.
@@ -141,8 +155,36 @@ impl Context {
         headers.insert(X_REQUEST_ID, self.request_id.clone());
         let ms = u64::try_from(self.time_left().as_millis()).unwrap_or(u64::MAX);
         headers.insert(X_DEADLINE_MS, ms.into());
-        headers.insert(TRACEPARENT, self.traceparent.clone());
+        headers.insert(TRACEPARENT, self.place.write());
         headers.extend(self.tracestate.clone().map(|state| (TRACESTATE, state)));
+    }
+}
+
+impl Place {
+    /// A trace that begins here. Whether it is recorded is not for us to say: nobody before us has decided against it.
+    fn new() -> Self {
+        let (trace, span): (u128, u64) = (rand::random_range(1..=u128::MAX), rand::random_range(1..=u64::MAX));
+        Self { trace: trace.into(), span: span.into(), flags: TraceFlags::SAMPLED }
+    }
+
+    /// Reads version 00 of the header, or a later one that starts alike: `00-<32 hex>-<16 hex>-<2 hex>`, ids not all zero.
+    fn read(header: &HeaderValue) -> Option<Self> {
+        let mut parts = header.to_str().ok()?.split('-');
+        let mut hex = |length| parts.next().filter(|part| part.len() == length && part.bytes().all(is_hex));
+        let (version, trace, span, flags) = (hex(2)?, hex(32)?, hex(16)?, hex(2)?);
+        let known = if version == "00" { parts.next().is_none() } else { version != "ff" };
+        let (trace, span) = (TraceId::from_hex(trace).ok()?, SpanId::from_hex(span).ok()?);
+        let good = known && trace != TraceId::INVALID && span != SpanId::INVALID;
+        let flags = TraceFlags::new(u8::from_str_radix(flags, 16).ok()?);
+        good.then_some(Self { trace, span, flags })
+    }
+
+    /// As version 00 of the header, which is the one we know.
+    fn write(&self) -> HeaderValue {
+        let trace = Hex::<32>::of(u128::from_be_bytes(self.trace.to_bytes()));
+        let span = Hex::<16>::of(u64::from_be_bytes(self.span.to_bytes()).into());
+        let text = ["00-", &trace, "-", &span, "-", &Hex::<2>::of(self.flags.to_u8().into())].concat();
+        HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("")) // digits are a header
     }
 }
 
@@ -156,15 +198,8 @@ impl<S: Sync> FromRequestParts<S> for Context {
 }
 
 fn new_id() -> HeaderValue {
-    let mut buffer = [0; uuid::fmt::Simple::LENGTH];
-    let id = Uuid::new_v4().simple().encode_lower(&mut buffer);
-    HeaderValue::from_str(id).unwrap_or_else(|_| HeaderValue::from_static("none")) // hexadecimal digits are a header
-}
-
-/// A trace that begins here. Whether it is recorded is not for us to say: nobody before us has decided against it.
-fn new_trace() -> HeaderValue {
-    let (trace, span): (u128, u64) = (rand::random_range(1..=u128::MAX), rand::random_range(1..=u64::MAX));
-    HeaderValue::from_str(&format!("00-{trace:032x}-{span:016x}-01")).unwrap_or_else(|_| HeaderValue::from_static(""))
+    let id = Hex::<32>::of(Uuid::new_v4().as_u128());
+    HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("none")) // digits are a header
 }
 
 fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
@@ -177,15 +212,8 @@ fn is_sane_id(id: &HeaderValue) -> bool {
     (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
 }
 
-/// Version 00 of the header, or a later one that starts alike: `00-<32 hex>-<16 hex>-<2 hex>`, ids not all zero.
-fn is_traceparent(value: &HeaderValue) -> bool {
-    let text = value.to_str().unwrap_or_default();
-    let parts: Vec<&str> = text.split('-').collect();
-    let hex = |part: &str, length| part.len() == length && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    let id = |part: &str, length| hex(part, length) && part.bytes().any(|b| b != b'0');
-    let [version, trace, parent, flags, rest @ ..] = parts.as_slice() else { return false };
-    let known = hex(version, 2) && *version != "ff" && (rest.is_empty() || *version != "00");
-    known && id(trace, 32) && id(parent, 16) && hex(flags, 2)
+fn is_hex(byte: u8) -> bool {
+    matches!(byte, b'0'..=b'9' | b'a'..=b'f')
 }
 
 #[cfg(test)]
@@ -217,11 +245,12 @@ mod tests {
             let mut headers = HeaderMap::new();
             Context::of(&self::headers(&[(TRACEPARENT, value)]), Duration::ZERO).forward(&mut headers);
             let forwarded = headers.get(TRACEPARENT).expect("each call has one");
-            assert!(is_traceparent(forwarded), "{forwarded:?}");
+            assert!(Place::read(forwarded).is_some(), "{forwarded:?}");
             forwarded.to_str().unwrap().to_owned()
         };
+        // What a later version adds nobody knows who speaks this one.
         for good in [GOOD, "cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-later"] {
-            assert_eq!(forwarded(good), good);
+            assert_eq!(forwarded(good), GOOD);
         }
         for bad in [
             "",

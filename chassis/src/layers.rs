@@ -9,7 +9,7 @@ use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -20,9 +20,9 @@ use bytes::{Buf, Bytes};
 use futures_util::FutureExt;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time;
+use tokio::time::{self, Instant};
 use tokio_util::task::TaskTracker;
-use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+use tower::{Service, ServiceBuilder, service_fn};
 use tower_http::compression::predicate::SizeAbove;
 use tower_http::compression::{CompressionBody, CompressionLayer};
 use tracing::Instrument;
@@ -31,7 +31,7 @@ use crate::config::Settings;
 use crate::context::{Context, X_REQUEST_ID};
 use crate::cors::{self, Cors};
 use crate::health::Draining;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Route};
 use crate::problem::{HEADERS_TOO_LARGE, INVALID_REQUEST, OVERLOADED, PAYLOAD_TOO_LARGE, Problem, REQUEST_TIMEOUT};
 use crate::telemetry::traces;
 
@@ -47,7 +47,7 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// Where requests come in: what every one of them needs on its way.
 pub(crate) struct Edge {
     pub(crate) router: Router,
-    pub(crate) templates: Templates,
+    pub(crate) routes: Routes,
     pub(crate) cors: Cors,
     pub(crate) metrics: Metrics,
     pub(crate) draining: Draining,
@@ -96,13 +96,14 @@ impl Edge {
     where
         B: http_body::Body<Data: Buf, Error: Into<BoxError>>,
     {
-        let route = self.templates.of(request.uri());
-        let context = Context::of(request.headers(), self.settings.request_timeout);
+        let route = self.routes.of(request.uri());
+        let arrived = Instant::now();
+        let context = Context::arrived(arrived, request.headers(), self.settings.request_timeout);
         let allowed = self.cors.allowed(request.headers());
-        let span = traces::of_request(request.method(), route, request.uri(), || context.place());
+        let span = traces::of_request(request.method(), &route.template, request.uri(), || context.caller());
         let context = context.at(&span);
-        let record = Record::begin(&self.metrics, request.method(), route, &context);
-        let mut response = match self.answer(request, context.clone()).instrument(span.clone()).await {
+        let record = Record::begin(&self.metrics, request.method(), route, &context, arrived);
+        let mut response = match self.answer(request, &context, arrived).instrument(span.clone()).await {
             Ok(response) => response,
             Err(problem) => problem.into_response(),
         };
@@ -121,7 +122,12 @@ impl Edge {
     }
 
     /// The request is checked and read whole, within its limits; then the router has its time for it.
-    async fn answer<B>(&self, request: Request<B>, context: Context) -> Result<Response<Body>, Problem>
+    async fn answer<B>(
+        &self,
+        request: Request<B>,
+        context: &Context,
+        arrived: Instant,
+    ) -> Result<Response<Body>, Problem>
     where
         B: http_body::Body<Data: Buf, Error: Into<BoxError>>,
     {
@@ -130,21 +136,22 @@ impl Edge {
         if cors::is_preflight(&head.method, &head.headers) {
             return Ok(cors::preflight());
         }
-        let began = Instant::now();
-        let body = self.read_body(&head, body).await?;
-        let context = context.after(began.elapsed()); // a body has a limit of its own
+        let (body, began) = match body.is_end_stream() {
+            true => (Bytes::new(), arrived),
+            false => (self.read_body(&head, body).await?, Instant::now()),
+        };
+        let deadline = context.deadline_after(began - arrived); // a body has a limit of its own
         // Only now: a slow body holds no place.
         let _place = self.place_for(&head.uri)?;
         let _running = self.running.token();
-        let time_left = context.time_left();
         // A handler that runs into its deadline has a tenth of the time left to put things in order and to say so.
-        head.extensions.insert(context.within(time_left.mul_f64(0.9)));
+        head.extensions.insert(context.until(deadline - deadline.saturating_duration_since(began) / 10));
 
-        let routed = self.router.clone().oneshot(Request::from_parts(head, Body::from(body)));
+        let routed = self.router.clone().call(Request::from_parts(head, Body::from(body)));
         // A panic costs its own request and nothing else: what the handler held is dropped with it, and the stores'
         // locks are never held across anything that can panic half-way through a change.
         let guarded = AssertUnwindSafe(routed).catch_unwind();
-        match time::timeout(time_left, guarded).await {
+        match time::timeout_at(deadline, guarded).await {
             Ok(Ok(Ok(response))) => Ok(response),
             Ok(Ok(Err(never))) => match never {},
             Ok(Err(panic)) => Err(Problem::internal(format!("panic: {}", panic_message(&*panic)))),
@@ -168,9 +175,6 @@ impl Edge {
     where
         B: http_body::Body<Data: Buf, Error: Into<BoxError>>,
     {
-        if body.is_end_stream() {
-            return Ok(Bytes::new());
-        }
         let limit = self.settings.max_body_bytes as usize;
         let too_large = || Problem::new(&PAYLOAD_TOO_LARGE, format!("The body is larger than {limit} bytes"));
         let announced = head.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
@@ -251,27 +255,26 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no message)")
 }
 
-/// The templates of the routes (`/users/{id}`), by which requests are counted and logged.
-pub(crate) struct Templates {
-    routes: matchit::Router<Arc<str>>,
-    none: Arc<str>,
+/// The routes by their templates (`/users/{id}`), under which requests are counted and logged.
+pub(crate) struct Routes {
+    known: matchit::Router<Route>,
+    none: Route,
 }
 
-impl Templates {
+impl Routes {
     /// From a list of templates. One that cannot stand beside the others is left out.
     pub(crate) fn new(templates: impl IntoIterator<Item = String>) -> Self {
-        let mut all = Self { routes: matchit::Router::new(), none: Arc::from("(none)") };
-        templates.into_iter().for_each(|template| all.add(template));
+        let mut all = Self { known: matchit::Router::new(), none: Route::new("(none)") };
+        templates.into_iter().for_each(|template| all.add(&template));
         all
     }
 
-    pub(crate) fn add(&mut self, template: String) {
-        let name = Arc::from(template.as_str());
-        let _ = self.routes.insert(template, name);
+    pub(crate) fn add(&mut self, template: &str) {
+        let _ = self.known.insert(template, Route::new(template));
     }
 
-    fn of(&self, uri: &Uri) -> &Arc<str> {
-        self.routes.at(uri.path()).map_or(&self.none, |found| found.value)
+    fn of(&self, uri: &Uri) -> &Route {
+        self.known.at(uri.path()).map_or(&self.none, |found| found.value)
     }
 }
 
@@ -279,16 +282,16 @@ impl Templates {
 struct Record<'a> {
     metrics: &'a Metrics,
     method: Method,
-    route: &'a Arc<str>,
+    route: &'a Route,
     context: &'a Context,
     began: Instant,
     over: bool,
 }
 
 impl<'a> Record<'a> {
-    fn begin(metrics: &'a Metrics, method: &Method, route: &'a Arc<str>, context: &'a Context) -> Self {
+    fn begin(metrics: &'a Metrics, method: &Method, route: &'a Route, context: &'a Context, began: Instant) -> Self {
         metrics.begin();
-        Self { metrics, method: method.clone(), route, context, began: Instant::now(), over: false }
+        Self { metrics, method: method.clone(), route, context, began, over: false }
     }
 
     fn end(mut self, status: StatusCode, problem: Option<&Problem>) {
@@ -296,13 +299,14 @@ impl<'a> Record<'a> {
         let took = self.began.elapsed();
         self.metrics.end(&self.method, self.route, status, took);
         let Self { method, route, context, .. } = &self;
-        let (request_id, trace_id) = (context.request_id(), context.trace_id());
+        let (method, route) = (method.as_str(), &*route.template);
+        let (request_id, trace_id) = (context.request_id(), &*context.trace_id());
         let (status, ms) = (status.as_u16(), took.as_micros() as f64 / 1000.0);
         let (problem, cause) = (problem.map(|p| p.kind().slug), problem.and_then(Problem::cause));
         if status >= 500 {
-            tracing::error!(%method, route = &***route, status, ms, request_id, trace_id, problem, cause, "request");
+            tracing::error!(method, route, status, ms, request_id, trace_id, problem, cause, "request");
         } else {
-            tracing::info!(%method, route = &***route, status, ms, request_id, trace_id, problem, cause, "request");
+            tracing::info!(method, route, status, ms, request_id, trace_id, problem, cause, "request");
         }
     }
 }
@@ -315,8 +319,9 @@ impl Drop for Record<'_> {
             let status = StatusCode::from_u16(CLIENT_CLOSED_REQUEST).unwrap_or(StatusCode::BAD_REQUEST);
             self.metrics.end(&self.method, self.route, status, self.began.elapsed());
             let Self { method, route, context, .. } = self;
-            let (request_id, trace_id) = (context.request_id(), context.trace_id());
-            tracing::info!(%method, route = &***route, status = CLIENT_CLOSED_REQUEST, request_id, trace_id, "the client went away");
+            let (method, route) = (method.as_str(), &*route.template);
+            let (request_id, trace_id) = (context.request_id(), &*context.trace_id());
+            tracing::info!(method, route, status = CLIENT_CLOSED_REQUEST, request_id, trace_id, "the client went away");
         }
     }
 }

@@ -21,6 +21,7 @@ mod cors;
 pub mod extract;
 pub mod fields;
 pub mod health;
+mod hex;
 mod layers;
 mod listener;
 pub mod metrics;
@@ -53,7 +54,7 @@ use utoipa_axum::router::OpenApiRouter;
 use crate::config::Settings;
 use crate::cors::Cors;
 use crate::health::{Draining, Needs};
-use crate::layers::{Edge, Templates};
+use crate::layers::{Edge, Routes};
 use crate::metrics::Metrics;
 pub use crate::server::{Stop, serve};
 
@@ -79,12 +80,12 @@ impl App {
         let router = router.merge(metrics.routes());
         let documented = document.paths.paths.keys().flat_map(|path| [path.clone(), format!("{}{path}", openapi::API)]);
         let others = ["/metrics", "/openapi.json", "/docs", "/docs/", "/docs/{*file}"].map(str::to_owned);
-        let templates = Templates::new(documented.chain(others));
+        let routes = Routes::new(documented.chain(others));
         let places = Semaphore::new(settings.max_in_flight as usize);
         let running = TaskTracker::new();
         running.close(); // to further tasks it makes no difference, but it can be waited for
         let (cors, settings) = (Cors::new(&settings.cors_allowed_origins), settings.clone());
-        let edge = Edge { router, templates, cors, metrics, draining, settings, places, running };
+        let edge = Edge { router, routes, cors, metrics, draining, settings, places, running };
         Self { edge: Arc::new(edge), document: Arc::new(document) }
     }
 
@@ -96,7 +97,7 @@ impl App {
     pub fn with_page(mut self, page: MethodRouter) -> Self {
         let edge = Arc::get_mut(&mut self.edge).expect("an app gets its page before anybody else has it");
         edge.router = mem::take(&mut edge.router).route("/", page);
-        edge.templates.add("/".to_owned());
+        edge.routes.add("/");
         self
     }
 

@@ -5,7 +5,7 @@
 
 mod process;
 
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::http::{Method, StatusCode, header};
@@ -70,6 +70,31 @@ struct Class {
     status: &'static str,
 }
 
+/// A route, and what is counted of requests to it.
+#[derive(Debug)]
+pub(crate) struct Route {
+    /// Its template.
+    pub(crate) template: Arc<str>,
+    /// By method and status: to look for labels takes as long as a small request, and there are few for each route.
+    series: RwLock<Vec<Series>>,
+}
+
+/// What is counted of requests with the same labels.
+#[derive(Clone, Debug)]
+struct Series {
+    method: &'static str,
+    status: StatusCode,
+    requests: Counter,
+    durations: Histogram,
+}
+
+impl Route {
+    /// The route of this template.
+    pub(crate) fn new(template: &str) -> Self {
+        Self { template: Arc::from(template), series: RwLock::default() }
+    }
+}
+
 /// What is counted of requests.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
@@ -105,15 +130,34 @@ impl Metrics {
     }
 
     /// A request is over, answered or given up.
-    pub(crate) fn end(&self, method: &Method, route: &Arc<str>, status: StatusCode, took: Duration) {
+    pub(crate) fn end(&self, method: &Method, route: &Route, status: StatusCode, took: Duration) {
         self.in_flight.dec();
         if mistake!("nothing is counted") {
             return; // for the benchmark of what counting costs
         }
-        let (method, route) = (method_label(method), Arc::clone(route));
-        let class = Class { method, route: Arc::clone(&route), status: class_label(status) };
-        self.durations.get_or_create(&class).observe(took.as_secs_f64());
-        self.requests.get_or_create(&Requests { method, route, status: status.as_u16() }).inc();
+        let method = method_label(method);
+        let count = |series: &Series| {
+            series.durations.observe(took.as_secs_f64());
+            series.requests.inc();
+        };
+        let is_it = |series: &&Series| series.method == method && series.status == status;
+        if let Some(series) = route.series.read().unwrap_or_else(PoisonError::into_inner).iter().find(is_it) {
+            return count(series);
+        }
+        let series = self.series(method, &route.template, status);
+        count(&series);
+        route.series.write().unwrap_or_else(PoisonError::into_inner).push(series);
+    }
+
+    fn series(&self, method: &'static str, template: &Arc<str>, status: StatusCode) -> Series {
+        let requests = Requests { method, route: Arc::clone(template), status: status.as_u16() };
+        let class = Class { method, route: Arc::clone(template), status: class_label(status) };
+        Series {
+            method,
+            status,
+            requests: self.requests.get_or_create_owned(&requests),
+            durations: self.durations.get_or_create_owned(&class),
+        }
     }
 
     /// `GET /metrics`.

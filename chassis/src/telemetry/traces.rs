@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use axum::http::{HeaderValue, Method, StatusCode, Uri};
+use axum::http::{Method, StatusCode, Uri};
 use opentelemetry::trace::{SpanContext, TraceContextExt, TracerProvider};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig};
 use opentelemetry_sdk::Resource;
@@ -130,13 +130,7 @@ pub(crate) fn failed(span: &Span, error: &str) {
     span.record("error.type", error);
 }
 
-/// The header by which a span's part in a trace is passed on; `None` if nothing is traced.
-pub(crate) fn traceparent(span: &Span) -> Option<HeaderValue> {
-    if span.is_disabled() {
-        return None;
-    }
-    let context = span.context();
-    let place = context.span().span_context().clone();
-    let flags = place.trace_flags().to_u8();
-    HeaderValue::try_from(format!("00-{}-{}-{flags:02x}", place.trace_id(), place.span_id())).ok()
+/// A span's place in its trace; `None` if nothing is traced.
+pub(crate) fn place(span: &Span) -> Option<SpanContext> {
+    (!span.is_disabled()).then(|| span.context().span().span_context().clone())
 }
