@@ -5,11 +5,13 @@
 
 use std::hash::{DefaultHasher, Hasher};
 
+use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use crate::extract::Header;
+use crate::hex::Hex;
 use crate::problem::{PRECONDITION_FAILED, Problem};
 use crate::values::Detail;
 
@@ -37,30 +39,33 @@ pub fn check(if_match: Option<&IfMatch>, entity: &impl Serialize) -> Result<(), 
 /// The answer that shows one entity, with its `ETag`: 200, or 304 if the client has it already.
 pub fn show(entity: &impl Serialize, request: &HeaderMap) -> Result<Response, Problem> {
     let (json, tag) = represent(entity)?;
-    let etag = HeaderValue::from_str(&tag).map_err(Problem::internal)?;
     let known = request.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
     let mut known = known.flat_map(|value| value.split(',')).map(str::trim);
     // Weak comparison, as the RFC wants it here.
     if known.any(|given| given == "*" || given.strip_prefix("W/").unwrap_or(given) == tag) {
-        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response());
+        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response());
     }
-    let json_type = HeaderValue::from_static("application/json");
-    Ok(([(header::CONTENT_TYPE, json_type), (header::ETAG, etag)], json).into_response())
+    let mut response = Response::new(Body::from(json));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(header::ETAG, tag);
+    Ok(response)
 }
 
 /// The answer that shows one entity that was just made, at its address.
 pub fn created(entity: &impl Serialize, location: &str) -> Result<Response, Problem> {
     let location = HeaderValue::from_str(location).map_err(Problem::internal)?;
-    let shown = show(entity, &HeaderMap::new())?;
-    Ok((StatusCode::CREATED, [(header::LOCATION, location)], shown).into_response())
+    let mut response = show(entity, &HeaderMap::new())?;
+    *response.status_mut() = StatusCode::CREATED;
+    response.headers_mut().insert(header::LOCATION, location);
+    Ok(response)
 }
 
-fn represent(entity: &impl Serialize) -> Result<(Vec<u8>, String), Problem> {
+fn represent(entity: &impl Serialize) -> Result<(Vec<u8>, HeaderValue), Problem> {
     let json = serde_json::to_vec(entity).map_err(Problem::internal)?;
     let mut hasher = DefaultHasher::new();
     hasher.write(&json);
-    let tag = format!("\"{:016x}\"", hasher.finish());
-    Ok((json, tag))
+    let tag = ["\"", &Hex::<16>::of(hasher.finish().into()), "\""].concat();
+    Ok((json, HeaderValue::try_from(tag).map_err(Problem::internal)?))
 }
 
 #[cfg(test)]
@@ -68,7 +73,7 @@ mod tests {
     use super::*;
 
     fn tag_of(entity: &impl Serialize) -> String {
-        represent(entity).unwrap().1
+        represent(entity).unwrap().1.to_str().unwrap().to_owned()
     }
 
     #[test]
