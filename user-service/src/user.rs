@@ -116,6 +116,9 @@ impl HashedChange {
 
 /// What a username or an e-mail is compared by: `Ada` and `ada` are one account, however their accents are encoded.
 pub fn fold(name: &str) -> String {
+    if name.is_ascii() {
+        return name.to_ascii_lowercase(); // the same, for a hundredth of the time
+    }
     name.nfc().collect::<String>().to_lowercase().nfc().collect()
 }
 
