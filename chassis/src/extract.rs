@@ -7,6 +7,7 @@ use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, header};
 use bytes::Bytes;
+use http_body_util::BodyExt;
 
 use crate::fields::{self, FromJson, FromQuery};
 use crate::problem::{FieldError, Problem, UNSUPPORTED_MEDIA_TYPE};
@@ -19,8 +20,8 @@ pub struct Json<T>(pub T);
 impl<S: Send + Sync, T: FromJson> FromRequest<S> for Json<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        fields::read_object(&json_bytes(request, state).await?).map(Self)
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        fields::read_object(&json_bytes(request).await?).map(Self)
     }
 }
 
@@ -31,17 +32,17 @@ pub struct JsonEach<T, const MOST: usize>(pub Vec<Result<T, Problem>>);
 impl<S: Send + Sync, T: FromJson, const MOST: usize> FromRequest<S> for JsonEach<T, MOST> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        fields::read_each(&json_bytes(request, state).await?, 1..=MOST).map(Self)
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        fields::read_each(&json_bytes(request).await?, 1..=MOST).map(Self)
     }
 }
 
-async fn json_bytes<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
+async fn json_bytes(request: Request) -> Result<Bytes, Problem> {
     if !is_json(request.headers()) {
         return Err(Problem::new(&UNSUPPORTED_MEDIA_TYPE, "The body must be sent as application/json"));
     }
     // The layers have read the whole body already, within its limits.
-    Bytes::from_request(request, state).await.map_err(Problem::internal)
+    Ok(request.into_body().collect().await.map_err(Problem::internal)?.to_bytes())
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

@@ -137,8 +137,8 @@ impl Edge {
             return Ok(cors::preflight());
         }
         let (body, began) = match body.is_end_stream() {
-            true => (Bytes::new(), arrived),
-            false => (self.read_body(&head, body).await?, Instant::now()),
+            true => (Body::empty(), arrived),
+            false => (Body::from(self.read_body(&head, body).await?), Instant::now()),
         };
         let deadline = context.deadline_after(began - arrived); // a body has a limit of its own
         // Only now: a slow body holds no place.
@@ -147,7 +147,7 @@ impl Edge {
         // A handler that runs into its deadline has a tenth of the time left to put things in order and to say so.
         head.extensions.insert(context.until(deadline - deadline.saturating_duration_since(began) / 10));
 
-        let routed = self.router.clone().call(Request::from_parts(head, Body::from(body)));
+        let routed = self.router.clone().call(Request::from_parts(head, body));
         // A panic costs its own request and nothing else: what the handler held is dropped with it, and the stores'
         // locks are never held across anything that can panic half-way through a change.
         let guarded = AssertUnwindSafe(routed).catch_unwind();
