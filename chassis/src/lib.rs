@@ -45,6 +45,7 @@ use std::time::Duration;
 
 use axum::routing::MethodRouter;
 use jiff::Timestamp;
+use mimalloc::MiMalloc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
@@ -57,6 +58,10 @@ use crate::health::{Draining, Needs};
 use crate::layers::{Edge, Routes};
 use crate::metrics::Metrics;
 pub use crate::server::{Stop, serve};
+
+/// Of every service: a request allocates some thirty times, and the system's allocator takes half as long again for it.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// A service ready to be served: its routes inside the layers.
 #[derive(Clone)]
