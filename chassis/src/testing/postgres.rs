@@ -218,13 +218,16 @@ impl BadWire {
     }
 
     async fn carry(&self, mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) {
-        const WRITTEN: [&[u8]; 3] = [b"INSERT 0 1\0", b"UPDATE 1\0", b"DELETE 1\0"];
+        const WRITTEN: [&[u8]; 3] = [b"INSERT 0 ", b"UPDATE ", b"DELETE "]; // and then how many rows
         let mut bytes = vec![0; 1 << 16];
         while let Ok(length @ 1..) = from.read(&mut bytes).await {
             if self.silent.load(Ordering::SeqCst) {
                 continue;
             }
-            let says = |words: &&[u8]| bytes[..length].windows(words.len()).any(|window| window == *words);
+            let says = |words: &&[u8]| {
+                let mut windows = bytes[..length].windows(words.len() + 1).map(|window| window.split_at(words.len()));
+                windows.any(|(said, rows)| said == *words && matches!(rows, [b'1'..=b'9']))
+            };
             let is_lost = WRITTEN.iter().any(says) && self.breaks.swap(false, Ordering::SeqCst);
             if is_lost || to.write_all(&bytes[..length]).await.is_err() {
                 return;

@@ -19,6 +19,7 @@ chassis::store_contract! {
     a_key_given_up_is_free_at_once
     who_asks_twice_is_not_in_its_own_way
     of_twenty_attempts_with_one_key_one_begins
+    many_at_the_same_time_are_each_as_if_alone
     an_order_steps_only_from_where_it_was_seen
     of_twenty_who_settle_or_abort_one_wins
     a_release_ends_what_was_given_up
@@ -176,6 +177,41 @@ async fn of_twenty_attempts_with_one_key_one_begins(store: &Store) {
     let begun: Vec<Begun> = join_all(attempts).await.into_iter().map(|begun| begun.unwrap()).collect();
     assert_eq!(begun.iter().filter(|begun| **begun == Begun::Placing).count(), 1, "{begun:?}");
     assert_eq!(begun.iter().filter(|begun| **begun == Begun::InProgress).count(), 19, "{begun:?}");
+}
+
+/// Of three in a row two have the same key, and one of those that begin is given up.
+async fn many_at_the_same_time_are_each_as_if_alone(store: &Store) {
+    let total = |n: u128| Money::from_cents(n as i64).unwrap();
+    let attempts = (0..300).map(|n| {
+        let store = Arc::clone(store);
+        tokio::spawn(async move {
+            let key = format!("k{}", n / 3);
+            let begun = store.begin(if n % 3 == 2 { intent(n) } else { keyed(n, &key, "{}") }).await.unwrap();
+            match begun {
+                Begun::Placing if n % 7 == 0 => assert!(store.abort(order(n)).await.unwrap()),
+                Begun::Placing => {
+                    let settled =
+                        store.settle(order(n), lines(), total(n)).await.unwrap().expect("nobody else settles it");
+                    assert_eq!((settled.id, settled.total), (order(n), total(n)), "its own");
+                }
+                Begun::Placed(placed) => assert_eq!(placed.id.0.as_u128() / 3 * 3, n / 3 * 3, "of the same key"),
+                begun => assert_eq!(begun, Begun::InProgress),
+            }
+            (n, matches!(store.by_id(order(n)).await.unwrap(), Some(placed) if placed.total == total(n)))
+        })
+    });
+    let placed: HashSet<u128> = join_all(attempts)
+        .await
+        .into_iter()
+        .map(|done| done.unwrap())
+        .filter_map(|(n, placed)| placed.then_some(n))
+        .collect();
+    for n in (0..300).step_by(3) {
+        assert!(!(placed.contains(&n) && placed.contains(&(n + 1))), "one order for each key");
+        assert_eq!(placed.contains(&(n + 2)), (n + 2) % 7 != 0, "without a key, each for itself");
+    }
+    let listed: HashSet<u128> = list(store, Filter::default()).await.into_iter().map(|id| id.0.as_u128() - 1).collect();
+    assert_eq!(listed, placed);
 }
 
 async fn an_order_steps_only_from_where_it_was_seen(store: &Store) {

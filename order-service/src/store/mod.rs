@@ -106,7 +106,7 @@ pub struct Filter {
 }
 
 /// The store does not answer. What became of the call is unknown.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the store does not answer: {0}")]
 pub struct StoreError(pub String);
 

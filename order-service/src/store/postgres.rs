@@ -1,11 +1,13 @@
 //! Orders in PostgreSQL. Each step is one statement, which the database does whole or not at all, so that no transaction
 //! stands open while somebody here is away. Each may be repeated: when a connection breaks, a statement may be done and
-//! its answer lost, and then the next try is content to find it done.
+//! its answer lost, and then the next try is content to find it done. Steps of one kind that orders make at the same time
+//! are one statement ([`together`]).
 
 #[cfg(test)]
 mod plans;
 #[cfg(test)]
 pub(super) mod tests;
+mod together;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +28,7 @@ use sqlx::types::Json;
 use sqlx::{Error, Postgres, Row, query, query_scalar};
 use uuid::Uuid;
 
+use self::together::{Kind, Together};
 use super::{Begun, Filter, Intent, OrderStore, StoreError};
 use crate::SERVICE;
 use crate::order::State;
@@ -57,8 +60,11 @@ macro_rules! order_set {
     };
 }
 
+/// All insert keys in their order, so that nobody waits for somebody who waits for him. Of one key twice, one is inserted.
 const INSERT: &str = "insert into orders (id, user_id, state, idempotency_key, fingerprint, created_at)
-    values ($1, $2, 'placing', $3, $4, $5) on conflict do nothing";
+    select id, user_id, 'placing', key, fingerprint, created_at
+    from unnest($1, $2, $3, $4, $5) as intent (id, user_id, key, fingerprint, created_at)
+    order by key, id on conflict do nothing returning id";
 
 /// What is in an intent's way: itself, from a try whose answer was lost, or the row that holds its key.
 const EARLIER: &str = concat!(
@@ -69,10 +75,15 @@ const EARLIER: &str = concat!(
 
 // From here to RELEASED "is not distinct from" keeps the planner from the indexes of what waits: it believes that next to
 // nothing does, and would look at all of it for each order, when for once that is many.
-const SETTLE: &str =
-    order_set!("state = 'pending', lines = $2, total = $3 where id = $1 and state is not distinct from 'placing'");
+const SETTLE: &str = order_set!(
+    "state = 'pending', lines = its_lines, total = its_total from unnest($1, $2, $3) as settled (its_id, its_lines, its_total)
+    where id = its_id and state is not distinct from 'placing'"
+);
 
-const SETTLE_REGARDLESS: &str = order_set!("state = 'pending', lines = $2, total = $3 where id = $1"); // a mistake
+const SETTLE_REGARDLESS: &str = order_set!(
+    "state = 'pending', lines = its_lines, total = its_total from unnest($1, $2, $3) as settled (its_id, its_lines, its_total)
+    where id = its_id"
+); // a mistake
 
 /// A commit comes so much later than its answer, by mistake.
 const MISTAKEN_DELAY: Duration = Duration::from_millis(50);
@@ -81,13 +92,14 @@ const SETTLED_SOON: &str =
     "select id, user_id, $2::jsonb as lines, $3::bigint as total, 'pending' as status, created_at
     from orders where id = $1 and state = 'placing'"; // a mistake
 
-const ABORT: &str = "update orders set state = 'aborting' where id = $1 and state is not distinct from 'placing'";
+const ABORT: &str =
+    "update orders set state = 'aborting' where id = any ($1) and state is not distinct from 'placing' returning id";
 
 const STEP: &str = order_set!("state = $3 where id = $1 and status = $2");
 
 const RELEASED: &str = "with gone as
-        (delete from orders where id = $1 and state is not distinct from 'aborting')
-    update orders set state = 'cancelled' where id = $1 and state is not distinct from 'cancelling'";
+        (delete from orders where id = any ($1) and state is not distinct from 'aborting')
+    update orders set state = 'cancelled' where id = any ($1) and state is not distinct from 'cancelling' returning id";
 
 const BY_ID: &str = orders_where!("id = $1");
 
@@ -123,6 +135,17 @@ const UNSETTLED: &str = "select count(*) from
 /// The store in a PostgreSQL database of its own.
 pub struct PostgresStore {
     pool: Pool,
+    inserts: Together<Intent, ()>,
+    settlements: Together<Settlement, Arc<Order>>,
+    aborts: Together<OrderId, ()>,
+    releases: Together<OrderId, ()>,
+}
+
+/// What makes an order of an intent.
+struct Settlement {
+    id: OrderId,
+    lines: Vec<Line>,
+    total: Money,
 }
 
 /// A line of an order as it is kept. What crosses the wire may change; this must not.
@@ -141,22 +164,22 @@ impl PostgresStore {
     /// # Errors
     /// If the database does not answer for half a minute, or cannot be migrated.
     pub async fn open(url: &PgConnectOptions, settings: &DatabaseSettings) -> Result<Self, String> {
-        let pool = postgres::open(SERVICE, url, settings, &MIGRATIONS).await?;
+        // A plan that was made when the table was small must not scan it for a few orders when it is not.
+        let plans = ["enable_seqscan", "enable_hashjoin", "enable_mergejoin"].map(|scans| (scans, "off"));
+        let pool = postgres::open(SERVICE, &url.clone().options(plans), settings, &MIGRATIONS).await?;
         if mistake!("no key index") {
             let dropped = query("drop index if exists orders_idempotency_key").execute(&pool).await;
             dropped.map_err(|error| error.to_string())?;
         }
-        Ok(Self { pool })
-    }
-
-    /// Writes an intent down, unless something is in its way.
-    async fn insert(&self, intent: &Intent) -> Result<bool, Error> {
-        let (key, fingerprint) = columns_of_key(intent);
-        let insert = || {
-            let insert = query(INSERT).bind(intent.id.0).bind(intent.user_id.get()).bind(key).bind(fingerprint);
-            insert.bind(intent.created_at.to_sqlx()).execute(&self.pool)
-        };
-        Ok(self.pool.repeat("insert", insert).await?.rows_affected() == 1)
+        let (id, read) = (|id: &OrderId| *id, |_: &PgRow| Ok(()));
+        let settled = |settled: &Settlement| settled.id;
+        Ok(Self {
+            inserts: Together::new(&pool, Kind { name: "insert", id: |intent| intent.id, statement: insert, read }),
+            settlements: Together::new(&pool, Kind { name: "settle", id: settled, statement: settle, read: order }),
+            aborts: Together::new(&pool, Kind { name: "abort", id, statement: |ids| of_ids(ABORT, ids), read }),
+            releases: Together::new(&pool, Kind { name: "released", id, statement: |ids| of_ids(RELEASED, ids), read }),
+            pool,
+        })
     }
 
     /// What has come of that which was in the way of an intent; `None` if it is gone by now.
@@ -178,19 +201,17 @@ impl PostgresStore {
         }))
     }
 
-    /// Moves an order by this statement. If it is not where the statement wants it, and there was a try before whose answer
-    /// was lost, then that one has moved it, if it is where `done` says. (Or somebody else has, just then: it is there.)
-    async fn move_order(
+    /// What came of a step. If the order was not where the step wants it, and there was a try before whose answer was lost,
+    /// then that one has moved it, if it is where `done` says. (Or somebody else has, just then: it is there.)
+    async fn moved(
         &self,
-        step: &'static str,
         id: OrderId,
-        statement: impl Fn() -> PgQuery + Sync,
+        made: (Option<Arc<Order>>, bool),
         done: impl Fn(&Order) -> bool + Send,
     ) -> Result<Option<Arc<Order>>, StoreError> {
-        match self.pool.repeat_and_tell(step, || statement().fetch_optional(&self.pool)).await? {
-            (Some(row), _) => Ok(Some(order(&row)?)),
+        match made {
             (None, true) => Ok(self.by_id(id).await?.filter(|order| done(order))),
-            (None, false) => Ok(None),
+            (moved, _) => Ok(moved),
         }
     }
 }
@@ -199,7 +220,7 @@ impl PostgresStore {
 impl OrderStore for PostgresStore {
     async fn begin(&self, intent: Intent) -> Result<Begun, StoreError> {
         for _ in 0..MAX_TURNS {
-            if self.insert(&intent).await? {
+            if let (Some(()), _) = self.inserts.make(intent.clone()).await? {
                 return Ok(Begun::Placing);
             }
             if let Some(begun) = self.earlier(&intent).await? {
@@ -210,34 +231,33 @@ impl OrderStore for PostgresStore {
     }
 
     async fn settle(&self, id: OrderId, lines: Vec<OrderLine>, total: Money) -> Result<Option<Arc<Order>>, StoreError> {
-        let lines: Vec<Line> = lines.into_iter().map(Line::from).collect();
-        let sql = if mistake!("settle regardless") { SETTLE_REGARDLESS } else { SETTLE };
-        let settle = || query(sql).bind(id.0).bind(Json(&lines)).bind(total.cents());
+        let settlement = Settlement { id, lines: lines.into_iter().map(Line::from).collect(), total };
         if mistake!("answer before commit") {
-            let soon = query(SETTLED_SOON).bind(id.0).bind(Json(&lines)).bind(total.cents());
+            let soon = query(SETTLED_SOON).bind(id.0).bind(Json(&settlement.lines)).bind(total.cents());
             let (row, pool) = (soon.fetch_optional(&self.pool).await?, self.pool.clone());
-            let settle = query(SETTLE).bind(id.0).bind(Json(lines)).bind(total.cents());
             tokio::spawn(async move {
                 tokio::time::sleep(MISTAKEN_DELAY).await;
-                settle.execute(&pool).await
+                settle(&[&settlement]).execute(&pool).await
             });
             return Ok(row.as_ref().map(order).transpose()?);
         }
-        self.move_order("settle", id, settle, |_| true).await // nobody else makes an order of this intent
+        let made = self.settlements.make(settlement).await?;
+        self.moved(id, made, |_| true).await // nobody else makes an order of this intent
     }
 
     async fn abort(&self, id: OrderId) -> Result<bool, StoreError> {
-        let aborted = self.pool.repeat("abort", || query(ABORT).bind(id.0).execute(&self.pool)).await?;
-        Ok(aborted.rows_affected() == 1)
+        Ok(self.aborts.make(id).await?.0.is_some())
     }
 
     async fn step(&self, id: OrderId, from: OrderStatus, to: State) -> Result<Option<Arc<Order>>, StoreError> {
         let step = || query(STEP).bind(id.0).bind(from.name()).bind(to.name());
-        self.move_order("step", id, step, |order| Some(order.status) == to.shown()).await
+        let (row, may_be_made) = self.pool.repeat_and_tell("step", || step().fetch_optional(&self.pool)).await?;
+        let made = (row.as_ref().map(order).transpose()?, may_be_made);
+        self.moved(id, made, |order| Some(order.status) == to.shown()).await
     }
 
     async fn released(&self, id: OrderId) -> Result<(), StoreError> {
-        self.pool.repeat("released", || query(RELEASED).bind(id.0).execute(&self.pool)).await?;
+        self.releases.make(id).await?;
         Ok(())
     }
 
@@ -277,6 +297,26 @@ impl OrderStore for PostgresStore {
     async fn ping(&self) -> Result<(), StoreError> {
         Ok(self.pool.ping().await?)
     }
+}
+
+fn insert(intents: &[&Intent]) -> PgQuery {
+    let of_each = intents.iter().map(|intent| {
+        let (key, fingerprint) = columns_of_key(intent);
+        (intent.id.0, intent.user_id.get(), key, fingerprint, intent.created_at.to_sqlx())
+    });
+    let (ids, users, keys, fingerprints, times): (Vec<_>, Vec<_>, Vec<_>, Vec<_>, Vec<_>) = of_each.collect();
+    query(INSERT).bind(ids).bind(users).bind(keys).bind(fingerprints).bind(times)
+}
+
+fn settle(settlements: &[&Settlement]) -> PgQuery {
+    let of_each = settlements.iter().map(|settled| (settled.id.0, Json(&settled.lines), settled.total.cents()));
+    let (ids, lines, totals): (Vec<_>, Vec<_>, Vec<_>) = of_each.collect();
+    let sql = if mistake!("settle regardless") { SETTLE_REGARDLESS } else { SETTLE };
+    query(sql).bind(ids).bind(lines).bind(totals)
+}
+
+fn of_ids(sql: &'static str, ids: &[&OrderId]) -> PgQuery {
+    query(sql).bind(ids.iter().map(|id| id.0).collect::<Vec<_>>())
 }
 
 fn columns_of_key(intent: &Intent) -> (Option<&str>, Option<&[u8]>) {

@@ -6,6 +6,7 @@ use chassis::config::defaults;
 use chassis::extract::Header;
 use chassis::testing::postgres::{database, fill};
 use chassis::testing::{Plans, explained};
+use futures_util::future::join_all;
 
 use super::*;
 use crate::idempotency::{Fingerprint, Key};
@@ -78,6 +79,19 @@ async fn no_statement_reads_much_of_a_million_orders() {
         store.released(last.get()).await.unwrap();
     };
     plans.expect(&["orders_pkey"], 50, fail).await;
+    let together = async || {
+        let intents = [(); 100].map(|()| intent());
+        let ids = intents.each_ref().map(|intent| intent.id);
+        join_all(intents.map(|intent| store.begin(intent))).await;
+        let settled = join_all(ids[..50].iter().map(|id| store.settle(*id, Vec::new(), Money::default()))).await;
+        let aborted = join_all(ids[50..].iter().map(|id| store.abort(*id))).await;
+        join_all(ids[50..].iter().map(|id| store.released(*id))).await;
+        assert!(
+            settled.iter().all(|settled| matches!(settled, Ok(Some(_))))
+                && aborted.iter().all(|done| *done == Ok(true))
+        );
+    };
+    plans.expect(&["orders_pkey"], 5_000, together).await;
 
     contract::every_case(explained).await;
     plans.expect_no_other_statement().await;

@@ -3,6 +3,7 @@
 use chassis::config::defaults;
 use chassis::extract::Header;
 use chassis::testing::postgres::{behind_a_bad_wire, database};
+use futures_util::future::join_all;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 
 use super::*;
@@ -134,4 +135,96 @@ async fn a_step_whose_answer_is_lost_is_answered_all_the_same() {
         assert!(lost());
         assert_eq!(read::<String>(&store, "state", id.0).await.as_deref(), Some("aborting"));
     }
+}
+
+/// With these keys, the first with the lowest id.
+fn intents(keys: impl Iterator<Item = u32>) -> Vec<Intent> {
+    let key = |n| Some((Key::parse(&format!("k{n}")).unwrap(), Fingerprint::of(b"{}")));
+    let new = |n| Intent {
+        id: OrderId(Uuid::now_v7()),
+        user_id: Id::new(1).unwrap(),
+        key: key(n),
+        created_at: chassis::now(),
+    };
+    keys.map(new).collect()
+}
+
+async fn begin_all(store: &PostgresStore, intents: &[Intent]) -> Vec<Result<Begun, StoreError>> {
+    join_all(intents.iter().map(|intent| store.begin(intent.clone()))).await
+}
+
+#[tokio::test]
+async fn steps_at_the_same_time_share_a_statement_and_a_commit() {
+    let Some(database) = database().await else { return };
+    let store = open(&database).await;
+    let intents = intents(0..100);
+    let commits = async || -> i64 {
+        query_scalar("select count(distinct xmin::text) from orders").fetch_one(&store.pool).await.unwrap()
+    };
+    assert!(begin_all(&store, &intents).await.iter().all(|begun| *begun == Ok(Begun::Placing)));
+    assert!(commits().await <= 2);
+    let (settled, aborted) = intents.split_at(50);
+    let settle = join_all(settled.iter().map(|intent| store.settle(intent.id, Vec::new(), Money::default())));
+    let abort = join_all(aborted.iter().map(|intent| store.abort(intent.id)));
+    let (settled, aborted) = tokio::join!(settle, abort);
+    assert!(
+        settled.into_iter().all(|settled| settled.unwrap().is_some())
+            && aborted.into_iter().all(|done| done == Ok(true))
+    );
+    assert!(commits().await <= 4);
+}
+
+#[tokio::test]
+async fn steps_that_share_a_statement_whose_answer_is_lost_are_answered_all_the_same() {
+    let Some(database) = database().await else { return };
+    let (database, wire) = behind_a_bad_wire(&database).await;
+    let store = open(&database).await;
+    let intents = intents(0..20);
+    wire.lose_an_answer();
+    assert!(begin_all(&store, &intents).await.iter().all(|begun| *begun == Ok(Begun::Placing)));
+    assert!(wire.has_lost_it());
+    wire.lose_an_answer();
+    let settled = join_all(intents.iter().map(|intent| store.settle(intent.id, Vec::new(), Money::default()))).await;
+    assert!(settled.into_iter().all(|settled| settled.unwrap().is_some()) && wire.has_lost_it());
+}
+
+/// PostgreSQL keeps no NUL. (No name has one, if product-service keeps its rules.)
+#[tokio::test]
+async fn who_shares_a_statement_with_what_the_database_refuses_is_not_refused() {
+    let Some(database) = database().await else { return };
+    let store = open(&database).await;
+    let intents = intents(0..9);
+    assert!(begin_all(&store, &intents).await.iter().all(|begun| *begun == Ok(Begun::Placing)));
+    let named = |name: &str| {
+        vec![OrderLine { product_id: Id::new(1).unwrap(), name: name.to_owned(), quantity: 1, price: Money::default() }]
+    };
+    let settled = join_all(
+        intents
+            .iter()
+            .enumerate()
+            .map(|(n, intent)| store.settle(intent.id, named(if n == 4 { "\0" } else { "Lamp" }), Money::default())),
+    );
+    let refused: Vec<_> = settled.await.iter().map(Result::is_err).collect();
+    assert_eq!(refused, [false, false, false, false, true, false, false, false, false]);
+}
+
+/// Each replica begins with other keys. A deadlock would be resolved by another try and seen by nobody but the database.
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_that_begin_with_the_same_keys_do_not_wait_for_each_other() {
+    let Some(database) = database().await else { return };
+    let replicas = Arc::new([open(&database).await, open(&database).await]);
+    for _ in 0..20 {
+        let intents = [intents(0..60), intents((0..60).rev())];
+        let attempts = intents.into_iter().enumerate().map(|(replica, intents)| {
+            let replicas = Arc::clone(&replicas);
+            tokio::spawn(async move { begin_all(&replicas[replica], &intents).await })
+        });
+        let begun = join_all(attempts).await.into_iter().flat_map(|begun| begun.unwrap());
+        assert_eq!(begun.filter(|begun| *begun == Ok(Begun::Placing)).count(), 60, "one for each key");
+        query("delete from orders").execute(&replicas[0].pool).await.unwrap();
+    }
+    join_all(replicas.iter().map(|replica| replica.pool.close())).await; // a connection tells its counts when it ends
+    let mut connection = database.connect().await.unwrap();
+    let sql = "select deadlocks from pg_stat_database where datname = current_database()";
+    assert_eq!(query_scalar::<_, i64>(sql).fetch_one(&mut connection).await.unwrap(), 0);
 }

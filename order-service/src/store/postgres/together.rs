@@ -1,0 +1,90 @@
+//! Steps of one kind that several orders make at the same time: one statement for all, and so one commit.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use chassis::batch::{Asked, Batcher, Limits, Unanswered};
+use chassis::postgres::Pool;
+use shared::OrderId;
+use sqlx::postgres::PgRow;
+use sqlx::{Error, Row};
+use uuid::Uuid;
+
+use super::{PgQuery, StoreError};
+
+/// Most orders of one statement. Of the largest that there may be that is some megabytes.
+const MOST: usize = 128;
+/// Most that wait: far more than the requests that are let in, each of which makes one step after the other.
+const ROOM: usize = 1_000_000;
+
+/// A kind of step.
+pub(super) struct Kind<A, T> {
+    /// What metrics and traces call it.
+    pub name: &'static str,
+    /// Whose step it is.
+    pub id: fn(&A) -> OrderId,
+    /// Makes several, each if it can be made, and answers the rows of those that were. It may be repeated.
+    pub statement: fn(&[&A]) -> PgQuery,
+    /// What is told of one that was made.
+    pub read: fn(&PgRow) -> Result<T, Error>,
+}
+
+/// What came of a step: what is told of it, if it was made; and else whether an earlier try may have made it.
+type Made<T> = Result<(Option<T>, bool), StoreError>;
+
+/// Makes steps of one kind: one at once, and together what is asked for while others are on their way.
+pub(super) struct Together<A, T>(Batcher<A, Made<T>>);
+
+impl<A: Send + Sync + 'static, T: Send + 'static> Together<A, T> {
+    pub(super) fn new(pool: &Pool, kind: Kind<A, T>) -> Self {
+        let limits = Limits { asks: MOST, bytes: usize::MAX, size: |_| 0, room: ROOM };
+        let sender = Arc::new((pool.clone(), kind));
+        Self(Batcher::new(sender.1.name, limits, move |batch| {
+            let sender = Arc::clone(&sender);
+            async move { sender.1.make(&sender.0, batch).await }
+        }))
+    }
+
+    pub(super) async fn make(&self, ask: A) -> Made<T> {
+        match self.0.ask(ask).await {
+            Ok(made) => made,
+            Err(Unanswered::NoRoom) => Err(StoreError("too many steps wait for it".to_owned())),
+            Err(Unanswered::Died) => Err(StoreError("the step has panicked".to_owned())),
+        }
+    }
+}
+
+impl<A, T> Kind<A, T> {
+    async fn make(&self, pool: &Pool, mut batch: Vec<Asked<A, Made<T>>>) {
+        // All lock the rows of orders by ascending id, so that nobody waits for somebody who waits for him.
+        batch.sort_unstable_by_key(|asked| (self.id)(&asked.ask));
+        let made = self.try_make(pool, &batch).await;
+        if batch.len() > 1 && made.as_ref().is_err_and(|error| error.as_database_error().is_some()) {
+            // It is there, and takes offence at one of them perhaps, for which the others are not to blame.
+            for asked in batch {
+                let made = self.try_make(pool, std::slice::from_ref(&asked)).await;
+                self.answer(vec![asked], made);
+            }
+        } else {
+            self.answer(batch, made);
+        }
+    }
+
+    async fn try_make(&self, pool: &Pool, batch: &[Asked<A, Made<T>>]) -> Result<(HashMap<Uuid, T>, bool), Error> {
+        let asks: Vec<&A> = batch.iter().map(|asked| &asked.ask).collect();
+        let (rows, may_be_made) = pool.repeat_and_tell(self.name, || (self.statement)(&asks).fetch_all(pool)).await?;
+        let made = rows.iter().map(|row| Ok((row.try_get("id")?, (self.read)(row)?))).collect::<Result<_, Error>>()?;
+        Ok((made, may_be_made))
+    }
+
+    fn answer(&self, batch: Vec<Asked<A, Made<T>>>, made: Result<(HashMap<Uuid, T>, bool), Error>) {
+        let mut made = made.map_err(StoreError::from);
+        for asked in batch {
+            let id = (self.id)(&asked.ask).0;
+            asked.answer(match &mut made {
+                Ok((made, may_be_made)) => Ok((made.remove(&id), *may_be_made)),
+                Err(error) => Err(error.clone()),
+            });
+        }
+    }
+}
