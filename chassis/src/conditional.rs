@@ -8,12 +8,15 @@ use std::hash::{DefaultHasher, Hasher};
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
 
 use crate::extract::Header;
 use crate::hex::Hex;
+use crate::json::{ToJson, Writer};
 use crate::problem::{PRECONDITION_FAILED, Problem};
 use crate::values::Detail;
+
+/// How many bytes an entity gets at once; few are larger.
+const ROOM: usize = 256;
 
 /// The header `If-Match`: a change is made only to the state that the client has seen.
 #[derive(Debug)]
@@ -29,7 +32,7 @@ impl Header for IfMatch {
 
 /// Refuses unless `entity` is what the client has seen, if it says what that is. Tags are compared strongly: a weak one
 /// never matches.
-pub fn check(if_match: Option<&IfMatch>, entity: &impl Serialize) -> Result<(), Problem> {
+pub fn check(if_match: Option<&IfMatch>, entity: &impl ToJson) -> Result<(), Problem> {
     let Some(IfMatch(seen)) = if_match else { return Ok(()) };
     let (_, tag) = represent(entity)?;
     let matches = seen.split(',').map(str::trim).any(|given| given == "*" || given == tag);
@@ -37,7 +40,7 @@ pub fn check(if_match: Option<&IfMatch>, entity: &impl Serialize) -> Result<(), 
 }
 
 /// The answer that shows one entity, with its `ETag`: 200, or 304 if the client has it already.
-pub fn show(entity: &impl Serialize, request: &HeaderMap) -> Result<Response, Problem> {
+pub fn show(entity: &impl ToJson, request: &HeaderMap) -> Result<Response, Problem> {
     let (json, tag) = represent(entity)?;
     let known = request.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
     let mut known = known.flat_map(|value| value.split(',')).map(str::trim);
@@ -52,7 +55,7 @@ pub fn show(entity: &impl Serialize, request: &HeaderMap) -> Result<Response, Pr
 }
 
 /// The answer that shows one entity that was just made, at its address.
-pub fn created(entity: &impl Serialize, location: &str) -> Result<Response, Problem> {
+pub fn created(entity: &impl ToJson, location: &str) -> Result<Response, Problem> {
     let location = HeaderValue::from_str(location).map_err(Problem::internal)?;
     let mut response = show(entity, &HeaderMap::new())?;
     *response.status_mut() = StatusCode::CREATED;
@@ -60,8 +63,10 @@ pub fn created(entity: &impl Serialize, location: &str) -> Result<Response, Prob
     Ok(response)
 }
 
-fn represent(entity: &impl Serialize) -> Result<(Vec<u8>, HeaderValue), Problem> {
-    let json = serde_json::to_vec(entity).map_err(Problem::internal)?;
+fn represent(entity: &impl ToJson) -> Result<(Vec<u8>, HeaderValue), Problem> {
+    let mut json = Writer::with_capacity(ROOM);
+    entity.to_json(&mut json).map_err(Problem::internal)?;
+    let json = json.finish();
     let mut hasher = DefaultHasher::new();
     hasher.write(&json);
     let tag = ["\"", &Hex::<16>::of(hasher.finish().into()), "\""].concat();
@@ -72,7 +77,7 @@ fn represent(entity: &impl Serialize) -> Result<(Vec<u8>, HeaderValue), Problem>
 mod tests {
     use super::*;
 
-    fn tag_of(entity: &impl Serialize) -> String {
+    fn tag_of(entity: &impl ToJson) -> String {
         represent(entity).unwrap().1.to_str().unwrap().to_owned()
     }
 

@@ -8,9 +8,9 @@
 //! 3. The listener is bound; one line on stdout says where.
 //! 4. [`server`] accepts connections until a signal comes, then drains.
 //!
-//! A request comes in through [`layers`], is read by [`extract`], [`fields`] and [`values`], and leaves as JSON (see [`page`] and
-//! [`conditional`]) or as a [`problem`]. Calls to other services leave through [`client`], with their [`context`], several
-//! in one by [`batch`].
+//! A request comes in through [`layers`], is read by [`extract`], [`fields`] and [`values`], and leaves as [`json`] (see
+//! [`page`] and [`conditional`]) or as a [`problem`]. Calls to other services leave through [`client`], with their
+//! [`context`], several in one by [`batch`]. A store in memory keeps its rows in a [`table`].
 
 pub mod batch;
 pub mod client;
@@ -22,6 +22,7 @@ pub mod extract;
 pub mod fields;
 pub mod health;
 mod hex;
+pub mod json;
 mod layers;
 mod listener;
 pub mod metrics;
@@ -31,6 +32,7 @@ pub mod postgres;
 pub mod problem;
 pub mod sabotage;
 mod server;
+pub mod table;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;

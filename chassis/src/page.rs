@@ -6,18 +6,20 @@
 use std::fmt;
 use std::str::FromStr;
 
-use axum::Json;
 use axum::http::{HeaderValue, Uri, header};
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
 use url::form_urlencoded;
 
 use crate::fields::Params;
+use crate::json::{ToJson, Writer};
+use crate::problem::Problem;
 
 /// Most rows of a page.
 pub const MAX_LIMIT: usize = 1000;
 /// Rows of a page when the client does not say.
 pub const DEFAULT_LIMIT: usize = 100;
+/// About how many bytes a row is: how much room a page gets at once.
+const ROW_SIZE: usize = 128;
 
 /// Which rows of a list, by ascending key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,13 +63,24 @@ impl<T> Rows<T> {
     }
 
     /// The answer to `GET uri`: the rows as `show` shows them, and a `Link` behind the last one's key if more follow.
-    pub fn answer<'a, V: Serialize, K: fmt::Display>(
+    ///
+    /// # Errors
+    /// If a row cannot be JSON.
+    pub fn answer<'a, V: ToJson + 'a, K: fmt::Display>(
         &'a self,
         uri: &Uri,
-        show: impl Fn(&'a T) -> V,
+        show: impl Fn(&'a T) -> &'a V,
         key: impl Fn(&'a T) -> K,
-    ) -> Response {
-        let mut response = Json(self.rows.iter().map(show).collect::<Vec<_>>()).into_response();
+    ) -> Result<Response, Problem> {
+        let mut json = Writer::with_capacity(ROW_SIZE * self.rows.len());
+        json.raw(b"[");
+        for (at, row) in self.rows.iter().enumerate() {
+            json.raw(if at == 0 { b"" } else { b"," });
+            show(row).to_json(&mut json).map_err(Problem::internal)?;
+        }
+        json.raw(b"]");
+        let json_type = HeaderValue::from_static("application/json");
+        let mut response = ([(header::CONTENT_TYPE, json_type)], json.finish()).into_response();
         if let Some(last) = self.rows.last().filter(|_| self.more) {
             let mut query = form_urlencoded::Serializer::new(String::new());
             let given = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
@@ -75,7 +88,7 @@ impl<T> Rows<T> {
             query.append_pair("after", &key(last).to_string());
             response.headers_mut().extend(next_link(uri.path(), &query.finish()));
         }
-        response
+        Ok(response)
     }
 }
 
@@ -134,7 +147,7 @@ mod tests {
     }
 
     fn link(uri: &str, rows: &Rows<u32>) -> Option<String> {
-        let response = rows.answer(&uri.parse().unwrap(), |row| row, |row| row);
+        let response = rows.answer(&uri.parse().unwrap(), |row| row, |row| row).unwrap();
         response.headers().get(header::LINK).map(|link| link.to_str().unwrap().to_owned())
     }
 

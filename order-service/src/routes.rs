@@ -55,7 +55,7 @@ async fn list(
     Query(wanted): Query<Wanted>,
 ) -> Result<Response, Error> {
     let rows = app.placement.store().page(wanted.page, wanted.filter).await?;
-    Ok(rows.answer(&uri, |order| &**order, |order| order.id))
+    Ok(rows.answer(&uri, |order| &**order, |order| order.id)?)
 }
 
 /// Places an order: all of it or nothing, and once for each `Idempotency-Key`.

@@ -79,7 +79,7 @@ async fn list(
         }
         None => app.store.page(wanted.page, wanted.name.as_deref()).await?,
     };
-    Ok(rows.answer(&uri, |product| &product.public, |product| product.public.id))
+    Ok(rows.answer(&uri, |product| &product.public, |product| product.public.id)?)
 }
 
 /// Adds a product.

@@ -55,13 +55,13 @@ async fn list(
     let rows = match (wanted.username, wanted.ids) {
         (Some(username), ids) => {
             let mut found: Vec<_> = app.store.by_username(&username).await?.into_iter().collect();
-            found.retain(|user| ids.as_ref().is_none_or(|ids| ids.contains(&user.public.id)));
+            found.retain(|user| ids.as_ref().is_none_or(|ids| ids.contains(&user.id)));
             Rows::all(found)
         }
         (None, Some(ids)) => Rows::all(app.store.by_ids(&ids).await?),
         (None, None) => app.store.page(wanted.page).await?,
     };
-    Ok(rows.answer(&uri, |user| &user.public, |user| user.public.id))
+    Ok(rows.answer(&uri, |user| user, |user| user.id)?)
 }
 
 /// Adds a user.
@@ -75,7 +75,7 @@ async fn create(
 ) -> Result<Response, Error> {
     let draft = new.into_draft(&app.hasher).await?;
     let user = app.store.insert(draft, chassis::now()).await?;
-    Ok(conditional::created(&user.public, &format!("{}/{}", uri.path(), user.public.id))?)
+    Ok(conditional::created(&user, &format!("{}/{}", uri.path(), user.id))?)
 }
 
 /// Answers one user.
@@ -83,7 +83,7 @@ async fn create(
     responses((status = OK, body = WireUser, headers(("etag" = String))), (status = NOT_MODIFIED), (status = NOT_FOUND)))]
 async fn read(State(app): State<AppState>, Path(id): Path<Id>, headers: HeaderMap) -> Result<Response, Error> {
     let user = app.store.by_id(id).await?.ok_or(Error::NotFound)?;
-    Ok(conditional::show(&user.public, &headers)?)
+    Ok(conditional::show(&user, &headers)?)
 }
 
 /// Changes the members that are given.
@@ -99,10 +99,10 @@ async fn update(
     let change = change.hashed(&app.hasher).await?;
     loop {
         let seen = app.store.by_id(id).await?.ok_or(Error::NotFound)?;
-        conditional::check(if_match.as_ref(), &seen.public)?;
+        conditional::check(if_match.as_ref(), &seen)?;
         // Only if it is still what was seen; else somebody was quicker, and it is looked at again.
-        if let Some(user) = app.store.replace(seen.version, change.apply(&seen)).await? {
-            return Ok(conditional::show(&user.public, &HeaderMap::new())?);
+        if let Some(user) = app.store.replace(seen.version(), change.apply(seen.user())).await? {
+            return Ok(conditional::show(&user, &HeaderMap::new())?);
         }
     }
 }
@@ -117,8 +117,8 @@ async fn delete(
 ) -> Result<StatusCode, Error> {
     loop {
         let seen = app.store.by_id(id).await?.ok_or(Error::NotFound)?;
-        conditional::check(if_match.as_ref(), &seen.public)?;
-        if app.store.remove(id, seen.version).await? {
+        conditional::check(if_match.as_ref(), &seen)?;
+        if app.store.remove(id, seen.version()).await? {
             return Ok(StatusCode::NO_CONTENT);
         }
     }

@@ -1,5 +1,7 @@
 //! Every rule about a user.
 
+use std::borrow::Cow;
+
 use chassis::fields::{Fields, FromJson};
 use chassis::values::{Detail, text};
 use shared::users;
@@ -12,7 +14,7 @@ const MAX_USERNAME: usize = 64;
 /// What fits into an SMTP path, RFC 5321.
 const MAX_EMAIL: usize = 254;
 
-/// A user as the store keeps it.
+/// A user, whole.
 #[derive(Clone)]
 pub struct User {
     /// What anyone may see.
@@ -103,21 +105,23 @@ impl UserChange {
 
 impl HashedChange {
     /// What becomes of `user`.
-    pub fn apply(&self, user: &User) -> User {
-        let mut changed = user.clone();
-        changed.version += 1;
-        changed.public.name = self.name.clone().unwrap_or(changed.public.name);
-        changed.public.username = self.username.clone().or(changed.public.username);
-        changed.public.email = self.email.clone().or(changed.public.email);
-        changed.password = self.password.clone().or(changed.password);
-        changed
+    pub fn apply(&self, mut user: User) -> User {
+        user.version += 1;
+        user.public.name = self.name.clone().unwrap_or(user.public.name);
+        user.public.username = self.username.clone().or(user.public.username);
+        user.public.email = self.email.clone().or(user.public.email);
+        user.password = self.password.clone().or(user.password);
+        user
     }
 }
 
 /// What a username or an e-mail is compared by: `Ada` and `ada` are one account, however their accents are encoded.
-pub fn fold(name: &str) -> String {
+pub fn fold(name: &str) -> Cow<'_, str> {
+    if name.bytes().all(|b| b.is_ascii() && !b.is_ascii_uppercase()) {
+        return name.into(); // as most are, and there is nothing to fold
+    }
     if name.is_ascii() {
-        return name.to_ascii_lowercase(); // the same, for a hundredth of the time
+        return name.to_ascii_lowercase().into();
     }
     name.nfc().collect::<String>().to_lowercase().nfc().collect()
 }

@@ -39,23 +39,23 @@ fn account(username: &str, email: &str) -> Draft {
     Draft { username: Some(username.to_owned()), email: Some(email.to_owned()), ..draft(username) }
 }
 
-async fn add(store: &Store, draft: Draft) -> Arc<User> {
+async fn add(store: &Store, draft: Draft) -> Row {
     store.insert(draft, Timestamp::UNIX_EPOCH).await.expect("a user that nothing forbids")
 }
 
 async fn all(store: &Store) -> Vec<Id> {
     let page = Page { after: None, limit: 1000 };
-    store.page(page).await.unwrap().rows.iter().map(|user| user.public.id).collect()
+    store.page(page).await.unwrap().rows.iter().map(|user| user.id).collect()
 }
 
 async fn ids_rise_and_are_never_given_twice(store: &Store) {
     let first = add(store, draft("one")).await;
     let second = add(store, draft("two")).await;
-    assert_eq!(first.public.id.get(), 1);
-    assert!(second.public.id > first.public.id);
-    assert!(store.remove(second.public.id, second.version).await.unwrap());
-    assert!(add(store, draft("three")).await.public.id > second.public.id, "the id of a removed user is not reused");
-    assert_eq!(first.public.created_at, Timestamp::UNIX_EPOCH, "the time is the caller's");
+    assert_eq!(first.id.get(), 1);
+    assert!(second.id > first.id);
+    assert!(store.remove(second.id, second.version()).await.unwrap());
+    assert!(add(store, draft("three")).await.id > second.id, "the id of a removed user is not reused");
+    assert_eq!(first.user().public.created_at, Timestamp::UNIX_EPOCH, "the time is the caller's");
 }
 
 async fn what_is_put_in_comes_out(store: &Store) {
@@ -65,14 +65,14 @@ async fn what_is_put_in_comes_out(store: &Store) {
     expect_kept(store, &put, Some("$argon2id$1")).await;
     let put = add(store, draft("no account")).await;
     expect_kept(store, &put, None).await;
-    let mut change = User { password: hash("$argon2id$2"), version: put.version + 1, ..User::clone(&put) };
+    let mut change = User { password: hash("$argon2id$2"), version: put.version() + 1, ..put.user() };
     (change.public.name, change.public.email) = ("an account".to_owned(), Some("Bob@Example.com".to_owned()));
-    let put = store.replace(put.version, change).await.unwrap().expect("nobody else was there");
+    let put = store.replace(put.version(), change).await.unwrap().expect("nobody else was there");
     expect_kept(store, &put, Some("$argon2id$2")).await;
 }
 
-async fn expect_kept(store: &Store, put: &User, hash: Option<&str>) {
-    let kept = store.by_id(put.public.id).await.unwrap().unwrap();
+async fn expect_kept(store: &Store, put: &Row, hash: Option<&str>) {
+    let (kept, put) = (store.by_id(put.id).await.unwrap().unwrap().user(), put.user());
     assert_eq!((&kept.public, kept.version), (&put.public, put.version));
     assert_eq!(kept.password.as_ref().map(PasswordHash::expose), hash);
 }
@@ -113,15 +113,15 @@ async fn a_refused_insert_changes_nothing(store: &Store) {
 async fn rows_are_found_by_id_and_by_name(store: &Store) {
     let ada = add(store, account("Ada", "ada@example.com")).await;
     let bob = add(store, account("bob", "bob@example.com")).await;
-    let (ada_id, bob_id, nobody) = (ada.public.id, bob.public.id, Id::new(999).unwrap());
-    assert!(store.by_id(ada_id).await.unwrap().is_some_and(|user| user.public == ada.public));
+    let (ada_id, bob_id, nobody) = (ada.id, bob.id, Id::new(999).unwrap());
+    assert!(store.by_id(ada_id).await.unwrap().is_some_and(|user| user.user().public == ada.user().public));
     assert!(store.by_id(nobody).await.unwrap().is_none());
-    assert!(store.by_username("ADA").await.unwrap().is_some_and(|user| user.public.id == ada_id));
+    assert!(store.by_username("ADA").await.unwrap().is_some_and(|user| user.id == ada_id));
     for other in ["ad", "ada\0", "\0", "", "%"] {
         assert!(store.by_username(other).await.unwrap().is_none(), "{other:?}");
     }
     let found = store.by_ids(&[bob_id, nobody, ada_id, bob_id]).await.unwrap();
-    assert_eq!(found.iter().map(|user| user.public.id).collect::<Vec<_>>(), [ada_id, bob_id]);
+    assert_eq!(found.iter().map(|user| user.id).collect::<Vec<_>>(), [ada_id, bob_id]);
 }
 
 async fn pages_join_to_the_whole_list(store: &Store) {
@@ -129,13 +129,13 @@ async fn pages_join_to_the_whole_list(store: &Store) {
         add(store, draft(&n.to_string())).await;
     }
     let third = store.by_id(Id::new(3).unwrap()).await.unwrap().unwrap();
-    assert!(store.remove(third.public.id, third.version).await.unwrap());
+    assert!(store.remove(third.id, third.version()).await.unwrap());
     for limit in 1..=11 {
         let (mut seen, mut after) = (Vec::new(), None);
         loop {
             let rows = store.page(Page { after, limit }).await.unwrap();
             assert!(rows.rows.len() <= limit);
-            seen.extend(rows.rows.iter().map(|user| user.public.id));
+            seen.extend(rows.rows.iter().map(|user| user.id));
             assert!(seen.is_sorted_by(|one, next| one < next), "out of order or twice: {seen:?}");
             after = seen.last().copied();
             if !rows.more {
@@ -148,27 +148,27 @@ async fn pages_join_to_the_whole_list(store: &Store) {
 
 async fn a_change_is_made_only_to_the_version_seen(store: &Store) {
     let seen = add(store, draft("ada")).await;
-    let next = |name: &str, from: &User| {
-        let mut next = from.clone();
+    let next = |name: &str, from: &Row| {
+        let mut next = from.user();
         next.public.name = name.to_owned();
         next.version += 1;
         next
     };
-    let changed = store.replace(seen.version, next("first", &seen)).await.unwrap().expect("nobody else was there");
-    assert!(store.replace(seen.version, next("second", &seen)).await.unwrap().is_none());
-    assert!(!store.remove(seen.public.id, seen.version).await.unwrap());
-    let stored = store.by_id(seen.public.id).await.unwrap().unwrap();
-    assert_eq!(stored.public.name, "first");
-    assert!(store.remove(seen.public.id, changed.version).await.unwrap());
-    assert!(store.replace(changed.version, next("third", &changed)).await.unwrap().is_none(), "it is gone");
+    let changed = store.replace(seen.version(), next("first", &seen)).await.unwrap().expect("nobody else was there");
+    assert!(store.replace(seen.version(), next("second", &seen)).await.unwrap().is_none());
+    assert!(!store.remove(seen.id, seen.version()).await.unwrap());
+    let stored = store.by_id(seen.id).await.unwrap().unwrap();
+    assert_eq!(stored.user().public.name, "first");
+    assert!(store.remove(seen.id, changed.version()).await.unwrap());
+    assert!(store.replace(changed.version(), next("third", &changed)).await.unwrap().is_none(), "it is gone");
 }
 
 async fn a_change_frees_the_names_it_gives_up(store: &Store) {
     let ada = add(store, account("ada", "ada@example.com")).await;
-    let mut renamed = User::clone(&ada);
+    let mut renamed = ada.user();
     renamed.public.username = Some("countess".to_owned());
     renamed.version += 1;
-    store.replace(ada.version, renamed).await.unwrap().expect("nobody else was there");
+    store.replace(ada.version(), renamed).await.unwrap().expect("nobody else was there");
     assert!(store.by_username("ada").await.unwrap().is_none());
     assert!(store.by_username("countess").await.unwrap().is_some());
     add(store, account("ada", "other@example.com")).await;
@@ -183,20 +183,23 @@ async fn a_change_cannot_take_anothers_name(store: &Store) {
         ("ada", "Bob@example.com", StoreError::EmailTaken),
         ("bob", "eve@example.com", StoreError::UsernameTaken),
     ] {
-        let mut change = User::clone(&ada);
+        let mut change = ada.user();
         (change.public.username, change.public.email) = (Some(username.to_owned()), Some(email.to_owned()));
         change.version += 1;
-        assert_eq!(store.replace(ada.version, change).await.err(), Some(refusal));
+        assert_eq!(store.replace(ada.version(), change).await.err(), Some(refusal));
     }
-    let mut same = User::clone(&ada);
-    (same.public.username, same.version) = (Some("ADA".to_owned()), ada.version + 1);
-    assert!(store.replace(ada.version, same).await.unwrap().is_some(), "one's own name in another case is no conflict");
+    let mut same = ada.user();
+    (same.public.username, same.version) = (Some("ADA".to_owned()), ada.version() + 1);
+    assert!(
+        store.replace(ada.version(), same).await.unwrap().is_some(),
+        "one's own name in another case is no conflict"
+    );
 }
 
 async fn a_removed_user_frees_its_names(store: &Store) {
     let ada = add(store, account("ada", "ada@example.com")).await;
-    assert!(store.remove(ada.public.id, ada.version).await.unwrap());
-    assert!(!store.remove(ada.public.id, ada.version).await.unwrap(), "only once");
+    assert!(store.remove(ada.id, ada.version()).await.unwrap());
+    assert!(!store.remove(ada.id, ada.version()).await.unwrap(), "only once");
     assert!(store.by_username("ada").await.unwrap().is_none());
     add(store, account("ada", "ada@example.com")).await;
 }
@@ -217,8 +220,8 @@ async fn of_many_at_once_one_gets_the_name(store: &Store) {
 async fn of_many_changes_at_once_one_is_made(store: &Store) {
     let seen = add(store, draft("ada")).await;
     let tries = (0..20).map(|n| {
-        let (store, mut next) = (Arc::clone(store), User::clone(&seen));
-        (next.public.name, next.version) = (n.to_string(), seen.version + 1);
+        let (store, mut next) = (Arc::clone(store), seen.user());
+        (next.public.name, next.version) = (n.to_string(), seen.version() + 1);
         tokio::spawn(async move { store.replace(next.version - 1, next).await.unwrap() })
     });
     let made: Vec<_> = join_all(tries).await.into_iter().filter_map(Result::unwrap).collect();

@@ -1,34 +1,45 @@
 //! Users in memory, for as long as the process lives.
 
-use std::collections::{BTreeMap, HashMap};
-use std::ops::Bound;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::borrow::Cow;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use async_trait::async_trait;
+use bytes::BytesMut;
 use chassis::page::{Page, Rows};
+use chassis::table::Table;
+use hashbrown::HashTable;
 use jiff::Timestamp;
-use shared::Id;
-use shared::users;
+use shared::{Id, users};
 
-use super::{StoreError, UserStore};
+use super::row::Kept;
+use super::{Row, StoreError, UserStore};
 use crate::user::{Draft, User, fold};
 
-/// The store in memory. A row is shared with whoever reads it and replaced, never edited.
+/// About how many bytes a row is: how much room the rows of a page get at once.
+const ROW_SIZE: usize = 64;
+
+/// The store in memory. Who reads a row has a copy of it, which is hardly more work than to share it and takes less memory.
 #[derive(Default)]
 pub struct MemoryStore {
-    /// Held for a few map look-ups at a time and never across an await. Nothing under it can panic half-way through a
-    /// change, so a poisoned lock is taken all the same.
+    /// Held for a few look-ups at a time and never across an await. Nothing under it can panic half-way through a change,
+    /// so a poisoned lock is taken all the same.
     tables: RwLock<Tables>,
 }
 
-#[derive(Default)]
 struct Tables {
-    users: BTreeMap<Id, Arc<User>>,
-    /// By folded name.
-    usernames: HashMap<String, Id>,
-    /// By folded address.
-    emails: HashMap<String, Id>,
-    last_id: i64,
+    users: Table<Kept>,
+    usernames: Names,
+    emails: Names,
+    last_id: u32,
+}
+
+/// Who has which name, where no two may have the same. Only the numbers of their rows are kept: the names are in the rows.
+struct Names {
+    numbers: HashTable<u32>,
+    hasher: RandomState,
+    /// The name of a user, folded, if it has one.
+    of: fn(&Kept) -> Option<Cow<'_, str>>,
 }
 
 impl MemoryStore {
@@ -41,99 +52,126 @@ impl MemoryStore {
     }
 }
 
+impl Default for Tables {
+    fn default() -> Self {
+        let (usernames, emails) = (Names::by(Kept::username), Names::by(Kept::email));
+        Self { users: Table::default(), usernames, emails, last_id: 0 }
+    }
+}
+
 impl Tables {
-    /// Refuses if another user than `id` has one of these names.
-    fn check_free(&self, id: Option<Id>, username: Option<&str>, email: Option<&str>) -> Result<(), StoreError> {
-        let is_anothers = |names: &HashMap<String, Id>, name: &str| names.get(name).is_some_and(|&o| Some(o) != id);
-        if username.is_some_and(|name| is_anothers(&self.usernames, name)) {
+    /// Puts a user in the place of the one of this number, if there is one. Refused if another has one of its names.
+    fn put(&mut self, number: u32, kept: Kept) -> Result<(), StoreError> {
+        let is_anothers = |names: &Names| names.owner(&self.users, (names.of)(&kept)).is_some_and(|of| of != number);
+        if is_anothers(&self.usernames) {
             return Err(StoreError::UsernameTaken);
         }
-        if email.is_some_and(|email| is_anothers(&self.emails, email)) {
+        if is_anothers(&self.emails) {
             return Err(StoreError::EmailTaken);
         }
+        self.take_out(number);
+        self.users.put(number.into(), kept);
+        self.usernames.add(&self.users, number);
+        self.emails.add(&self.users, number);
         Ok(())
     }
 
-    fn put(&mut self, user: User) -> Result<Arc<User>, StoreError> {
-        let id = user.public.id;
-        let (username, email) = (user.public.username.as_deref().map(fold), user.public.email.as_deref().map(fold));
-        self.check_free(Some(id), username.as_deref(), email.as_deref())?;
-        self.take_out(id);
-        self.usernames.extend(username.map(|name| (name, id)));
-        self.emails.extend(email.map(|email| (email, id)));
-        let user = Arc::new(user);
-        self.users.insert(id, Arc::clone(&user));
-        Ok(user)
+    fn take_out(&mut self, number: u32) {
+        self.usernames.remove(&self.users, number);
+        self.emails.remove(&self.users, number);
+        self.users.remove(number.into());
     }
 
-    fn take_out(&mut self, id: Id) {
-        let Some(user) = self.users.remove(&id) else { return };
-        if let Some(name) = &user.public.username {
-            self.usernames.remove(&fold(name));
-        }
-        if let Some(email) = &user.public.email {
-            self.emails.remove(&fold(email));
+    /// The number of the user of this id, if it is at this version.
+    fn at(&self, id: Id, version: i64) -> Option<u32> {
+        let there = self.users.get(id.get()).is_some_and(|user| user.version() == version);
+        u32::try_from(id.get()).ok().filter(|_| there)
+    }
+}
+
+impl Names {
+    fn by(of: fn(&Kept) -> Option<Cow<'_, str>>) -> Self {
+        Self { numbers: HashTable::new(), hasher: RandomState::new(), of }
+    }
+
+    /// Who has this name.
+    fn owner(&self, users: &Table<Kept>, name: Option<Cow<'_, str>>) -> Option<u32> {
+        let is = |number: &u32| users.get((*number).into()).and_then(self.of) == name;
+        self.numbers.find(self.hasher.hash_one(name.as_ref()?), is).copied()
+    }
+
+    fn add(&mut self, users: &Table<Kept>, number: u32) {
+        let hash = |name| self.hasher.hash_one(name);
+        let name = |number: &u32| users.get((*number).into()).and_then(self.of);
+        if let Some(added) = name(&number) {
+            self.numbers.insert_unique(hash(added), number, |number| hash(name(number).unwrap_or_default()));
         }
     }
 
-    fn is_at(&self, id: Id, version: i64) -> bool {
-        self.users.get(&id).is_some_and(|user| user.version == version)
+    fn remove(&mut self, users: &Table<Kept>, number: u32) {
+        let Some(name) = users.get(number.into()).and_then(self.of) else { return };
+        if let Ok(entry) = self.numbers.find_entry(self.hasher.hash_one(name), |other| *other == number) {
+            entry.remove();
+        }
     }
 }
 
 #[async_trait]
 impl UserStore for MemoryStore {
-    async fn insert(&self, draft: Draft, created_at: Timestamp) -> Result<Arc<User>, StoreError> {
+    async fn insert(&self, draft: Draft, created_at: Timestamp) -> Result<Row, StoreError> {
         let mut tables = self.write();
-        let next = tables.last_id + 1;
-        let id = Id::new(next).ok_or_else(|| StoreError::Unavailable("out of ids".to_owned()))?;
+        let next = tables.last_id.checked_add(1);
+        let id = next.and_then(|next| Some((next, Id::new(next.into())?)));
+        let (next, id) = id.ok_or_else(|| StoreError::Unavailable("out of ids".to_owned()))?;
         let Draft { name, username, email, password } = draft;
         let public = users::User { id, name, username, email, created_at };
-        let user = tables.put(User { public, password, version: 1 })?;
+        let row = Row::from(&User { public, password, version: 1 });
+        tables.put(next, Kept::from(&row))?;
         tables.last_id = next;
-        Ok(user)
+        Ok(row)
     }
 
-    async fn by_id(&self, id: Id) -> Result<Option<Arc<User>>, StoreError> {
-        Ok(self.read().users.get(&id).cloned())
+    async fn by_id(&self, id: Id) -> Result<Option<Row>, StoreError> {
+        Ok(self.read().users.get(id.get()).map(|kept| kept.row(id)))
     }
 
-    async fn by_ids(&self, ids: &[Id]) -> Result<Vec<Arc<User>>, StoreError> {
+    async fn by_ids(&self, ids: &[Id]) -> Result<Vec<Row>, StoreError> {
         let mut ids = ids.to_vec();
         ids.sort_unstable();
         ids.dedup();
-        let tables = self.read();
-        Ok(ids.iter().filter_map(|id| tables.users.get(id).cloned()).collect())
+        let (tables, mut list) = (self.read(), BytesMut::with_capacity(ROW_SIZE * ids.len()));
+        let found = ids.into_iter().filter_map(|id| Some(tables.users.get(id.get())?.row_in(&mut list, id)));
+        Ok(found.collect())
     }
 
-    async fn by_username(&self, username: &str) -> Result<Option<Arc<User>>, StoreError> {
-        let username = fold(username);
+    async fn by_username(&self, username: &str) -> Result<Option<Row>, StoreError> {
         let tables = self.read();
-        Ok(tables.usernames.get(&username).and_then(|id| tables.users.get(id)).cloned())
+        let number = tables.usernames.owner(&tables.users, Some(fold(username))).map(i64::from);
+        Ok(number.and_then(|number| Some(tables.users.get(number)?.row(Id::new(number)?))))
     }
 
-    async fn page(&self, page: Page<Id>) -> Result<Rows<Arc<User>>, StoreError> {
-        let from = page.after.map_or(Bound::Unbounded, Bound::Excluded);
-        let tables = self.read();
-        let rows = tables.users.range((from, Bound::Unbounded)).map(|(_, user)| Arc::clone(user));
+    async fn page(&self, page: Page<Id>) -> Result<Rows<Row>, StoreError> {
+        let (tables, mut list) = (self.read(), BytesMut::with_capacity(ROW_SIZE * page.limit));
+        let rows = tables.users.after(page.after.map(Id::get));
+        let rows = rows.filter_map(|(number, kept)| Some(kept.row_in(&mut list, Id::new(number)?)));
         Ok(Rows::cut(rows, page.limit))
     }
 
-    async fn replace(&self, version: i64, user: User) -> Result<Option<Arc<User>>, StoreError> {
+    async fn replace(&self, version: i64, user: User) -> Result<Option<Row>, StoreError> {
+        let row = Row::from(&user);
         let mut tables = self.write();
-        if !tables.is_at(user.public.id, version) {
-            return Ok(None);
-        }
-        tables.put(user).map(Some)
+        let Some(number) = tables.at(row.id, version) else { return Ok(None) };
+        tables.put(number, Kept::from(&row))?;
+        Ok(Some(row))
     }
 
     async fn remove(&self, id: Id, version: i64) -> Result<bool, StoreError> {
         let mut tables = self.write();
-        let there = tables.is_at(id, version);
-        if there {
-            tables.take_out(id);
+        let number = tables.at(id, version);
+        if let Some(number) = number {
+            tables.take_out(number);
         }
-        Ok(there)
+        Ok(number.is_some())
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

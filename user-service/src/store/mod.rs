@@ -4,6 +4,7 @@
 mod contract;
 mod memory;
 mod postgres;
+mod row;
 
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use shared::Id;
 
 pub use self::memory::MemoryStore;
 pub use self::postgres::PostgresStore;
+pub use self::row::Row;
 use crate::user::{Draft, User};
 
 /// What the start-up line says of the store in memory.
@@ -27,23 +29,23 @@ pub const POSTGRES: &str = "PostgreSQL";
 pub trait UserStore: Send + Sync {
     /// Adds a user under the next id, which is higher than any before, also than those that were removed. Refused if its
     /// username or e-mail is another's, compared by [`crate::user::fold`]; then no id is shown and nothing has changed.
-    async fn insert(&self, draft: Draft, created_at: Timestamp) -> Result<Arc<User>, StoreError>;
+    async fn insert(&self, draft: Draft, created_at: Timestamp) -> Result<Row, StoreError>;
 
     /// The user of this id.
-    async fn by_id(&self, id: Id) -> Result<Option<Arc<User>>, StoreError>;
+    async fn by_id(&self, id: Id) -> Result<Option<Row>, StoreError>;
 
     /// The users of these ids that there are, each once, by ascending id.
-    async fn by_ids(&self, ids: &[Id]) -> Result<Vec<Arc<User>>, StoreError>;
+    async fn by_ids(&self, ids: &[Id]) -> Result<Vec<Row>, StoreError>;
 
     /// The user of this username, compared by [`crate::user::fold`].
-    async fn by_username(&self, username: &str) -> Result<Option<Arc<User>>, StoreError>;
+    async fn by_username(&self, username: &str) -> Result<Option<Row>, StoreError>;
 
     /// A page of all users by ascending id. It costs the same wherever it is in the list.
-    async fn page(&self, page: Page<Id>) -> Result<Rows<Arc<User>>, StoreError>;
+    async fn page(&self, page: Page<Id>) -> Result<Rows<Row>, StoreError>;
 
     /// Puts `user` in the place of the one of its id, if that is still at `version`; `None` if it has changed since or is
     /// gone. Names are unique as in [`UserStore::insert`], and those it no longer has are free.
-    async fn replace(&self, version: i64, user: User) -> Result<Option<Arc<User>>, StoreError>;
+    async fn replace(&self, version: i64, user: User) -> Result<Option<Row>, StoreError>;
 
     /// Removes the user of this id, if it is still at `version`, and frees its names. Whether it did.
     async fn remove(&self, id: Id, version: i64) -> Result<bool, StoreError>;

@@ -3,8 +3,6 @@
 #[cfg(test)]
 mod plans;
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use chassis::config::DatabaseSettings;
 use chassis::page::{Page, Rows};
@@ -16,7 +14,7 @@ use shared::users;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Error, query, query_as, query_scalar};
 
-use super::{StoreError, UserStore};
+use super::{Row, StoreError, UserStore};
 use crate::SERVICE;
 use crate::password::PasswordHash;
 use crate::user::{Draft, User, fold};
@@ -41,7 +39,7 @@ macro_rules! select {
 }
 
 /// A user as [`select`] reads it.
-type Row = (i64, String, Option<String>, Option<String>, Option<String>, i64, jiff_sqlx::Timestamp);
+type Columns = (i64, String, Option<String>, Option<String>, Option<String>, i64, jiff_sqlx::Timestamp);
 
 /// The store in a PostgreSQL database. A read is repeated if its connection breaks. A change is not: nobody knows what
 /// became of it, and who repeats it may find it made and take it for another's.
@@ -82,7 +80,7 @@ impl PostgresStore {
 
 #[async_trait]
 impl UserStore for PostgresStore {
-    async fn insert(&self, draft: Draft, created_at: Timestamp) -> Result<Arc<User>, StoreError> {
+    async fn insert(&self, draft: Draft, created_at: Timestamp) -> Result<Row, StoreError> {
         const FIRST: i64 = 1;
         let Draft { name, username, email, password } = draft;
         let (username_folded, email_folded) = (username.as_deref().map(fold), email.as_deref().map(fold));
@@ -94,13 +92,13 @@ impl UserStore for PostgresStore {
         match self.pool.once("insert", insert).await {
             Ok(id) => {
                 let public = users::User { id: to_id(id)?, name, username, email, created_at };
-                Ok(Arc::new(User { public, password, version: FIRST }))
+                Ok(Row::from(&User { public, password, version: FIRST }))
             }
             Err(error) => Err(self.refusal(error, None, username_folded.as_deref()).await),
         }
     }
 
-    async fn by_id(&self, id: Id) -> Result<Option<Arc<User>>, StoreError> {
+    async fn by_id(&self, id: Id) -> Result<Option<Row>, StoreError> {
         let row = self
             .pool
             .repeat("by_id", || query_as(select!("where id = $1")).bind(id.get()).fetch_optional(&self.pool))
@@ -108,13 +106,13 @@ impl UserStore for PostgresStore {
         Ok(row.map(to_user).transpose()?)
     }
 
-    async fn by_ids(&self, ids: &[Id]) -> Result<Vec<Arc<User>>, StoreError> {
+    async fn by_ids(&self, ids: &[Id]) -> Result<Vec<Row>, StoreError> {
         let ids: Vec<i64> = ids.iter().map(|id| id.get()).collect();
         let select = || query_as(select!("where id = any($1) order by id")).bind(&ids).fetch_all(&self.pool);
         to_users(self.pool.repeat("by_ids", select).await?)
     }
 
-    async fn by_username(&self, username: &str) -> Result<Option<Arc<User>>, StoreError> {
+    async fn by_username(&self, username: &str) -> Result<Option<Row>, StoreError> {
         if username.contains('\0') {
             return Ok(None); // nobody can be called so, and PostgreSQL does not even take the question
         }
@@ -123,7 +121,7 @@ impl UserStore for PostgresStore {
         Ok(self.pool.repeat("by_username", select).await?.map(to_user).transpose()?)
     }
 
-    async fn page(&self, page: Page<Id>) -> Result<Rows<Arc<User>>, StoreError> {
+    async fn page(&self, page: Page<Id>) -> Result<Rows<Row>, StoreError> {
         let after = page.after.map_or(0, Id::get);
         let limit = i64::try_from(page.limit).map_or(i64::MAX, |limit| limit.saturating_add(1)); // do more follow?
         let sql = select!("where id > $1 order by id limit $2");
@@ -131,7 +129,7 @@ impl UserStore for PostgresStore {
         Ok(Rows::cut(to_users(rows)?.into_iter(), page.limit))
     }
 
-    async fn replace(&self, version: i64, user: User) -> Result<Option<Arc<User>>, StoreError> {
+    async fn replace(&self, version: i64, user: User) -> Result<Option<Row>, StoreError> {
         let User { public, password, .. } = &user;
         let (username, email) = (public.username.as_deref().map(fold), public.email.as_deref().map(fold));
         let replace = || {
@@ -141,7 +139,7 @@ impl UserStore for PostgresStore {
             replace.bind(public.id.get()).bind(version).execute(&self.pool)
         };
         match self.pool.once("replace", replace).await {
-            Ok(done) => Ok((done.rows_affected() == 1).then(|| Arc::new(user))),
+            Ok(done) => Ok((done.rows_affected() == 1).then(|| Row::from(&user))),
             Err(error) => Err(self.refusal(error, Some(public.id), username.as_deref()).await),
         }
     }
@@ -172,11 +170,11 @@ fn to_id(number: i64) -> Result<Id, Error> {
     Id::new(number).ok_or_else(|| Error::Decode(format!("{number} is no id").into()))
 }
 
-fn to_user((id, name, username, email, password, version, created_at): Row) -> Result<Arc<User>, Error> {
+fn to_user((id, name, username, email, password, version, created_at): Columns) -> Result<Row, Error> {
     let public = users::User { id: to_id(id)?, name, username, email, created_at: created_at.to_jiff() };
-    Ok(Arc::new(User { public, password: password.map(PasswordHash::stored), version }))
+    Ok(Row::from(&User { public, password: password.map(PasswordHash::stored), version }))
 }
 
-fn to_users(rows: Vec<Row>) -> Result<Vec<Arc<User>>, StoreError> {
+fn to_users(rows: Vec<Columns>) -> Result<Vec<Row>, StoreError> {
     Ok(rows.into_iter().map(to_user).collect::<Result<_, _>>()?)
 }

@@ -11,7 +11,7 @@ use serde_json::json;
 use shared::Id;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions};
-use user_service::store::{PostgresStore, StoreError, UserStore};
+use user_service::store::{PostgresStore, Row, StoreError, UserStore};
 use user_service::user::{Draft, User};
 
 use crate::support::{add, service_over, settings};
@@ -27,27 +27,27 @@ fn away<T>() -> Result<T, StoreError> {
 
 #[async_trait]
 impl UserStore for Away {
-    async fn insert(&self, _: Draft, _: Timestamp) -> Result<Arc<User>, StoreError> {
+    async fn insert(&self, _: Draft, _: Timestamp) -> Result<Row, StoreError> {
         away()
     }
 
-    async fn by_id(&self, _: Id) -> Result<Option<Arc<User>>, StoreError> {
+    async fn by_id(&self, _: Id) -> Result<Option<Row>, StoreError> {
         away()
     }
 
-    async fn by_ids(&self, _: &[Id]) -> Result<Vec<Arc<User>>, StoreError> {
+    async fn by_ids(&self, _: &[Id]) -> Result<Vec<Row>, StoreError> {
         away()
     }
 
-    async fn by_username(&self, _: &str) -> Result<Option<Arc<User>>, StoreError> {
+    async fn by_username(&self, _: &str) -> Result<Option<Row>, StoreError> {
         away()
     }
 
-    async fn page(&self, _: Page<Id>) -> Result<Rows<Arc<User>>, StoreError> {
+    async fn page(&self, _: Page<Id>) -> Result<Rows<Row>, StoreError> {
         away()
     }
 
-    async fn replace(&self, _: i64, _: User) -> Result<Option<Arc<User>>, StoreError> {
+    async fn replace(&self, _: i64, _: User) -> Result<Option<Row>, StoreError> {
         away()
     }
 

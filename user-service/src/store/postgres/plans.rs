@@ -20,7 +20,7 @@ async fn no_statement_reads_much_of_a_million_users() {
     let store = PostgresStore::open(&explained(&database), &settings).await.unwrap();
     fill(&database, include_str!("../../../tests/many.sql"), ROWS).await;
     let id = |number: i64| Id::new(number).unwrap();
-    let somebody = store.by_id(id(500_001)).await.unwrap().unwrap().public.clone();
+    let somebody = store.by_id(id(500_001)).await.unwrap().unwrap().user().public;
     let mut plans = Plans::of(&database, &store.pool).await;
     let called = Cell::new(0);
     let other = || id(1 + called.replace(called.get() + 1) * 7919 % i64::from(ROWS)); // here and there, none twice
@@ -44,13 +44,13 @@ async fn no_statement_reads_much_of_a_million_users() {
     let refused = async || assert_eq!(insert(somebody.email.clone()).await, Some(StoreError::EmailTaken));
     plans.expect(&["users_username_unique"], 50, refused).await;
     let replace = async || {
-        let user = User::clone(&*store.by_id(other()).await.unwrap().unwrap());
+        let user = store.by_id(other()).await.unwrap().unwrap().user();
         assert!(store.replace(user.version, User { version: user.version + 1, ..user }).await.unwrap().is_some());
     };
     plans.expect(&["users_pkey"], 50, replace).await;
     let remove = async || {
         let user = store.by_id(other()).await.unwrap().unwrap();
-        assert!(store.remove(user.public.id, user.version).await.unwrap());
+        assert!(store.remove(user.id, user.version()).await.unwrap());
     };
     plans.expect(&["users_pkey"], 50, remove).await;
 

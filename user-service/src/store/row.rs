@@ -1,0 +1,187 @@
+//! A user as the stores hand it out.
+
+use std::borrow::Cow;
+
+use bytes::{Bytes, BytesMut};
+use chassis::json::{self, ToJson, Writer};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use shared::{Id, users};
+
+use crate::password::PasswordHash;
+use crate::user::{User, fold};
+
+/// A user as the stores hand it out: packed, to be kept in little memory and shown as it lies.
+#[derive(Clone)]
+pub struct Row {
+    /// Whose row it is.
+    pub id: Id,
+    kept: Kept<Bytes>,
+}
+
+/// What is kept under an id. There may be millions of them.
+#[derive(Clone)]
+pub(super) struct Kept<P = Box<[u8]>> {
+    /// In microseconds since 1970: no time in a store is finer.
+    created_at: i64,
+    /// The [`Parts`], as postcard writes them.
+    packed: P,
+}
+
+/// The rest of a user, as JSON writes it between quotes. What there is not is empty; what there is never is. It is packed
+/// as strings and read as their bytes: whoever passes them on need not look at each.
+#[derive(Serialize, Deserialize)]
+struct Parts<T> {
+    version: i64,
+    name: T,
+    username: T,
+    email: T,
+    password: T,
+}
+
+impl Row {
+    /// How often this user was changed: see [`User::version`].
+    pub fn version(&self) -> i64 {
+        self.kept.version()
+    }
+
+    /// The user, to be changed.
+    pub fn user(&self) -> User {
+        let Parts { version, name, username, email, password } = self.kept.parts();
+        let given = |part| given(part).map(|part| unescaped(part).into_owned());
+        let (name, username, email) = (unescaped(name).into_owned(), given(username), given(email));
+        let public = users::User { id: self.id, name, username, email, created_at: self.kept.created_at() };
+        User { public, password: given(password).map(PasswordHash::stored), version }
+    }
+}
+
+impl From<&User> for Row {
+    fn from(User { public, password, version }: &User) -> Self {
+        let password = password.as_ref().map(PasswordHash::expose);
+        let parts = Parts {
+            version: *version,
+            name: escaped(&public.name),
+            username: escaped(public.username.as_deref().unwrap_or_default()),
+            email: escaped(public.email.as_deref().unwrap_or_default()),
+            password: escaped(password.unwrap_or_default()),
+        };
+        let packed = postcard::to_extend(&parts, Vec::with_capacity(256)).expect("strings and a number can be packed");
+        Self { id: public.id, kept: Kept { created_at: public.created_at.as_microsecond(), packed: packed.into() } }
+    }
+}
+
+impl From<&Row> for Kept {
+    fn from(Row { kept, .. }: &Row) -> Self {
+        Self { created_at: kept.created_at, packed: (*kept.packed).into() }
+    }
+}
+
+impl ToJson for Row {
+    /// As serde writes [`users::User`].
+    fn to_json(&self, json: &mut Writer) -> Result<(), json::Error> {
+        let Parts { name, username, email, .. } = self.kept.parts();
+        json.raw(b"{\"id\":").number(self.id.get()).raw(b",\"name\":\"").raw(name);
+        if let Some(username) = given(username) {
+            json.raw(b"\",\"username\":\"").raw(username);
+        }
+        if let Some(email) = given(email) {
+            json.raw(b"\",\"email\":\"").raw(email);
+        }
+        json.raw(b"\",\"createdAt\":").time(self.kept.created_at()).raw(b"}");
+        Ok(())
+    }
+}
+
+impl Kept {
+    /// The row of this id.
+    pub(super) fn row(&self, id: Id) -> Row {
+        Row { id, kept: Kept { created_at: self.created_at, packed: Bytes::copy_from_slice(&self.packed) } }
+    }
+
+    /// The same, behind those that are in `list` already: together they take memory once.
+    pub(super) fn row_in(&self, list: &mut BytesMut, id: Id) -> Row {
+        list.extend_from_slice(&self.packed);
+        Row { id, kept: Kept { created_at: self.created_at, packed: list.split().freeze() } }
+    }
+
+    /// The username as it is compared.
+    pub(super) fn username(&self) -> Option<Cow<'_, str>> {
+        folded(self.parts().username)
+    }
+
+    /// The e-mail as it is compared.
+    pub(super) fn email(&self) -> Option<Cow<'_, str>> {
+        folded(self.parts().email)
+    }
+}
+
+impl<P: AsRef<[u8]>> Kept<P> {
+    pub(super) fn version(&self) -> i64 {
+        self.parts().version
+    }
+
+    fn parts(&self) -> Parts<&[u8]> {
+        postcard::from_bytes(self.packed.as_ref()).expect("it was packed here")
+    }
+
+    fn created_at(&self) -> Timestamp {
+        Timestamp::from_microsecond(self.created_at).expect("it was a time")
+    }
+}
+
+/// What is not empty.
+fn given(part: &[u8]) -> Option<&[u8]> {
+    (!part.is_empty()).then_some(part)
+}
+
+fn escaped(text: &str) -> Cow<'_, str> {
+    if !text.contains(|c: char| c.is_ascii_control() || c == '"' || c == '\\') {
+        return text.into();
+    }
+    let json = serde_json::to_string(text).expect("a string can be JSON");
+    json[1..json.len() - 1].to_owned().into()
+}
+
+fn unescaped(part: &[u8]) -> Cow<'_, str> {
+    let text = str::from_utf8(part).expect("it was packed as a string");
+    if text.contains('\\') {
+        serde_json::from_str(&format!("\"{text}\"")).expect("it was escaped here")
+    } else {
+        text.into()
+    }
+}
+
+fn folded(part: &[u8]) -> Option<Cow<'_, str>> {
+    let text = unescaped(given(part)?);
+    Some(match text {
+        Cow::Borrowed(text) => fold(text),
+        Cow::Owned(text) => fold(&text).into_owned().into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_shown_as_serde_shows_the_user_that_was_packed() {
+        let some = |text: &str| Some(text.to_owned());
+        for (name, username, email, hash) in [
+            ("Ada", None, None, None),
+            ("Ada \"\\ Ångström 🦀", some("ada"), some("\"Ada\"@Example.com"), Some("$argon2id$1")),
+            ("Ada", some("\\"), None, None),
+            ("Ada", None, some("ada@example.com"), Some("$argon2id$2")),
+        ] {
+            let (id, created_at) = (Id::new(7).unwrap(), "2026-01-31T09:30:00.123456Z".parse().unwrap());
+            let public = users::User { id, name: name.to_owned(), username, email, created_at };
+            let password = hash.map(|hash| PasswordHash::stored(hash.to_owned()));
+            let row = Row::from(&User { public: public.clone(), password, version: 3 });
+            let user = row.user();
+            assert_eq!((&user.public, row.version(), user.version), (&public, 3, 3));
+            assert_eq!(user.password.as_ref().map(PasswordHash::expose), hash);
+            let mut json = Writer::default();
+            row.to_json(&mut json).unwrap();
+            assert_eq!(String::from_utf8(json.finish()).unwrap(), serde_json::to_string(&public).unwrap());
+        }
+    }
+}
