@@ -15,7 +15,8 @@ use super::{Begun, Filter, Intent, OrderStore, StoreError};
 use crate::idempotency::{Fingerprint, Key};
 use crate::order::{Released, State};
 
-/// The store in memory. A row is shared with whoever reads it and replaced, never edited.
+/// The store in memory. An order is shared with whoever reads it, and what they have never changes: it is edited when
+/// nobody else has it, and else replaced.
 #[derive(Default)]
 pub struct MemoryStore {
     /// Held for a few map look-ups at a time and never across an await. Nothing under it can panic half-way through a
@@ -28,8 +29,9 @@ struct Tables {
     rows: BTreeMap<OrderId, Row>,
     /// The row that holds each key.
     keys: HashMap<Key, OrderId>,
-    /// The rows that clients may see, once for each filter that finds them: a page walks just what it shows.
-    shown: BTreeSet<(Option<Id>, Option<OrderStatus>, OrderId)>,
+    /// The rows that clients may see, by where they stand: once among all, once among their user's. A page of any filter is
+    /// merged from at most one piece of it for each status.
+    shown: BTreeSet<(Option<Id>, OrderStatus, OrderId)>,
     /// The rows that are not at rest, and until when each is claimed.
     unfinished: BTreeMap<OrderId, Timestamp>,
 }
@@ -80,14 +82,13 @@ impl Tables {
         step: impl FnOnce(State) -> Option<State>,
         edit: impl FnOnce(&mut Order),
     ) -> Option<Arc<Order>> {
-        let row = self.rows.get(&id)?;
-        let next = step(row.state)?;
-        let mut order = Order::clone(&row.order);
-        edit(&mut order);
+        let next = step(self.rows.get(&id)?.state)?;
+        let mut row = self.remove(id)?;
+        row.state = next;
+        let order = Arc::make_mut(&mut row.order);
+        edit(order);
         order.status = next.shown().unwrap_or(order.status);
-        let row = Row { state: next, order: Arc::new(order), key: row.key.clone() };
         let order = Arc::clone(&row.order);
-        self.remove(id);
         self.insert(row);
         Some(order)
     }
@@ -95,7 +96,7 @@ impl Tables {
     fn insert(&mut self, row: Row) {
         let (id, user_id) = (row.order.id, row.order.user_id);
         if let Some(status) = row.state.shown() {
-            self.shown.extend(indexed(user_id, status).map(|(user, status)| (user, status, id)));
+            self.shown.extend([None, Some(user_id)].map(|user| (user, status, id)));
         }
         if let Some((key, _)) = row.key.as_ref().filter(|_| row.state.holds_key()) {
             self.keys.insert(key.clone(), id);
@@ -106,24 +107,19 @@ impl Tables {
         self.rows.insert(id, row);
     }
 
-    fn remove(&mut self, id: OrderId) {
-        let Some(row) = self.rows.remove(&id) else { return };
+    fn remove(&mut self, id: OrderId) -> Option<Row> {
+        let row = self.rows.remove(&id)?;
         if let Some(status) = row.state.shown() {
-            for (user, status) in indexed(row.order.user_id, status) {
+            for user in [None, Some(row.order.user_id)] {
                 self.shown.remove(&(user, status, id));
             }
         }
-        if let Some((key, _)) = row.key.filter(|_| row.state.holds_key()) {
-            self.keys.remove(&key);
+        if let Some((key, _)) = row.key.as_ref().filter(|_| row.state.holds_key()) {
+            self.keys.remove(key);
         }
         self.unfinished.remove(&id);
+        Some(row)
     }
-}
-
-/// The filters that find an order of this user that stands here.
-fn indexed(user_id: Id, status: OrderStatus) -> [(Option<Id>, Option<OrderStatus>); 4] {
-    let (user, status) = (Some(user_id), Some(status));
-    [(None, None), (user, None), (None, status), (user, status)]
 }
 
 #[async_trait]
@@ -157,7 +153,9 @@ impl OrderStore for MemoryStore {
     async fn released(&self, id: OrderId) -> Result<(), StoreError> {
         let mut tables = self.write();
         match tables.rows.get(&id).and_then(|row| row.state.released()) {
-            Some(Released::Gone) => tables.remove(id),
+            Some(Released::Gone) => {
+                tables.remove(id);
+            }
             Some(Released::Kept(state)) => {
                 tables.move_row(id, |_| Some(state), |_| ());
             }
@@ -173,11 +171,17 @@ impl OrderStore for MemoryStore {
     }
 
     async fn page(&self, page: Page<OrderId>, filter: Filter) -> Result<Rows<Arc<Order>>, StoreError> {
-        let at = |id| (filter.user_id, filter.status, id);
-        let from = page.after.map_or(Bound::Included(at(OrderId::MIN)), |id| Bound::Excluded(at(id)));
         let tables = self.read();
-        let ids = tables.shown.range((from, Bound::Included(at(OrderId::MAX))));
-        let rows = ids.filter_map(|(_, _, id)| tables.rows.get(id)).map(|row| Arc::clone(&row.order));
+        let standing = |status: OrderStatus| {
+            let at = |id| (filter.user_id, status, id);
+            let from = page.after.map_or(Bound::Included(at(OrderId::MIN)), |id| Bound::Excluded(at(id)));
+            let found = tables.shown.range((from, Bound::Included(at(OrderId::MAX))));
+            found.map(|(_, _, id)| id).take(page.limit + 1) // do more follow?
+        };
+        let statuses = OrderStatus::ALL.into_iter().filter(|status| filter.status.is_none_or(|only| only == *status));
+        let mut ids: Vec<_> = statuses.flat_map(standing).collect();
+        ids.sort_unstable();
+        let rows = ids.into_iter().filter_map(|id| tables.rows.get(id)).map(|row| Arc::clone(&row.order));
         Ok(Rows::cut(rows, page.limit))
     }
 
