@@ -1,11 +1,11 @@
 //! Products and reservations in memory, for as long as the process lives.
 
-use std::collections::{BTreeMap, HashMap};
-use std::ops::Bound;
+use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use async_trait::async_trait;
 use chassis::page::{Page, Rows};
+use chassis::table::Table;
 use jiff::Timestamp;
 use shared::products::{Line, Reserved, ReservedLine, Take};
 use shared::{Id, OrderId, products};
@@ -18,7 +18,8 @@ use crate::reservation::{Lines, LinesFor, Refusal, Reservation, ReservationStatu
 /// Products looked at for a part of their name before others get the lock.
 const SEARCHED_AT_ONCE: usize = 4096;
 
-/// The store in memory. A row is shared with whoever reads it and replaced, never edited.
+/// The store in memory. A row is shared with whoever reads it, and what they have never changes: it is edited when
+/// nobody else has it, and else replaced.
 #[derive(Default)]
 pub struct MemoryStore {
     /// Held for a few map look-ups at a time and never across an await. Nothing under it can panic half-way through a
@@ -28,7 +29,7 @@ pub struct MemoryStore {
 
 #[derive(Default)]
 struct Tables {
-    products: BTreeMap<Id, Arc<Product>>,
+    products: Table<Arc<Product>>,
     last_id: i64,
     /// Released ones stay: each is the tombstone that refuses a late take.
     reservations: HashMap<OrderId, Held>,
@@ -52,7 +53,8 @@ impl MemoryStore {
 impl Tables {
     /// The lines at today's names and prices, if all can be taken.
     fn price(&self, lines: &Lines) -> Result<Vec<ReservedLine>, Refusal> {
-        let wanted = || lines.as_slice().iter().map(|line| (line, self.products.get(&line.product_id))).enumerate();
+        let wanted =
+            || lines.as_slice().iter().map(|line| (line, self.products.get(line.product_id.get()))).enumerate();
         let unknown: Vec<usize> = wanted().filter(|(_, (_, product))| product.is_none()).map(|(at, _)| at).collect();
         if !unknown.is_empty() {
             return Err(Refusal::Unknown(unknown));
@@ -69,11 +71,10 @@ impl Tables {
 
     /// Adds `units` (which may be negative) to the stock of a product, if it still exists.
     fn restock(&mut self, id: Id, units: i64) {
-        if let Some(product) = self.products.get_mut(&id) {
-            let mut changed = Product::clone(product);
-            changed.public.stock += units;
-            changed.version += 1;
-            *product = Arc::new(changed);
+        if let Some(product) = self.products.get_mut(id.get()) {
+            let product = Arc::make_mut(product);
+            product.public.stock += units;
+            product.version += 1;
         }
     }
 
@@ -127,13 +128,13 @@ impl ProductStore for MemoryStore {
         let NewProduct { name, price, stock } = new;
         let public = products::Product { id, name, price, stock, created_at };
         let product = Arc::new(Product { public, version: 1 });
-        tables.products.insert(id, Arc::clone(&product));
+        tables.products.put(next, Arc::clone(&product));
         tables.last_id = next;
         Ok(product)
     }
 
     async fn by_id(&self, id: Id) -> Result<Option<Arc<Product>>, StoreError> {
-        Ok(self.read().products.get(&id).cloned())
+        Ok(self.read().products.get(id.get()).cloned())
     }
 
     async fn by_ids(&self, ids: &[Id]) -> Result<Vec<Arc<Product>>, StoreError> {
@@ -141,20 +142,19 @@ impl ProductStore for MemoryStore {
         ids.sort_unstable();
         ids.dedup();
         let tables = self.read();
-        Ok(ids.iter().filter_map(|id| tables.products.get(id).cloned()).collect())
+        Ok(ids.iter().filter_map(|id| tables.products.get(id.get()).cloned()).collect())
     }
 
     async fn page(&self, page: Page<Id>, name: Option<&str>) -> Result<Rows<Arc<Product>>, StoreError> {
         let name = fold(name.unwrap_or_default());
-        let (mut found, mut after) = (Vec::new(), page.after);
+        let (mut found, mut after) = (Vec::new(), page.after.map(Id::get));
         loop {
             let looked_at = {
                 let tables = self.read();
-                let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-                let rows = tables.products.range((from, Bound::Unbounded)).take(SEARCHED_AT_ONCE);
+                let rows = tables.products.after(after).take(SEARCHED_AT_ONCE);
                 let mut looked_at = 0;
-                for (id, product) in rows.inspect(|_| looked_at += 1) {
-                    after = Some(*id);
+                for (number, product) in rows.inspect(|_| looked_at += 1) {
+                    after = Some(number);
                     if name.is_empty() || fold(&product.public.name).contains(&name) {
                         found.push(Arc::clone(product));
                         if found.len() > page.limit {
@@ -173,7 +173,8 @@ impl ProductStore for MemoryStore {
 
     async fn replace(&self, version: i64, product: Product) -> Result<Option<Arc<Product>>, StoreError> {
         let mut tables = self.write();
-        let Some(current) = tables.products.get_mut(&product.public.id).filter(|row| row.version == version) else {
+        let Some(current) = tables.products.get_mut(product.public.id.get()).filter(|row| row.version == version)
+        else {
             return Ok(None);
         };
         *current = Arc::new(product);
@@ -182,16 +183,17 @@ impl ProductStore for MemoryStore {
 
     async fn change(&self, id: Id, change: &ProductChange) -> Result<Option<Arc<Product>>, StoreError> {
         let mut tables = self.write();
-        let Some(current) = tables.products.get_mut(&id) else { return Ok(None) };
+        let Some(current) = tables.products.get_mut(id.get()) else { return Ok(None) };
         *current = Arc::new(change.apply(current));
         Ok(Some(Arc::clone(current)))
     }
 
     async fn remove(&self, id: Id, version: Option<i64>) -> Result<bool, StoreError> {
         let mut tables = self.write();
-        let there = tables.products.get(&id).is_some_and(|row| version.is_none_or(|version| row.version == version));
+        let there =
+            tables.products.get(id.get()).is_some_and(|row| version.is_none_or(|version| row.version == version));
         if there {
-            tables.products.remove(&id);
+            tables.products.remove(id.get());
         }
         Ok(there)
     }
