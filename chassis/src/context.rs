@@ -112,15 +112,15 @@ impl Context {
         if let Some(id) = value(request_id).filter(is_sane_id) {
             one.request_id = id;
         }
-        if let Some(parent) = value(traceparent).filter(is_traceparent) {
-            (one.traceparent, one.tracestate) = (parent, None);
+        if let Some(place) = value(traceparent).as_ref().and_then(Place::read) {
+            (one.place, one.tracestate) = (place, None);
         }
         one
     }
 
     /// Its place in a trace, as the header `traceparent` tells it.
-    pub fn traceparent(&self) -> &str {
-        self.traceparent.to_str().unwrap_or_default() // hexadecimal digits
+    pub fn traceparent(&self) -> String {
+        self.place.text()
     }
 
     /// The id of the trace, 32 hexadecimal digits.
@@ -155,7 +155,7 @@ impl Context {
         headers.insert(X_REQUEST_ID, self.request_id.clone());
         let ms = u64::try_from(self.time_left().as_millis()).unwrap_or(u64::MAX);
         headers.insert(X_DEADLINE_MS, ms.into());
-        headers.insert(TRACEPARENT, self.place.write());
+        headers.extend(HeaderValue::try_from(self.place.text()).ok().map(|place| (TRACEPARENT, place)));
         headers.extend(self.tracestate.clone().map(|state| (TRACESTATE, state)));
     }
 }
@@ -180,11 +180,10 @@ impl Place {
     }
 
     /// As version 00 of the header, which is the one we know.
-    fn write(&self) -> HeaderValue {
+    fn text(&self) -> String {
         let trace = Hex::<32>::of(u128::from_be_bytes(self.trace.to_bytes()));
         let span = Hex::<16>::of(u64::from_be_bytes(self.span.to_bytes()).into());
-        let text = ["00-", &trace, "-", &span, "-", &Hex::<2>::of(self.flags.to_u8().into())].concat();
-        HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("")) // digits are a header
+        ["00-", &trace, "-", &span, "-", &Hex::<2>::of(self.flags.to_u8().into())].concat()
     }
 }
 

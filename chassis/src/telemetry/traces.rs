@@ -87,7 +87,7 @@ pub fn of_one(name: &'static str, asked: impl FnOnce() -> Context) -> Span {
         target: TARGET, "one", otel.kind = "server", otel.name = name, otel.status_code = field::Empty,
         error.type = field::Empty
     );
-    let _ = span.set_parent(opentelemetry::Context::new().with_remote_span_context(asked().place())); // it has none yet
+    let _ = span.set_parent(opentelemetry::Context::new().with_remote_span_context(asked().caller())); // it has none yet
     span
 }
 

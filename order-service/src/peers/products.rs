@@ -127,7 +127,7 @@ impl Questions for Takes {
     ) -> Result<Vec<Outcome<Take>>, PeerError> {
         let item = |(take, context): &(&ReserveFor, &Context)| ReserveFor {
             request_id: Some(context.request_id().to_owned()),
-            traceparent: Some(context.traceparent().to_owned()),
+            traceparent: Some(context.traceparent()),
             ..ReserveFor::clone(take)
         };
         let body = ReserveEach(takes.iter().map(item).collect());
