@@ -219,7 +219,9 @@ async fn reserve_each(
         .into_iter()
         .map(|item| {
             let OneOfSeveral { take, request_id, traceparent } = item?;
-            spans.push(traces::of_one("take", || context.of_one(request_id.as_deref(), traceparent.as_deref())));
+            spans.push(traces::of_one("PUT /reservations/{orderId}", || {
+                context.of_one(request_id.as_deref(), traceparent.as_deref())
+            }));
             takes.push(take);
             Ok(request_id)
         })

@@ -175,6 +175,29 @@ async fn one_order_is_one_trace_through_the_three_services() {
 }
 
 #[tokio::test]
+async fn orders_that_share_a_call_have_each_its_own_trace() {
+    let collector = Collector::start().await;
+    let prepare = |launch: Launch| collector.traced(launch).sabotaged().env("MISTAKE", "wait for company");
+    let system = System::start_as(prepare).await.unwrap();
+    let place = || system.orders.request("POST", "/orders").json(&order(1, 1, 1)).send();
+    let (one, other) = tokio::join!(place(), place());
+    one.expect(201);
+    other.expect(201);
+    collector.find(PRODUCTS, "POST /reservations").await;
+    let named = |service: &str, name: &str| -> Vec<Sent> {
+        collector.all().into_iter().filter(|sent| sent.service == service && sent.span.name == name).collect()
+    };
+    let takes = || named(PRODUCTS, "PUT /reservations/{orderId}");
+    let both = async || takes().len() == 2 && named(ORDERS, "POST /orders").len() == 2;
+    assert!(eventually(true, both).await, "{:#?}", collector.names());
+    for ordered in named(ORDERS, "POST /orders") {
+        let its = takes().into_iter().filter(|take| take.trace() == ordered.trace()).collect::<Vec<_>>();
+        let [take] = its.as_slice() else { panic!("{its:#?}") };
+        assert_eq!((&take.span.parent_span_id, take.span.kind()), (&ordered.span.span_id, SpanKind::Server));
+    }
+}
+
+#[tokio::test]
 async fn what_a_request_does_in_the_database_is_a_part_of_its_trace() {
     let collector = Collector::start().await;
     let Some(durable) = Durable::start(seed(), |launch| collector.traced(launch)).await else { return };

@@ -246,3 +246,19 @@ async fn what_does_not_say_what_to_release_is_refused() {
         assert_eq!((shop.stock(LAPTOP).await, shop.status(&one).await.as_str()), (49, "taken"), "{why}");
     }
 }
+
+#[tokio::test]
+async fn each_is_told_what_went_wrong_by_the_id_of_its_own_request() {
+    let shop = Shop::open().await;
+    let ids = [json!("one"), json!("other"), json!("two words"), Value::Null];
+    let named = |(n, id): (u32, &Value)| {
+        let mut take = take(&order(n.into()), &[(NOTHING, 1)]);
+        take["requestId"] = id.clone();
+        take
+    };
+    let takes: Vec<Value> = (1..).zip(&ids).map(named).collect();
+    let sending = shop.request("POST", "/reservations").header("x-request-id", "all").json(&json!(takes));
+    let answers = sending.send().await.expect(200).json();
+    let told: Vec<_> = answers.as_array().unwrap().iter().map(|answer| answer["body"]["requestId"].clone()).collect();
+    assert_eq!(told, ["one", "other", "all", "all"]);
+}
