@@ -1,11 +1,13 @@
 # What there is to do here. `make` alone lists it.
 CARGO ?= cargo
 
-.PHONY: help run demo test chaos mutants model soak scale observing check openapi
+.PHONY: help run demo test chaos mutants model soak scale observing instructions check openapi
 MINUTES ?= 10
+# $(call need,a program,how to get it)
+need = @command -v $(1) >/dev/null || { echo "this needs $(1): $(2)"; exit 1; }
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## the three services on ports 3001, 3002 and 3003, until Ctrl-C
 	@$(CARGO) run --locked -p system-tests --bin run
@@ -33,6 +35,10 @@ scale: ## what calls cost among a million users, products and orders, against a 
 
 observing: ## what log lines and metrics cost, against none
 	@CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 $(CARGO) bench --locked -p system-tests --bench observing
+
+instructions: ## how many a request takes, against what was committed; UPDATE_INSTRUCTIONS=1 writes them anew
+	$(call need,valgrind,apt-get install valgrind)
+	@system-tests/instructions
 
 check: ## what has to be clean before a commit: format, lints, documentation, the walls of the house
 	$(CARGO) fmt --all --check
