@@ -1,7 +1,7 @@
 # What there is to do here. `make` alone lists it.
 CARGO ?= cargo
 
-.PHONY: help run demo test chaos mutants model soak scale observing instructions check openapi
+.PHONY: help run demo test chaos mutants model soak scale observing bench profile instructions check openapi
 MINUTES ?= 10
 # $(call need,a program,how to get it)
 need = @command -v $(1) >/dev/null || { echo "this needs $(1): $(2)"; exit 1; }
@@ -35,6 +35,17 @@ scale: ## what calls cost among a million users, products and orders, against a 
 
 observing: ## what log lines and metrics cost, against none
 	@CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 $(CARGO) bench --locked -p system-tests --bench observing
+
+bench: ## what the services do on this machine, with wrk: a table and a plot, written into docs/
+	$(call need,wrk,apt-get install wrk)
+	@$(CARGO) bench --locked -p system-tests --bench bench
+
+profile: ## a flame graph of order-service under load, with perf and inferno
+	$(call need,wrk,apt-get install wrk)
+	$(call need,perf,apt-get install linux-perf; who is not root: sysctl kernel.perf_event_paranoid=1)
+	$(call need,inferno-flamegraph,cargo install inferno)
+	@RUSTFLAGS="-C force-frame-pointers=yes" CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+		$(CARGO) bench --locked --target-dir target/profiling -p system-tests --bench profile
 
 instructions: ## how many a request takes, against what was committed; UPDATE_INSTRUCTIONS=1 writes them anew
 	$(call need,valgrind,apt-get install valgrind)

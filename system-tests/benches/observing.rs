@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use system_tests::load::{Caller, closed};
-use system_tests::{Launch, Service, System, order};
+use system_tests::{Launch, System, order};
 
 /// Of the requests that could be answered.
 const MOST: f64 = 0.10;
@@ -54,10 +54,10 @@ async fn compare(
     for _ in 0..TURNS {
         let mut turn = Vec::new();
         for system in systems {
-            let before = seconds_used(system).await;
+            let before = system.processor_seconds().await;
             let figures = closed(CLIENTS, TURN, || request(system, &caller).try_send()).await;
             assert!(figures.all(status), "{what}: {figures}");
-            turn.push(figures.total() as f64 / (seconds_used(system).await - before));
+            turn.push(figures.total() as f64 / (system.processor_seconds().await - before));
         }
         rates.push(turn[0]);
         for (costs, rate) in costs.iter_mut().zip(&turn[1..]) {
@@ -76,19 +76,4 @@ async fn compare(
 fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_unstable_by(f64::total_cmp);
     figures[figures.len() / 2]
-}
-
-/// By their own count.
-async fn seconds_used(system: &System) -> f64 {
-    let mut sum = 0.0;
-    for service in [&system.users, &system.products, &system.orders] {
-        sum += seconds_of(service).await;
-    }
-    sum
-}
-
-async fn seconds_of(service: &Service) -> f64 {
-    let metrics = service.get("/metrics").await.expect(200).text;
-    let seconds = metrics.lines().find_map(|line| line.strip_prefix("process_cpu_seconds_total ")?.parse().ok());
-    seconds.expect("Linux tells it")
 }

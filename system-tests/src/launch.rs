@@ -87,6 +87,12 @@ impl Launch {
         self
     }
 
+    /// Its lines are dropped, at next to no cost: for loads that would have millions of them kept.
+    pub fn unheard(mut self) -> Self {
+        self.log = Log::Dropped;
+        self
+    }
+
     /// The service's name.
     pub fn service(&self) -> &'static str {
         self.service
@@ -138,6 +144,8 @@ pub(crate) enum Log {
     Kept(Arc<Mutex<Vec<String>>>),
     /// They are shown behind this prefix.
     Shown(Arc<str>),
+    /// Nobody wants them.
+    Dropped,
 }
 
 impl Log {
@@ -147,10 +155,15 @@ impl Log {
             Self::Shown(prefix) => {
                 let _ = writeln!(io::stdout(), "{prefix}{line}"); // nobody may be reading any more
             }
+            Self::Dropped => {}
         }
     }
 
     pub(crate) async fn follow(self, mut lines: Lines<BufReader<impl AsyncRead + Unpin>>) {
+        if matches!(self, Self::Dropped) {
+            let _ = tokio::io::copy(&mut lines.into_inner(), &mut tokio::io::sink()).await; // as if it were at an end
+            return;
+        }
         while let Ok(Some(line)) = lines.next_line().await {
             self.add(line);
         }
@@ -159,7 +172,7 @@ impl Log {
     pub(crate) fn lines(&self) -> Vec<String> {
         match self {
             Self::Kept(lines) => lines.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-            Self::Shown(_) => Vec::new(),
+            Self::Shown(_) | Self::Dropped => Vec::new(),
         }
     }
 }

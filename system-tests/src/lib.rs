@@ -18,6 +18,7 @@ mod service;
 pub mod story;
 mod system;
 pub mod terminal;
+pub mod wrk;
 
 use std::env;
 use std::time::Duration;
