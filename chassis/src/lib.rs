@@ -61,7 +61,7 @@ use crate::layers::{Edge, Routes};
 use crate::metrics::Metrics;
 pub use crate::server::{Stop, serve};
 
-/// Of every service: a request allocates some thirty times, and the system's allocator takes half as long again for it.
+/// Of every service: a request allocates some thirty times, and the system's allocator takes nearly twice as long for it.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 

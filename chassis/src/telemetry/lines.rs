@@ -118,7 +118,7 @@ fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Writes each event as a line: a layer for `tracing`, whose own one takes three times as long.
+/// Writes each event as a line: a layer for `tracing`, whose own one takes a third longer.
 pub(super) struct Log {
     pub(super) format: Format,
     pub(super) lines: Lines,
