@@ -1,7 +1,7 @@
 # What there is to do here. `make` alone lists it.
 CARGO ?= cargo
 
-.PHONY: help run demo test chaos mutants model soak scale observing bench profile instructions check openapi
+.PHONY: help run demo test chaos mutants model soak scale observing durable bench profile instructions check openapi
 MINUTES ?= 10
 # $(call need,a program,how to get it)
 need = @command -v $(1) >/dev/null || { echo "this needs $(1): $(2)"; exit 1; }
@@ -35,6 +35,9 @@ scale: ## what calls cost among a million users, products and orders, against a 
 
 observing: ## what log lines and metrics cost, against none
 	@CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 $(CARGO) bench --locked -p system-tests --bench observing
+
+durable: ## what it is worth that orders share calls and commits, against each on its own; needs PostgreSQL
+	@CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 $(CARGO) bench --locked -p system-tests --bench durable
 
 bench: ## what the services do on this machine, with wrk: a table and a plot, written into docs/
 	$(call need,wrk,apt-get install wrk)

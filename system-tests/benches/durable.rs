@@ -1,0 +1,121 @@
+//! What it is worth that orders which are placed at the same time share calls, statements and commits: orders a second over a
+//! PostgreSQL that writes all that it commits to the disk, against the same with each on its own, in turns.
+
+use std::process::{self, Command, ExitCode, Stdio};
+use std::time::Duration;
+use std::{env, fs};
+
+use chassis::testing::postgres::{Durability, Server};
+use futures_util::future::join_all;
+use serde_json::json;
+use sqlx::{Connection, Executor, PgConnection, query_scalar};
+use system_tests::durable::Databases;
+use system_tests::load::{Caller, closed};
+use system_tests::{Launch, ORDERS, PRODUCTS, System, order};
+
+const CLIENTS: u32 = 64;
+const ITEMS: i64 = 1000;
+/// They take turns so often, each time for so long; and only what one turn has is compared, for the machine is noisy.
+const TURNS: usize = 7;
+const TURN: Duration = Duration::from_secs(2);
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let Some(postgres) = Server::start(Durability::Full) else { return ExitCode::FAILURE };
+    let towns = [
+        Town::build(&postgres, |launch| launch).await,
+        Town::build(&postgres, |launch| launch.env("MISTAKE", "one by one")).await,
+    ];
+    let caller = Caller::default();
+    let (mut rates, mut ratios) = ([const { Vec::new() }; 2], Vec::new());
+    let before = [towns[0].commits().await, towns[1].commits().await];
+    for turn in 0..TURNS {
+        let mut turn_rates = [0.0; 2];
+        for at in [turn % 2, (turn + 1) % 2] {
+            turn_rates[at] = towns[at].orders_a_second(&caller).await;
+            rates[at].push(turn_rates[at]);
+        }
+        ratios.push(turn_rates[0] / turn_rates[1]);
+    }
+    for (((town, rates), before), how) in towns.iter().zip(&rates).zip(before).zip(["together", "one by one"]) {
+        let orders = rates.iter().sum::<f64>() * TURN.as_secs_f64();
+        let commits = (town.commits().await - before) as f64 / orders;
+        let rate = median(rates.clone());
+        println!("durable: {CLIENTS} clients, {how:<10} {rate:>6.0} orders a second, {commits:.2} commits an order");
+    }
+    println!("durable: together {:.2} times as many", median(ratios));
+    for clients in [16, CLIENTS] {
+        match pgbench(&postgres, clients).await {
+            Some(rate) => {
+                println!("durable: {clients} clients of pgbench, a row each commit {rate:>6.0} commits a second")
+            }
+            None => println!("durable: there is no pgbench here"),
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// The services over databases of their own.
+struct Town {
+    system: System,
+    databases: Databases,
+}
+
+impl Town {
+    async fn build(postgres: &Server, prepare: impl Fn(Launch) -> Launch) -> Self {
+        let databases = Databases::create(postgres).await;
+        let system = System::start_as(|launch| databases.under(prepare(launch.sabotaged()))).await;
+        let system = system.unwrap_or_else(|reason| panic!("{reason}"));
+        system.users.post("/users", json!({"name": "Eve"})).await.expect(201);
+        let lamp = json!({"name": "Lamp", "price": 19.99, "stock": 1_000_000_000});
+        for _ in 0..ITEMS / 100 {
+            let added = join_all((0..100).map(|_| system.products.post("/products", lamp.clone()))).await;
+            added.into_iter().for_each(|added| drop(added.expect(201)));
+        }
+        Self { system, databases }
+    }
+
+    async fn orders_a_second(&self, caller: &Caller) -> f64 {
+        let place = || {
+            let wanted = order(1, rand::random_range(1..=ITEMS), 1);
+            caller.request("POST", format!("{}/orders", self.system.orders.url())).json(&wanted).try_send()
+        };
+        let figures = closed(CLIENTS, TURN, place).await;
+        assert!(figures.all(201), "{figures}");
+        figures.rate(201)
+    }
+
+    /// So many there were. (The database counts those of a connection when that has been idle for a while.)
+    async fn commits(&self) -> i64 {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let mut commits = 0;
+        for service in [PRODUCTS, ORDERS] {
+            let mut database = self.databases.connect(service).await.expect("it answers");
+            let sql = "select xact_commit from pg_stat_database where datname = current_database()";
+            commits += query_scalar::<_, i64>(sql).fetch_one(&mut database).await.expect("it counts");
+        }
+        commits
+    }
+}
+
+/// How many rows a second so many clients write, each in a commit of its own.
+async fn pgbench(postgres: &Server, clients: u32) -> Option<f64> {
+    let url = postgres.create_database_url().await;
+    let mut connection = PgConnection::connect(&url).await.expect("a new database");
+    let create = "create table rows (id bigint generated always as identity primary key, at timestamptz default now())";
+    connection.execute(create).await.expect("a table");
+    let script = env::temp_dir().join(format!("pgbench-{}.sql", process::id()));
+    fs::write(&script, "insert into rows default values;").expect("a place for files");
+    let clients = clients.to_string();
+    let mut command = Command::new("pgbench");
+    command.args(["-n", "-M", "prepared", "-T", "5", "-j", "2", "-c", &clients, "-f"]).arg(&script).arg(url);
+    let output = command.stderr(Stdio::null()).output();
+    let _ = fs::remove_file(script);
+    let told = String::from_utf8_lossy(&output.ok()?.stdout).into_owned();
+    told.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok())
+}
+
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_unstable_by(f64::total_cmp);
+    figures[figures.len() / 2]
+}
