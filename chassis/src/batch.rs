@@ -7,7 +7,6 @@
 
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,7 +21,7 @@ use crate::mistake;
 
 /// So many calls are on their way at once, so that one that is a little slow does not hold up all that comes.
 const SLOTS: usize = 2;
-/// A call that takes longer than this is waited for by those who asked in it, and by nobody else: the next one goes out.
+/// Nobody waits for the calls of others longer than this: then one more goes out.
 const LONG: Duration = Duration::from_millis(25);
 
 static ASKS: LazyLock<Family<Labels<1>, Counter>> = LazyLock::new(|| {
@@ -62,6 +61,17 @@ struct Queue<A, R> {
     waiting: VecDeque<Asked<A, R>>,
     /// The slots that are taken.
     slots: usize,
+    /// Batches that were taken out so far.
+    taken: u64,
+    /// Whether somebody sees to it that what waits does not wait for long.
+    watched: bool,
+}
+
+/// What has to begin now that something waits.
+enum Begin {
+    Work,
+    Watch,
+    Nothing,
 }
 
 /// Something that is asked, and who waits for the answer.
@@ -98,7 +108,7 @@ impl<A: Send + 'static, R: Send + 'static> Batcher<A, R> {
         send: impl Fn(Vec<Asked<A, R>>) -> F + Send + Sync + 'static,
     ) -> Self {
         let room = Arc::new(Semaphore::new(limits.room));
-        let queue = Mutex::new(Queue { waiting: VecDeque::new(), slots: 0 });
+        let queue = Mutex::new(Queue { waiting: VecDeque::new(), slots: 0, taken: 0, watched: false });
         let send = Box::new(move |batch| send(batch).boxed());
         let count = |family: &Family<_, Counter>| family.get_or_create_owned(&[("of", what)]);
         Self(Arc::new(Parts { limits, send, room, queue, asks: count(&ASKS), batches: count(&BATCHES) }))
@@ -113,8 +123,10 @@ impl<A: Send + 'static, R: Send + 'static> Batcher<A, R> {
         let place = Arc::clone(&parts.room).try_acquire_owned().map_err(|_| Unanswered::NoRoom)?;
         let (reply, answer) = oneshot::channel();
         parts.asks.inc();
-        if parts.enqueue(Asked { ask, reply, span: Span::current(), _place: place }) {
-            tokio::spawn(Arc::clone(parts).work());
+        match parts.enqueue(Asked { ask, reply, span: Span::current(), _place: place }) {
+            Begin::Work => drop(tokio::spawn(Arc::clone(parts).work())),
+            Begin::Watch => drop(tokio::spawn(Arc::clone(parts).watch())),
+            Begin::Nothing => {}
         }
         answer.await.map_err(|_| Unanswered::Died)
     }
@@ -122,26 +134,44 @@ impl<A: Send + 'static, R: Send + 'static> Batcher<A, R> {
 
 impl<A: Send + 'static, R: Send + 'static> Parts<A, R> {
     /// Sends one batch after the other, until nothing waits.
-    fn work(self: Arc<Self>) -> BoxFuture<'static, ()> {
-        Box::pin(async move {
-            loop {
-                task::yield_now().await; // whoever is about to ask goes with it
-                if mistake!("wait for company") {
-                    self.wait_for_company().await;
-                }
-                let batch = self.next_batch();
-                let Some(first) = batch.first() else { return };
-                self.batches.inc();
-                let span = first.span.clone();
-                let call = AssertUnwindSafe((self.send)(batch)).catch_unwind().instrument(span);
-                let mut call = pin!(call);
-                if time::timeout(LONG, call.as_mut()).await.is_err() {
-                    tokio::spawn(Arc::clone(&self).work()); // in this slot
-                    let _ = call.await;
+    async fn work(self: Arc<Self>) {
+        loop {
+            task::yield_now().await; // whoever is about to ask goes with it
+            if mistake!("wait for company") {
+                self.wait_for_company().await;
+            }
+            let batch = self.next_batch();
+            let Some(first) = batch.first() else { return };
+            self.batches.inc();
+            let span = first.span.clone();
+            let _ = AssertUnwindSafe((self.send)(batch)).catch_unwind().instrument(span).await;
+            if self.is_one_more() {
+                return;
+            }
+        }
+    }
+
+    /// Takes one more slot whenever nothing of what waits has gone out for long, until nothing waits. (A time limit on each call
+    /// would do the same, but a timer costs more than the call of a lone ask.)
+    async fn watch(self: Arc<Self>) {
+        let mut seen = self.queue().taken;
+        loop {
+            time::sleep(LONG).await;
+            let stuck = {
+                let mut queue = self.queue();
+                queue.watched = !queue.waiting.is_empty();
+                if !queue.watched {
                     return;
                 }
+                let stuck = queue.taken == seen;
+                queue.slots += usize::from(stuck);
+                seen = queue.taken;
+                stuck
+            };
+            if stuck {
+                tokio::spawn(Arc::clone(&self).work());
             }
-        })
+        }
     }
 
     /// What looks like a good idea: more would go in one call. But a lone ask would wait for nothing. Tests have what they ask
@@ -156,16 +186,29 @@ impl<A: Send + 'static, R: Send + 'static> Parts<A, R> {
         let _ = time::timeout(PATIENCE, alone).await;
     }
 
-    /// Whether it has taken a slot, in which there has to be work now.
-    fn enqueue(&self, asked: Asked<A, R>) -> bool {
+    fn enqueue(&self, asked: Asked<A, R>) -> Begin {
         let mut queue = self.queue();
         queue.waiting.push_back(asked);
-        let free = queue.slots < SLOTS || mistake!("one by one");
-        queue.slots += usize::from(free);
-        free
+        if queue.slots < SLOTS || mistake!("one by one") {
+            queue.slots += 1;
+            Begin::Work
+        } else if !queue.watched {
+            queue.watched = true;
+            Begin::Watch
+        } else {
+            Begin::Nothing
+        }
     }
 
-    /// What goes out next; if that is nothing, the slot is given up.
+    /// Whether the slot is one of those that were taken since the others took so long; then it is given up.
+    fn is_one_more(&self) -> bool {
+        let mut queue = self.queue();
+        let more = queue.slots > SLOTS;
+        queue.slots -= usize::from(more);
+        more
+    }
+
+    /// What goes out next, in the order asked. If that is nothing, the slot is given up.
     fn next_batch(&self) -> Vec<Asked<A, R>> {
         let (mut batch, mut bytes) = (Vec::new(), 0);
         let most = if mistake!("one by one") { 1 } else { self.limits.asks };
@@ -179,6 +222,8 @@ impl<A: Send + 'static, R: Send + 'static> Parts<A, R> {
         }
         if batch.is_empty() {
             queue.slots -= 1;
+        } else {
+            queue.taken += 1;
         }
         batch
     }
@@ -315,12 +360,30 @@ mod tests {
         let mut long = Vec::new();
         for n in 0..20 {
             let asked = ask(&batcher, n);
-            long.push((asked, time::timeout(2 * LONG, calls.recv()).await.expect("a slot").unwrap()));
+            long.push((asked, time::timeout(3 * LONG, calls.recv()).await.expect("a slot").unwrap()));
         }
         for (n, (asked, call)) in (0..).zip(long) {
             call.answer();
             assert_eq!(asked.await.unwrap(), Ok(n * 10), "late, but it is");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_calls_that_took_long_there_are_no_more_at_once_than_before() {
+        let (batcher, mut calls) = by_hand(LIMITS);
+        let mut long = Vec::new();
+        for n in 0..3 * SLOTS as u32 {
+            ask(&batcher, n);
+            long.push(calls.recv().await.unwrap());
+        }
+        drop(long);
+        settle().await;
+        let taken = all_slots(&batcher, &mut calls).await;
+        ask(&batcher, 9);
+        settle().await;
+        assert!(calls.is_empty(), "each slot is taken");
+        drop(taken);
+        assert_eq!(calls.recv().await.unwrap().asks(), [9]);
     }
 
     #[tokio::test(start_paused = true)]
