@@ -31,6 +31,11 @@ pub struct Settings {
     #[arg(long, env, default_value = "auto")]
     pub log_format: LogFormat,
 
+    /// Requests that went well for which there is a line in a second; the rest is counted. What failed, or took a second, always
+    /// has one
+    #[arg(long, env, default_value_t = 100)]
+    pub log_requests_per_second: u32,
+
     /// OpenTelemetry collector that traces are sent to, by OTLP over HTTP: `http://collector:4318`; if not set, nothing is
     /// traced. The other `OTEL_` variables hold too: `OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER`
     #[arg(long, env, value_parser = peer_url)]

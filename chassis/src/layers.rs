@@ -14,7 +14,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Request, Response, Uri, header};
 use axum::response::IntoResponse;
 use bytes::{Buf, Bytes};
 use futures_util::FutureExt;
@@ -27,6 +27,7 @@ use tower_http::compression::predicate::SizeAbove;
 use tower_http::compression::{CompressionBody, CompressionLayer};
 use tracing::Instrument;
 
+use crate::access::Access;
 use crate::config::Settings;
 use crate::context::{Context, X_REQUEST_ID};
 use crate::cors::{self, Cors};
@@ -50,6 +51,7 @@ pub(crate) struct Edge {
     pub(crate) routes: Routes,
     pub(crate) cors: Cors,
     pub(crate) metrics: Metrics,
+    pub(crate) access: Access,
     pub(crate) draining: Draining,
     pub(crate) settings: Settings,
     /// One place for each request in work, all routes together.
@@ -102,7 +104,7 @@ impl Edge {
         let allowed = self.cors.allowed(request.headers());
         let span = traces::of_request(request.method(), &route.template, request.uri(), || context.caller());
         let context = context.at(&span);
-        let record = Record::begin(&self.metrics, request.method(), route, &context, arrived);
+        let record = self.access.begin(request.method(), route, &context, arrived);
         let mut response = match self.answer(request, &context, arrived).instrument(span.clone()).await {
             Ok(response) => response,
             Err(problem) => problem.into_response(),
@@ -275,53 +277,5 @@ impl Routes {
 
     fn of(&self, uri: &Uri) -> &Route {
         self.known.at(uri.path()).map_or(&self.none, |found| found.value)
-    }
-}
-
-/// What is logged and counted of one request, at its end; also when the client goes before that.
-struct Record<'a> {
-    metrics: &'a Metrics,
-    method: Method,
-    route: &'a Route,
-    context: &'a Context,
-    began: Instant,
-    over: bool,
-}
-
-impl<'a> Record<'a> {
-    fn begin(metrics: &'a Metrics, method: &Method, route: &'a Route, context: &'a Context, began: Instant) -> Self {
-        metrics.begin();
-        Self { metrics, method: method.clone(), route, context, began, over: false }
-    }
-
-    fn end(mut self, status: StatusCode, problem: Option<&Problem>) {
-        self.over = true;
-        let took = self.began.elapsed();
-        self.metrics.end(&self.method, self.route, status, took);
-        let Self { method, route, context, .. } = &self;
-        let (method, route) = (method.as_str(), &*route.template);
-        let (request_id, trace_id) = (context.request_id(), &*context.trace_id());
-        let (status, ms) = (status.as_u16(), took.as_micros() as f64 / 1000.0);
-        let (problem, cause) = (problem.map(|p| p.kind().slug), problem.and_then(Problem::cause));
-        if status >= 500 {
-            tracing::error!(method, route, status, ms, request_id, trace_id, problem, cause, "request");
-        } else {
-            tracing::info!(method, route, status, ms, request_id, trace_id, problem, cause, "request");
-        }
-    }
-}
-
-impl Drop for Record<'_> {
-    fn drop(&mut self) {
-        if !self.over {
-            /// nginx's code for a client that closed the connection before its answer.
-            const CLIENT_CLOSED_REQUEST: u16 = 499;
-            let status = StatusCode::from_u16(CLIENT_CLOSED_REQUEST).unwrap_or(StatusCode::BAD_REQUEST);
-            self.metrics.end(&self.method, self.route, status, self.began.elapsed());
-            let Self { method, route, context, .. } = self;
-            let (method, route) = (method.as_str(), &*route.template);
-            let (request_id, trace_id) = (context.request_id(), &*context.trace_id());
-            tracing::info!(method, route, status = CLIENT_CLOSED_REQUEST, request_id, trace_id, "the client went away");
-        }
     }
 }

@@ -12,6 +12,7 @@
 //! [`page`] and [`conditional`]) or as a [`problem`]. Calls to other services leave through [`client`], with their
 //! [`context`], several in one by [`batch`]. A store in memory keeps its rows in a [`table`].
 
+mod access;
 pub mod batch;
 pub mod client;
 pub mod conditional;
@@ -54,6 +55,7 @@ use tokio_util::task::TaskTracker;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
+use crate::access::Access;
 use crate::config::Settings;
 use crate::cors::Cors;
 use crate::health::{Draining, Needs};
@@ -91,8 +93,9 @@ impl App {
         let places = Semaphore::new(settings.max_in_flight as usize);
         let running = TaskTracker::new();
         running.close(); // to further tasks it makes no difference, but it can be waited for
+        let access = Access::new(metrics.clone(), settings.log_requests_per_second);
         let (cors, settings) = (Cors::new(&settings.cors_allowed_origins), settings.clone());
-        let edge = Edge { router, routes, cors, metrics, draining, settings, places, running };
+        let edge = Edge { router, routes, cors, metrics, access, draining, settings, places, running };
         Self { edge: Arc::new(edge), document: Arc::new(document) }
     }
 

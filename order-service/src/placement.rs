@@ -128,14 +128,12 @@ impl Placement {
         context: &Context,
     ) -> Result<Placed, Refusal> {
         let (this, context) = (self.clone(), context.within(self.0.timeout));
-        let placing = self.0.running.spawn(
-            async move {
-                let outcome = this.run(new, key, context).await;
-                PLACEMENTS.get_or_create(&[("outcome", outcome_label(&outcome))]).inc();
-                outcome
-            }
-            .in_current_span(),
-        );
+        let run = async move {
+            let outcome = this.run(new, key, context).await;
+            PLACEMENTS.get_or_create(&[("outcome", outcome_label(&outcome))]).inc();
+            outcome
+        };
+        let placing = self.0.running.spawn(Box::pin(run.in_current_span())); // large, and tasks are moved
         placing.await.unwrap_or_else(|died| Err(Refusal::Died(died.to_string())))
     }
 

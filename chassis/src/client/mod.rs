@@ -286,9 +286,7 @@ impl Peer {
 
     async fn attempt(&self, call: &Call<'_>, context: &Context) -> Result<Answer, PeerError> {
         let limit = self.0.settings.timeout.min(context.time_left());
-        let url = format!("{}{}", self.0.base.as_str().trim_end_matches('/'), call.path);
-        let url = Url::parse(&url);
-        let url = url.map_err(|error| PeerError::Unreachable { peer: self.0.name, cause: error.to_string() })?;
+        let url = self.url(call.path);
         let span = traces::of_call(&call.method, self.0.name, &url);
         let context = context.within(limit).at(&span);
         let exchanged = time::timeout(limit, self.exchange(call, url, &context)).instrument(span.clone()).await;
@@ -298,6 +296,15 @@ impl Peer {
             Err(error) => traces::failed(&span, error.kind()),
         }
         outcome
+    }
+
+    /// Where a path is, by parts: to print and to parse the whole address costs as much as a tenth of a call.
+    fn url(&self, path: &str) -> Url {
+        let mut url = self.0.base.clone();
+        let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
+        url.set_path(&[self.0.base.path().trim_end_matches('/'), path].concat());
+        url.set_query(query);
+        url
     }
 
     async fn exchange(&self, call: &Call<'_>, url: Url, context: &Context) -> Result<Answer, PeerError> {
