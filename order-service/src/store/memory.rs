@@ -26,7 +26,13 @@ pub struct MemoryStore {
 
 #[derive(Default)]
 struct Tables {
-    rows: BTreeMap<OrderId, Row>,
+    rows: HashMap<OrderId, Row>,
+    indexes: Indexes,
+}
+
+/// By what rows are found, besides their ids.
+#[derive(Default)]
+struct Indexes {
     /// The row that holds each key.
     keys: HashMap<Key, OrderId>,
     /// The rows that clients may see, by where they stand: once among all, once among their user's. A page of any filter is
@@ -66,7 +72,7 @@ impl Tables {
     /// What the key of `intent` has led to, if it is in use.
     fn earlier(&self, intent: &Intent) -> Option<Begun> {
         let (key, fingerprint) = intent.key.as_ref()?;
-        let row = self.rows.get(self.keys.get(key)?)?;
+        let row = self.rows.get(self.indexes.keys.get(key)?)?;
         let same_body = row.key.as_ref().is_some_and(|(_, earlier)| earlier == fingerprint);
         Some(match row.state.shown() {
             _ if !same_body => Begun::OtherBody,
@@ -82,18 +88,31 @@ impl Tables {
         step: impl FnOnce(State) -> Option<State>,
         edit: impl FnOnce(&mut Order),
     ) -> Option<Arc<Order>> {
-        let next = step(self.rows.get(&id)?.state)?;
-        let mut row = self.remove(id)?;
+        let row = self.rows.get_mut(&id)?;
+        let next = step(row.state)?;
+        self.indexes.remove(row);
         row.state = next;
         let order = Arc::make_mut(&mut row.order);
         edit(order);
         order.status = next.shown().unwrap_or(order.status);
-        let order = Arc::clone(&row.order);
-        self.insert(row);
-        Some(order)
+        self.indexes.insert(row);
+        Some(Arc::clone(&row.order))
     }
 
     fn insert(&mut self, row: Row) {
+        self.indexes.insert(&row);
+        self.rows.insert(row.order.id, row);
+    }
+
+    fn remove(&mut self, id: OrderId) {
+        if let Some(row) = self.rows.remove(&id) {
+            self.indexes.remove(&row);
+        }
+    }
+}
+
+impl Indexes {
+    fn insert(&mut self, row: &Row) {
         let (id, user_id) = (row.order.id, row.order.user_id);
         if let Some(status) = row.state.shown() {
             self.shown.extend([None, Some(user_id)].map(|user| (user, status, id)));
@@ -104,13 +123,12 @@ impl Tables {
         if row.state == State::Placing || row.state.wants_release() {
             self.unfinished.insert(id, Timestamp::MIN);
         }
-        self.rows.insert(id, row);
     }
 
-    fn remove(&mut self, id: OrderId) -> Option<Row> {
-        let row = self.rows.remove(&id)?;
+    fn remove(&mut self, row: &Row) {
+        let (id, user_id) = (row.order.id, row.order.user_id);
         if let Some(status) = row.state.shown() {
-            for user in [None, Some(row.order.user_id)] {
+            for user in [None, Some(user_id)] {
                 self.shown.remove(&(user, status, id));
             }
         }
@@ -118,7 +136,6 @@ impl Tables {
             self.keys.remove(key);
         }
         self.unfinished.remove(&id);
-        Some(row)
     }
 }
 
@@ -153,9 +170,7 @@ impl OrderStore for MemoryStore {
     async fn released(&self, id: OrderId) -> Result<(), StoreError> {
         let mut tables = self.write();
         match tables.rows.get(&id).and_then(|row| row.state.released()) {
-            Some(Released::Gone) => {
-                tables.remove(id);
-            }
+            Some(Released::Gone) => tables.remove(id),
             Some(Released::Kept(state)) => {
                 tables.move_row(id, |_| Some(state), |_| ());
             }
@@ -175,7 +190,7 @@ impl OrderStore for MemoryStore {
         let standing = |status: OrderStatus| {
             let at = |id| (filter.user_id, status, id);
             let from = page.after.map_or(Bound::Included(at(OrderId::MIN)), |id| Bound::Excluded(at(id)));
-            let found = tables.shown.range((from, Bound::Included(at(OrderId::MAX))));
+            let found = tables.indexes.shown.range((from, Bound::Included(at(OrderId::MAX))));
             found.map(|(_, _, id)| id).take(page.limit + 1) // do more follow?
         };
         let statuses = OrderStatus::ALL.into_iter().filter(|status| filter.status.is_none_or(|only| only == *status));
@@ -194,13 +209,14 @@ impl OrderStore for MemoryStore {
     ) -> Result<Vec<OrderId>, StoreError> {
         let mut tables = self.write();
         let is_abandoned = |row: &Row| row.state == State::Placing && row.order.created_at < abandoned;
-        let unfinished = tables.unfinished.keys().filter(|id| tables.rows.get(id).is_some_and(is_abandoned));
+        let unfinished = tables.indexes.unfinished.keys().filter(|id| tables.rows.get(id).is_some_and(is_abandoned));
         for id in unfinished.copied().collect::<Vec<_>>() {
             tables.move_row(id, State::abort, |_| ());
         }
         let until = now.checked_add(lease).unwrap_or(Timestamp::MAX);
-        let Tables { rows, unfinished, .. } = &mut *tables;
-        let waiting = unfinished
+        let Tables { rows, indexes } = &mut *tables;
+        let waiting = indexes
+            .unfinished
             .iter_mut()
             .filter(|(id, claimed)| **claimed <= now && rows.get(id).is_some_and(|row| row.state.wants_release()));
         let claimed = waiting.take(most).map(|(id, claimed)| {
@@ -211,8 +227,8 @@ impl OrderStore for MemoryStore {
     }
 
     async fn unsettled(&self) -> Result<i64, StoreError> {
-        let Tables { rows, unfinished, .. } = &*self.read();
-        let claimed = unfinished.iter().filter(|(id, claimed)| {
+        let Tables { rows, indexes } = &*self.read();
+        let claimed = indexes.unfinished.iter().filter(|(id, claimed)| {
             **claimed > Timestamp::MIN && rows.get(id).is_some_and(|row| row.state.wants_release())
         });
         Ok(claimed.take(1000).count() as i64)
