@@ -41,17 +41,19 @@ impl Lines {
 
 impl FromJson for Lines {
     fn from_json(body: &mut Fields<'_>) -> Option<Self> {
-        let mut seen = HashSet::new();
+        let mut seen = Vec::new();
         body.each("lines", 1..=MAX_LINES, |fields| line(fields, &mut seen)).map(Self)
     }
 }
 
-fn line(line: &mut Fields<'_>, seen: &mut HashSet<Id>) -> Option<Line> {
+/// Of at most a hundred products, those that were seen are looked through sooner than hashed.
+fn line(line: &mut Fields<'_>, seen: &mut Vec<Id>) -> Option<Line> {
     let product_id = line.required("productId", any::<Id>);
     let quantity = line.required("quantity", integer(1..=MAX_QUANTITY));
-    if product_id.is_some_and(|id| !seen.insert(id)) {
+    if product_id.is_some_and(|id| seen.contains(&id)) {
         line.fail("productId", "is in an earlier line already");
     }
+    seen.extend(product_id);
     Some(Line { product_id: product_id?, quantity: quantity? })
 }
 
