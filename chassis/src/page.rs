@@ -51,10 +51,11 @@ impl<K: FromStr<Err: fmt::Display>> Page<K> {
 impl<T> Rows<T> {
     /// The first `limit` of `rows`, which may be one more than that, to see whether more follow.
     pub fn cut(rows: impl Iterator<Item = T>, limit: usize) -> Self {
-        let mut rows: Vec<T> = rows.take(limit + 1).collect();
-        let more = rows.len() > limit;
-        rows.truncate(limit);
-        Self { rows, more }
+        let mut page = Vec::with_capacity(limit + 1);
+        page.extend(rows.take(limit + 1));
+        let more = page.len() > limit;
+        page.truncate(limit);
+        Self { rows: page, more }
     }
 
     /// All of a list.

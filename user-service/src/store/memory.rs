@@ -5,7 +5,6 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use async_trait::async_trait;
-use bytes::BytesMut;
 use chassis::page::{Page, Rows};
 use chassis::table::Table;
 use hashbrown::HashTable;
@@ -15,9 +14,6 @@ use shared::{Id, users};
 use super::row::Kept;
 use super::{Row, StoreError, UserStore};
 use crate::user::{Draft, User, fold};
-
-/// About how many bytes a row is: how much room the rows of a page get at once.
-const ROW_SIZE: usize = 64;
 
 /// The store in memory. Who reads a row has a copy of it, which is hardly more work than to share it and takes less memory.
 #[derive(Default)]
@@ -82,6 +78,10 @@ impl Tables {
         self.users.remove(number.into());
     }
 
+    fn row(&self, id: Id) -> Option<Row> {
+        Some(Row { id, kept: self.users.get(id.get())?.clone() })
+    }
+
     /// The number of the user of this id, if it is at this version.
     fn at(&self, id: Id, version: i64) -> Option<u32> {
         let there = self.users.get(id.get()).is_some_and(|user| user.version() == version);
@@ -126,34 +126,33 @@ impl UserStore for MemoryStore {
         let Draft { name, username, email, password } = draft;
         let public = users::User { id, name, username, email, created_at };
         let row = Row::from(&User { public, password, version: 1 });
-        tables.put(next, Kept::from(&row))?;
+        tables.put(next, row.kept.clone())?;
         tables.last_id = next;
         Ok(row)
     }
 
     async fn by_id(&self, id: Id) -> Result<Option<Row>, StoreError> {
-        Ok(self.read().users.get(id.get()).map(|kept| kept.row(id)))
+        Ok(self.read().row(id))
     }
 
     async fn by_ids(&self, ids: &[Id]) -> Result<Vec<Row>, StoreError> {
         let mut ids = ids.to_vec();
         ids.sort_unstable();
         ids.dedup();
-        let (tables, mut list) = (self.read(), BytesMut::with_capacity(ROW_SIZE * ids.len()));
-        let found = ids.into_iter().filter_map(|id| Some(tables.users.get(id.get())?.row_in(&mut list, id)));
-        Ok(found.collect())
+        let tables = self.read();
+        Ok(ids.into_iter().filter_map(|id| tables.row(id)).collect())
     }
 
     async fn by_username(&self, username: &str) -> Result<Option<Row>, StoreError> {
         let tables = self.read();
         let number = tables.usernames.owner(&tables.users, Some(fold(username))).map(i64::from);
-        Ok(number.and_then(|number| Some(tables.users.get(number)?.row(Id::new(number)?))))
+        Ok(number.and_then(Id::new).and_then(|id| tables.row(id)))
     }
 
     async fn page(&self, page: Page<Id>) -> Result<Rows<Row>, StoreError> {
-        let (tables, mut list) = (self.read(), BytesMut::with_capacity(ROW_SIZE * page.limit));
+        let tables = self.read();
         let rows = tables.users.after(page.after.map(Id::get));
-        let rows = rows.filter_map(|(number, kept)| Some(kept.row_in(&mut list, Id::new(number)?)));
+        let rows = rows.filter_map(|(number, kept)| Some(Row { id: Id::new(number)?, kept: kept.clone() }));
         Ok(Rows::cut(rows, page.limit))
     }
 
@@ -161,7 +160,7 @@ impl UserStore for MemoryStore {
         let row = Row::from(&user);
         let mut tables = self.write();
         let Some(number) = tables.at(row.id, version) else { return Ok(None) };
-        tables.put(number, Kept::from(&row))?;
+        tables.put(number, row.kept.clone())?;
         Ok(Some(row))
     }
 

@@ -2,10 +2,9 @@
 
 use std::borrow::Cow;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, BufMut};
 use chassis::json::{self, ToJson, Writer};
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use shared::{Id, users};
 
 use crate::password::PasswordHash;
@@ -16,27 +15,26 @@ use crate::user::{User, fold};
 pub struct Row {
     /// Whose row it is.
     pub id: Id,
-    kept: Kept<Bytes>,
+    pub(super) kept: Kept,
 }
 
 /// What is kept under an id. There may be millions of them.
 #[derive(Clone)]
-pub(super) struct Kept<P = Box<[u8]>> {
+pub(super) struct Kept {
     /// In microseconds since 1970: no time in a store is finer.
     created_at: i64,
-    /// The [`Parts`], as postcard writes them.
-    packed: P,
+    /// The [`Parts`]: the version, the lengths of all texts but the last, and the texts.
+    packed: Box<[u8]>,
 }
 
-/// The rest of a user, as JSON writes it between quotes. What there is not is empty; what there is never is. It is packed
-/// as strings and read as their bytes: whoever passes them on need not look at each.
-#[derive(Serialize, Deserialize)]
-struct Parts<T> {
-    version: i64,
-    name: T,
-    username: T,
-    email: T,
-    password: T,
+/// The rest of a user, its texts as JSON writes them between quotes. What there is not is empty; what there is never is. They
+/// are read as bytes: whoever passes them on need not look at each.
+struct Parts<'a> {
+    version: u32,
+    name: &'a [u8],
+    username: &'a [u8],
+    email: &'a [u8],
+    password: &'a [u8],
 }
 
 impl Row {
@@ -51,28 +49,22 @@ impl Row {
         let given = |part| given(part).map(|part| unescaped(part).into_owned());
         let (name, username, email) = (unescaped(name).into_owned(), given(username), given(email));
         let public = users::User { id: self.id, name, username, email, created_at: self.kept.created_at() };
-        User { public, password: given(password).map(PasswordHash::stored), version }
+        User { public, password: given(password).map(PasswordHash::stored), version: version.into() }
     }
 }
 
 impl From<&User> for Row {
     fn from(User { public, password, version }: &User) -> Self {
+        let (username, email) = (public.username.as_deref(), public.email.as_deref());
         let password = password.as_ref().map(PasswordHash::expose);
-        let parts = Parts {
-            version: *version,
-            name: escaped(&public.name),
-            username: escaped(public.username.as_deref().unwrap_or_default()),
-            email: escaped(public.email.as_deref().unwrap_or_default()),
-            password: escaped(password.unwrap_or_default()),
-        };
-        let packed = postcard::to_extend(&parts, Vec::with_capacity(256)).expect("strings and a number can be packed");
+        let texts = [Some(&*public.name), username, email, password].map(|text| escaped(text.unwrap_or_default()));
+        let mut packed = Vec::with_capacity(256);
+        packed.put_u32(u32::try_from(*version).expect("nobody is changed so often"));
+        for text in &texts[..3] {
+            packed.put_u16(u16::try_from(text.len()).expect("the rules keep it short"));
+        }
+        texts.iter().for_each(|text| packed.put_slice(text.as_bytes()));
         Self { id: public.id, kept: Kept { created_at: public.created_at.as_microsecond(), packed: packed.into() } }
-    }
-}
-
-impl From<&Row> for Kept {
-    fn from(Row { kept, .. }: &Row) -> Self {
-        Self { created_at: kept.created_at, packed: (*kept.packed).into() }
     }
 }
 
@@ -93,15 +85,8 @@ impl ToJson for Row {
 }
 
 impl Kept {
-    /// The row of this id.
-    pub(super) fn row(&self, id: Id) -> Row {
-        Row { id, kept: Kept { created_at: self.created_at, packed: Bytes::copy_from_slice(&self.packed) } }
-    }
-
-    /// The same, behind those that are in `list` already: together they take memory once.
-    pub(super) fn row_in(&self, list: &mut BytesMut, id: Id) -> Row {
-        list.extend_from_slice(&self.packed);
-        Row { id, kept: Kept { created_at: self.created_at, packed: list.split().freeze() } }
+    pub(super) fn version(&self) -> i64 {
+        self.parts().version.into()
     }
 
     /// The username as it is compared.
@@ -113,15 +98,14 @@ impl Kept {
     pub(super) fn email(&self) -> Option<Cow<'_, str>> {
         folded(self.parts().email)
     }
-}
 
-impl<P: AsRef<[u8]>> Kept<P> {
-    pub(super) fn version(&self) -> i64 {
-        self.parts().version
-    }
-
-    fn parts(&self) -> Parts<&[u8]> {
-        postcard::from_bytes(self.packed.as_ref()).expect("it was packed here")
+    fn parts(&self) -> Parts<'_> {
+        let mut rest = &*self.packed;
+        let version = rest.get_u32();
+        let lengths = [(); 3].map(|()| rest.get_u16());
+        let [name, username, email] =
+            lengths.map(|length| rest.split_off(..length.into()).expect("it was packed here"));
+        Parts { version, name, username, email, password: rest }
     }
 
     fn created_at(&self) -> Timestamp {
