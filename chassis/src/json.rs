@@ -24,9 +24,9 @@ impl<T: Serialize + ?Sized> ToJson for T {
 #[derive(Default)]
 pub struct Writer {
     text: Vec<u8>,
-    /// The second of the last time that was written, since 1970, and how it is written: rows that stand together are often of
-    /// one second, and nothing else in a row takes as long.
-    second: Option<(i64, String)>,
+    /// The second of the last time that was written, since 1970, and how it is written as far as the decimals: rows that stand
+    /// together are often of one second, and nothing else in a row takes as long.
+    second: Option<(i64, [u8; 21])>,
 }
 
 impl Writer {
@@ -49,23 +49,24 @@ impl Writer {
     /// A time, as jiff writes it: with as many decimals as it has.
     pub fn time(&mut self, time: Timestamp) -> &mut Self {
         let (second, nanos) = (time.as_second(), time.subsec_nanosecond());
-        let micros = nanos / 1000;
-        if nanos % 1000 != 0 || micros % 10 == 0 || second < 0 {
+        if second < 0 || nanos == 0 || nanos % 1000 != 0 {
             return self.written(&time);
         }
-        if self.second.as_ref().is_none_or(|(last, _)| *last != second) {
-            let text = time.to_string();
-            self.second = text.split_once('.').map(|(whole, _)| (second, format!("\"{whole}.")));
-        }
-        let mut decimals = *b"000000Z\"";
-        let mut left = micros;
-        for digit in decimals[..6].iter_mut().rev() {
+        let whole = match self.second {
+            Some((last, whole)) if last == second => whole,
+            _ => *format!("\"{time}").as_bytes().first_chunk().expect("it has decimals, and four digits in its year"),
+        };
+        self.second = Some((second, whole));
+        let mut decimals = *b"000000";
+        let mut left = nanos.unsigned_abs() / 1000;
+        for digit in decimals.iter_mut().rev() {
             *digit += (left % 10) as u8;
             left /= 10;
         }
-        self.text.extend_from_slice(self.second.as_ref().map_or(b"", |(_, text)| text.as_bytes()));
-        self.text.extend_from_slice(&decimals);
-        self
+        let zeros = decimals.iter().rev().take_while(|digit| **digit == b'0').count();
+        self.raw(&whole).raw(&decimals);
+        self.text.truncate(self.text.len() - zeros);
+        self.raw(b"Z\"")
     }
 
     /// The JSON.
