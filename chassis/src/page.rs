@@ -76,7 +76,9 @@ impl<T> Rows<T> {
         let mut json = Writer::with_capacity(ROW_SIZE * self.rows.len());
         json.raw(b"[");
         for (at, row) in self.rows.iter().enumerate() {
-            json.raw(if at == 0 { b"" } else { b"," });
+            if at > 0 {
+                json.raw(b",");
+            }
             show(row).to_json(&mut json).map_err(Problem::internal)?;
         }
         json.raw(b"]");

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use bytes::{Buf, BufMut};
+use bytes::BufMut;
 use chassis::json::{self, ToJson, Writer};
 use jiff::Timestamp;
 use shared::{Id, users};
@@ -26,6 +26,9 @@ pub(super) struct Kept {
     /// The [`Parts`]: the version, the lengths of all texts but the last, and the texts.
     packed: Box<[u8]>,
 }
+
+/// Bytes before the texts: a version and three lengths.
+const HEADER: usize = 4 + 3 * 2;
 
 /// The rest of a user, its texts as JSON writes them between quotes. What there is not is empty; what there is never is. They
 /// are read as bytes: whoever passes them on need not look at each.
@@ -59,9 +62,9 @@ impl From<&User> for Row {
         let password = password.as_ref().map(PasswordHash::expose);
         let texts = [Some(&*public.name), username, email, password].map(|text| escaped(text.unwrap_or_default()));
         let mut packed = Vec::with_capacity(256);
-        packed.put_u32(u32::try_from(*version).expect("nobody is changed so often"));
+        packed.put_u32_le(u32::try_from(*version).expect("nobody is changed so often"));
         for text in &texts[..3] {
-            packed.put_u16(u16::try_from(text.len()).expect("the rules keep it short"));
+            packed.put_u16_le(u16::try_from(text.len()).expect("the rules keep it short"));
         }
         texts.iter().for_each(|text| packed.put_slice(text.as_bytes()));
         Self { id: public.id, kept: Kept { created_at: public.created_at.as_microsecond(), packed: packed.into() } }
@@ -100,12 +103,14 @@ impl Kept {
     }
 
     fn parts(&self) -> Parts<'_> {
-        let mut rest = &*self.packed;
-        let version = rest.get_u32();
-        let lengths = [(); 3].map(|()| rest.get_u16());
-        let [name, username, email] =
-            lengths.map(|length| rest.split_off(..length.into()).expect("it was packed here"));
-        Parts { version, name, username, email, password: rest }
+        let (header, mut rest) = self.packed.split_first_chunk().expect("it was packed here");
+        let [a, b, c, d, lengths @ ..]: [u8; HEADER] = *header;
+        let mut part = |at| {
+            let length = u16::from_le_bytes([lengths[at], lengths[at + 1]]).into();
+            rest.split_off(..length).expect("it was packed here")
+        };
+        let [name, username, email] = [0, 2, 4].map(&mut part);
+        Parts { version: u32::from_le_bytes([a, b, c, d]), name, username, email, password: rest }
     }
 
     fn created_at(&self) -> Timestamp {
