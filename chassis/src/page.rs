@@ -6,8 +6,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+use axum::body::Body;
 use axum::http::{HeaderValue, Uri, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use url::form_urlencoded;
 
 use crate::fields::Params;
@@ -52,7 +53,7 @@ impl<T> Rows<T> {
     /// The first `limit` of `rows`, which may be one more than that, to see whether more follow.
     pub fn cut(rows: impl Iterator<Item = T>, limit: usize) -> Self {
         let mut page = Vec::with_capacity(limit + 1);
-        page.extend(rows.take(limit + 1));
+        rows.take(limit + 1).for_each(|row| page.push(row)); // quicker through a chain of iterators than `extend`
         let more = page.len() > limit;
         page.truncate(limit);
         Self { rows: page, more }
@@ -82,8 +83,8 @@ impl<T> Rows<T> {
             show(row).to_json(&mut json).map_err(Problem::internal)?;
         }
         json.raw(b"]");
-        let json_type = HeaderValue::from_static("application/json");
-        let mut response = ([(header::CONTENT_TYPE, json_type)], json.finish()).into_response();
+        let mut response = Response::new(Body::from(json.finish()));
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(last) = self.rows.last().filter(|_| self.more) {
             let mut query = form_urlencoded::Serializer::new(String::new());
             let given = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
@@ -97,7 +98,7 @@ impl<T> Rows<T> {
 
 /// The header that points to the next page.
 pub fn next_link(path: &str, query: &str) -> Option<(header::HeaderName, HeaderValue)> {
-    let link = HeaderValue::from_str(&format!("<{path}?{query}>; rel=\"next\""));
+    let link = HeaderValue::try_from(["<", path, "?", query, ">; rel=\"next\""].concat());
     link.ok().map(|link| (header::LINK, link))
 }
 
