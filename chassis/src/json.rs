@@ -49,7 +49,7 @@ impl Writer {
     /// A time, as jiff writes it: with as many decimals as it has.
     pub fn time(&mut self, time: Timestamp) -> &mut Self {
         let (second, nanos) = (time.as_second(), time.subsec_nanosecond());
-        if second < 0 || nanos == 0 || nanos % 1000 != 0 {
+        if second < 0 || nanos <= 0 || nanos % 1000 != 0 {
             return self.written(&time);
         }
         let whole = match self.second {
@@ -89,7 +89,7 @@ mod tests {
     fn each_piece_is_what_serde_writes() {
         let mut json = Writer::default();
         let times = ["0", "0.000001", "0.12345", "1795331234.000001", "1795331234.999999", "1795331235.123456"];
-        let odd = ["-0.5", "-1", "-62135596800.123456", "1795331234.123456789", "1795331234.1234"];
+        let odd = ["-0.25", "-0.5", "-1", "-62135596800.123456", "1795331234.123456789", "1795331234.1234"];
         let times = times.iter().chain(&odd).map(|seconds| {
             let (whole, decimals) = seconds.split_once('.').unwrap_or((seconds, "0"));
             let nanos: i128 = format!("{decimals:0<9}").parse().unwrap();

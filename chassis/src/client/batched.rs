@@ -108,6 +108,8 @@ impl<Q: Questions> Sender<Q> {
                     }
                 }
             }
+            // It speaks of this call, and not of the next.
+            Err(PeerError::Unexpected { status: StatusCode::PAYLOAD_TOO_LARGE, .. }) => alone = batch,
             Err(error) if is_ignorance(&error) => {
                 tracing::info!(%error, "asked one by one for a while");
                 *self.one_by_one.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + ONE_BY_ONE);

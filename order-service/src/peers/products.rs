@@ -104,11 +104,11 @@ impl Questions for Takes {
     const MOST_BYTES: usize = MOST_OF_A_BODY;
 
     fn size(take: &ReserveFor) -> usize {
-        /// With a traceparent, and the longest request id that is taken from a client.
+        /// With a traceparent, and the longest request id that is taken from a client, each character of it escaped.
         const EMPTY: usize =
             r#"{"orderId":"01a2003e-e714-710e-a057-b9de0b11d83b","lines":[],"requestId":"","traceparent":""},"#.len()
                 + 55
-                + 128;
+                + 2 * 128;
         const LINE: usize = r#"{"productId":9223372036854775807,"quantity":10000},"#.len();
         EMPTY + take.lines.len() * LINE
     }

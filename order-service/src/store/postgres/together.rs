@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use chassis::batch::{Asked, Batcher, Limits, Unanswered};
-use chassis::postgres::Pool;
+use chassis::postgres::{Pool, is_of_the_data};
 use shared::OrderId;
 use sqlx::postgres::PgRow;
 use sqlx::{Error, Row};
@@ -59,8 +59,8 @@ impl<A, T> Kind<A, T> {
         // All lock the rows of orders by ascending id, so that nobody waits for somebody who waits for him.
         batch.sort_unstable_by_key(|asked| (self.id)(&asked.ask));
         let made = self.try_make(pool, &batch).await;
-        if batch.len() > 1 && made.as_ref().is_err_and(|error| error.as_database_error().is_some()) {
-            // It is there, and takes offence at one of them perhaps, for which the others are not to blame.
+        if batch.len() > 1 && made.as_ref().is_err_and(is_of_the_data) {
+            // It takes offence at one of them, for which the others are not to blame.
             for asked in batch {
                 let made = self.try_make(pool, std::slice::from_ref(&asked)).await;
                 self.answer(vec![asked], made);
