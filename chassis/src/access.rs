@@ -1,7 +1,7 @@
 //! The access log: what is counted and said of each request, at its end.
 //!
 //! What failed, and what took long, is always said. Of what went well and quickly so much is said that somebody could read
-//! it; where there is more, the rest is counted, and once a second one line says how many there were.
+//! it; where there is more, the rest is counted, and told when a later second brings the next.
 
 use std::mem;
 use std::sync::{Mutex, PoisonError};

@@ -21,7 +21,7 @@ use crate::mistake;
 
 /// So many calls are on their way at once, so that one that is a little slow does not hold up all that comes.
 const SLOTS: usize = 2;
-/// Nobody waits for the calls of others longer than this: then one more goes out.
+/// When nothing that waits has gone out for so long, since the calls of others take long, one more call goes out.
 const LONG: Duration = Duration::from_millis(25);
 
 static ASKS: LazyLock<Family<Labels<1>, Counter>> = LazyLock::new(|| {
