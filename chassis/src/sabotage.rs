@@ -25,7 +25,7 @@ macro_rules! crash_point {
     ($name:literal) => {{}};
 }
 
-/// Whether to make this mistake: `MISTAKE=name` is in the environment.
+/// Whether to make this mistake: `MISTAKE=name` is in the environment, or several, parted by commas.
 #[cfg(feature = "sabotage")]
 #[macro_export]
 macro_rules! mistake {
@@ -73,6 +73,7 @@ mod asked {
     /// What [`crate::mistake!`] asks.
     pub fn mistake(name: &str) -> bool {
         static ASKED: OnceLock<Option<String>> = OnceLock::new();
-        ASKED.get_or_init(|| env::var("MISTAKE").ok()).as_deref() == Some(name)
+        let asked = ASKED.get_or_init(|| env::var("MISTAKE").ok());
+        asked.as_ref().is_some_and(|asked| asked.split(',').any(|asked| asked == name))
     }
 }

@@ -245,12 +245,14 @@ impl Case {
 
     async fn start_armed(&self, system: &mut System, manner: &str) {
         let crash_at = ("CRASH_AT", &*self.crash_at());
+        // Beside the one that the tests are to see, if there is one.
+        let manner = env::var("MISTAKE").map_or_else(|_| manner.to_owned(), |mistake| format!("{mistake},{manner}"));
         if self.service == PRODUCTS {
             system.products.kill().await;
             system.products.restart_with(&[crash_at]).await;
-            system.orders.restart_with(&[("MISTAKE", manner)]).await;
+            system.orders.restart_with(&[("MISTAKE", &manner)]).await;
         } else {
-            system.orders.restart_with(&[crash_at, ("MISTAKE", manner)]).await;
+            system.orders.restart_with(&[crash_at, ("MISTAKE", &manner)]).await;
         }
     }
 
