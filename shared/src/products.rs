@@ -109,11 +109,9 @@ pub struct ReserveFor {
     pub lines: Vec<Line>,
     /// The `X-Request-Id` that the take would have alone.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
     pub request_id: Option<String>,
     /// The `traceparent` that the take would have alone.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
     pub traceparent: Option<String>,
 }
 
