@@ -59,6 +59,8 @@ pub struct Limits<A> {
 
 struct Queue<A, R> {
     waiting: VecDeque<Asked<A, R>>,
+    /// How many have asked so far.
+    asked: u64,
     /// The slots that are taken.
     slots: usize,
     /// Batches that were taken out so far.
@@ -69,7 +71,7 @@ struct Queue<A, R> {
 
 /// What has to begin now that something waits.
 enum Begin {
-    Work,
+    Work { number: u64 },
     Watch,
     Nothing,
 }
@@ -78,6 +80,7 @@ enum Begin {
 pub struct Asked<A, R> {
     /// What is asked.
     pub ask: A,
+    number: u64,
     reply: oneshot::Sender<R>,
     /// What its caller does.
     span: Span,
@@ -89,6 +92,8 @@ pub struct Asked<A, R> {
 pub enum Unanswered {
     /// It was not asked: too many wait already.
     NoRoom,
+    /// Others have been on their way for too long.
+    TooLate,
     /// Whoever should have answered did not: it has panicked.
     Died,
 }
@@ -108,47 +113,104 @@ impl<A: Send + 'static, R: Send + 'static> Batcher<A, R> {
         send: impl Fn(Vec<Asked<A, R>>) -> F + Send + Sync + 'static,
     ) -> Self {
         let room = Arc::new(Semaphore::new(limits.room));
-        let queue = Mutex::new(Queue { waiting: VecDeque::new(), slots: 0, taken: 0, watched: false });
+        let queue = Mutex::new(Queue { waiting: VecDeque::new(), asked: 0, slots: 0, taken: 0, watched: false });
         let send = Box::new(move |batch| send(batch).boxed());
         let count = |family: &Family<_, Counter>| family.get_or_create_owned(&[("of", what)]);
         Self(Arc::new(Parts { limits, send, room, queue, asks: count(&ASKS), batches: count(&BATCHES) }))
     }
 
-    /// The answer. If the caller goes before it is asked, it is not asked at all.
+    /// The answer. If the caller goes before it is asked, it is not asked at all; and what is asked alone ends with its caller.
     ///
     /// # Errors
-    /// If there is none.
-    pub async fn ask(&self, ask: A) -> Result<R, Unanswered> {
+    /// If there is none; or not yet, when the calls of others have taken longer than `patience`. A call that is the
+    /// caller's alone has whatever limit `send` gives it.
+    pub async fn ask(&self, ask: A, patience: Option<Duration>) -> Result<R, Unanswered> {
         let parts = &self.0;
         let place = Arc::clone(&parts.room).try_acquire_owned().map_err(|_| Unanswered::NoRoom)?;
         let (reply, answer) = oneshot::channel();
         parts.asks.inc();
-        match parts.enqueue(Asked { ask, reply, span: Span::current(), _place: place }) {
-            Begin::Work => drop(tokio::spawn(Arc::clone(parts).work())),
+        match parts.enqueue(Asked { ask, number: 0, reply, span: Span::current(), _place: place }) {
+            Begin::Work { number } => Slot::of(parts).begin(number).await,
             Begin::Watch => drop(tokio::spawn(Arc::clone(parts).watch())),
             Begin::Nothing => {}
         }
-        answer.await.map_err(|_| Unanswered::Died)
+        let answered = match patience {
+            Some(patience) => time::timeout(patience, answer).await.map_err(|_| Unanswered::TooLate)?,
+            None => answer.await,
+        };
+        answered.map_err(|_| Unanswered::Died)
+    }
+}
+
+/// Leave to have a call on its way: one of the slots, given back in the end.
+struct Slot<A, R> {
+    parts: Arc<Parts<A, R>>,
+    is_held: bool,
+}
+
+impl<A: Send + 'static, R: Send + 'static> Slot<A, R> {
+    fn of(parts: &Arc<Parts<A, R>>) -> Self {
+        Self { parts: Arc::clone(parts), is_held: true }
+    }
+
+    /// Sends what is asked in this moment. If that is only what the caller itself asks, it goes from the caller's own task:
+    /// to begin one and to be woken by it would be a good part of what the whole call costs.
+    async fn begin(mut self, number: u64) {
+        let batch = self.next_batch().await;
+        let is_foreign = batch.iter().any(|asked| asked.number != number);
+        if is_foreign {
+            tokio::spawn(self.work(batch));
+        } else {
+            self.parts.send(batch).await;
+            if self.is_needed() {
+                tokio::spawn(self.work(Vec::new()));
+            }
+        }
+    }
+
+    /// Sends this and then one batch after the other, until nothing waits.
+    async fn work(mut self, mut batch: Vec<Asked<A, R>>) {
+        loop {
+            if batch.is_empty() {
+                batch = self.next_batch().await;
+            }
+            self.parts.send(std::mem::take(&mut batch)).await;
+            if !self.is_needed() {
+                return;
+            }
+        }
+    }
+
+    async fn next_batch(&self) -> Vec<Asked<A, R>> {
+        task::yield_now().await; // whoever is about to ask goes with it
+        if mistake!("wait for company") {
+            self.parts.wait_for_company().await;
+        }
+        self.parts.next_batch()
+    }
+
+    /// Whether it has more to do; else it is given back. So is one of those that were taken since the others took so long.
+    fn is_needed(&mut self) -> bool {
+        let mut queue = self.parts.queue();
+        self.is_held = queue.slots <= SLOTS && !queue.waiting.is_empty();
+        queue.slots -= usize::from(!self.is_held);
+        self.is_held
+    }
+}
+
+impl<A, R> Drop for Slot<A, R> {
+    /// Its caller has gone. Whoever waits is watched over.
+    fn drop(&mut self) {
+        self.parts.queue().slots -= usize::from(self.is_held);
     }
 }
 
 impl<A: Send + 'static, R: Send + 'static> Parts<A, R> {
-    /// Sends one batch after the other, until nothing waits.
-    async fn work(self: Arc<Self>) {
-        loop {
-            task::yield_now().await; // whoever is about to ask goes with it
-            if mistake!("wait for company") {
-                self.wait_for_company().await;
-            }
-            let batch = self.next_batch();
-            let Some(first) = batch.first() else { return };
-            self.batches.inc();
-            let span = first.span.clone();
-            let _ = AssertUnwindSafe(async { (self.send)(batch).await }).catch_unwind().instrument(span).await;
-            if self.is_one_more() {
-                return;
-            }
-        }
+    async fn send(&self, batch: Vec<Asked<A, R>>) {
+        let Some(first) = batch.first() else { return };
+        self.batches.inc();
+        let span = first.span.clone();
+        let _ = AssertUnwindSafe(async { (self.send)(batch).await }).catch_unwind().instrument(span).await;
     }
 
     /// Takes one more slot whenever nothing of what waits has gone out for long, until nothing waits. (A time limit on each call
@@ -169,7 +231,7 @@ impl<A: Send + 'static, R: Send + 'static> Parts<A, R> {
                 stuck
             };
             if stuck {
-                tokio::spawn(Arc::clone(&self).work());
+                tokio::spawn(Slot::of(&self).work(Vec::new()));
             }
         }
     }
@@ -186,12 +248,15 @@ impl<A: Send + 'static, R: Send + 'static> Parts<A, R> {
         let _ = time::timeout(PATIENCE, alone).await;
     }
 
-    fn enqueue(&self, asked: Asked<A, R>) -> Begin {
+    fn enqueue(&self, mut asked: Asked<A, R>) -> Begin {
         let mut queue = self.queue();
+        queue.asked += 1;
+        let number = queue.asked;
+        asked.number = number;
         queue.waiting.push_back(asked);
         if queue.slots < SLOTS || mistake!("one by one") {
             queue.slots += 1;
-            Begin::Work
+            Begin::Work { number }
         } else if !queue.watched {
             queue.watched = true;
             Begin::Watch
@@ -200,15 +265,7 @@ impl<A: Send + 'static, R: Send + 'static> Parts<A, R> {
         }
     }
 
-    /// Whether the slot is one of those that were taken since the others took so long; then it is given up.
-    fn is_one_more(&self) -> bool {
-        let mut queue = self.queue();
-        let more = queue.slots > SLOTS;
-        queue.slots -= usize::from(more);
-        more
-    }
-
-    /// What goes out next, in the order asked. If that is nothing, the slot is given up.
+    /// What goes out next, in the order asked.
     fn next_batch(&self) -> Vec<Asked<A, R>> {
         let (mut batch, mut bytes) = (Vec::new(), 0);
         let most = if mistake!("one by one") { 1 } else { self.limits.asks };
@@ -224,14 +281,12 @@ impl<A: Send + 'static, R: Send + 'static> Parts<A, R> {
             }
             batch.extend(queue.waiting.pop_front());
         }
-        if batch.is_empty() {
-            queue.slots -= 1;
-        } else {
-            queue.taken += 1;
-        }
+        queue.taken += u64::from(!batch.is_empty());
         batch
     }
+}
 
+impl<A, R> Parts<A, R> {
     /// Nothing that is done under the lock can panic half-way.
     fn queue(&self) -> MutexGuard<'_, Queue<A, R>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
@@ -256,7 +311,7 @@ mod tests {
     /// A batch on its way: until it is dropped.
     struct Call {
         batch: Batch,
-        _end: oneshot::Sender<()>,
+        end: oneshot::Sender<()>,
     }
 
     impl Call {
@@ -283,8 +338,8 @@ mod tests {
     fn by_hand(limits: Limits<u32>) -> (Batcher<u32, u32>, UnboundedReceiver<Call>) {
         let (out, calls) = mpsc::unbounded_channel();
         let batcher = Batcher::new("test", limits, move |batch| {
-            let (_end, ended) = oneshot::channel();
-            let _ = out.send(Call { batch, _end });
+            let (end, ended) = oneshot::channel();
+            let _ = out.send(Call { batch, end });
             async { drop(ended.await) }
         });
         (batcher, calls)
@@ -293,7 +348,7 @@ mod tests {
     /// Asks this in a task of its own.
     fn ask(batcher: &Batcher<u32, u32>, ask: u32) -> JoinHandle<Result<u32, Unanswered>> {
         let batcher = batcher.clone();
-        tokio::spawn(async move { batcher.ask(ask).await })
+        tokio::spawn(async move { batcher.ask(ask, None).await })
     }
 
     /// Has a call in each slot, with one ask: 0, 1, …
@@ -400,11 +455,34 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_is_asked_alone_ends_with_its_caller_and_its_slot_is_free_again() {
+        let (batcher, mut calls) = by_hand(LIMITS);
+        let mut leaving = Vec::new();
+        for n in 0..SLOTS as u32 {
+            leaving.push((ask(&batcher, n), calls.recv().await.unwrap()));
+        }
+        ask(&batcher, 7);
+        settle().await;
+        for (asked, mut call) in leaving {
+            asked.abort();
+            call.end.closed().await;
+        }
+        assert_eq!(time::timeout(2 * LONG, calls.recv()).await.expect("a slot").unwrap().asks(), [7]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_the_calls_of_others_beyond_their_patience() {
+        let (batcher, mut calls) = by_hand(LIMITS);
+        let _taken = all_slots(&batcher, &mut calls).await;
+        assert_eq!(batcher.ask(7, Some(LONG / 2)).await, Err(Unanswered::TooLate));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn beyond_the_room_one_is_refused_at_once_and_an_answer_makes_room() {
         let (batcher, mut calls) = by_hand(Limits { room: 2, ..LIMITS });
         let asked = [ask(&batcher, 1), ask(&batcher, 2)];
         let call = calls.recv().await.unwrap();
-        assert_eq!(batcher.ask(3).await, Err(Unanswered::NoRoom));
+        assert_eq!(batcher.ask(3, None).await, Err(Unanswered::NoRoom));
         call.answer();
         for asked in asked {
             asked.await.unwrap().unwrap();
@@ -420,14 +498,14 @@ mod tests {
             answer(batch);
         });
         for _ in 0..2 * SLOTS {
-            assert_eq!(batcher.ask(13).await, Err(Unanswered::Died));
+            assert_eq!(batcher.ask(13, None).await, Err(Unanswered::Died));
         }
-        assert_eq!(batcher.ask(1).await, Ok(10));
+        assert_eq!(batcher.ask(1, None).await, Ok(10));
     }
 
     #[tokio::test]
     async fn whoever_is_not_answered_is_told_so() {
         let batcher = Batcher::new("test", LIMITS, |batch: Batch| async { drop(batch) });
-        assert_eq!(batcher.ask(1).await, Err(Unanswered::Died));
+        assert_eq!(batcher.ask(1, None).await, Err(Unanswered::Died));
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use futures_util::future::join_all;
-use tokio::time::{self, Instant};
+use tokio::time::Instant;
 
 use super::{Peer, PeerError};
 use crate::batch::{Asked, Batcher, Limits, Unanswered};
@@ -72,7 +72,8 @@ impl<Q: Questions> Batched<Q> {
     /// # Errors
     /// If there is none that means anything.
     pub async fn ask(&self, ask: Q::Ask, context: &Context) -> Result<Q::Answer, PeerError> {
-        self.peer.wait(self.batcher.ask((ask, context.clone())), context).await
+        let patience = context.time_left();
+        self.peer.answered(self.batcher.ask((ask, context.clone()), Some(patience)).await, patience)
     }
 }
 
@@ -136,23 +137,21 @@ fn is_ignorance(error: &PeerError) -> bool {
 }
 
 impl Peer {
-    /// Waits for what was asked by a batcher, within the time that `context` has left.
+    /// What a batcher has answered, to one who had so much time.
     ///
     /// # Errors
     /// If there is no answer that means anything.
-    pub async fn wait<R>(
+    pub fn answered<R>(
         &self,
-        asking: impl Future<Output = Result<Result<R, PeerError>, Unanswered>>,
-        context: &Context,
+        answer: Result<Result<R, PeerError>, Unanswered>,
+        limit: Duration,
     ) -> Result<R, PeerError> {
-        let (peer, limit) = (self.0.name, context.time_left());
-        match time::timeout(limit, asking).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(Unanswered::NoRoom)) => Err(self.not_asked("too many calls wait for its answers")),
-            Ok(Err(Unanswered::Died)) => {
-                Err(PeerError::Unreachable { peer, cause: "the call has panicked".to_owned() })
-            }
-            Err(_) => Err(PeerError::TimedOut { peer, limit }),
+        let peer = self.0.name;
+        match answer {
+            Ok(answer) => answer,
+            Err(Unanswered::NoRoom) => Err(self.not_asked("too many calls wait for its answers")),
+            Err(Unanswered::TooLate) => Err(PeerError::TimedOut { peer, limit }),
+            Err(Unanswered::Died) => Err(PeerError::Unreachable { peer, cause: "the call has panicked".to_owned() }),
         }
     }
 }

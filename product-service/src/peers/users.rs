@@ -58,8 +58,9 @@ impl Users {
     /// # Errors
     /// If user-service does not answer, or not with a JSON array.
     pub async fn list(&self, query: Option<&str>, context: &Context) -> Result<Listed, PeerError> {
-        let asking = self.lists.ask((query.map(str::to_owned), context.clone()));
-        self.peer.wait(asking, context).await
+        let patience = context.time_left();
+        let answer = self.lists.ask((query.map(str::to_owned), context.clone()), Some(patience)).await;
+        self.peer.answered(answer, patience)
     }
 }
 

@@ -46,9 +46,10 @@ impl<A: Send + Sync + 'static, T: Send + 'static> Together<A, T> {
     }
 
     pub(super) async fn make(&self, ask: A) -> Made<T> {
-        match self.0.ask(ask).await {
+        match self.0.ask(ask, None).await {
             Ok(made) => made,
             Err(Unanswered::NoRoom) => Err(StoreError("too many steps wait for it".to_owned())),
+            Err(Unanswered::TooLate) => Err(StoreError("the steps before it take too long".to_owned())),
             Err(Unanswered::Died) => Err(StoreError("the step has panicked".to_owned())),
         }
     }
