@@ -1,8 +1,11 @@
 //! JSON as it is sent. What serde writes is quick enough for most; rows of long lists write themselves, piece by piece,
 //! which takes much less.
 
+use std::ops::Range;
+
 use jiff::Timestamp;
 use serde::Serialize;
+use serde::ser::Error as _;
 pub use serde_json::Error;
 
 /// A type that is sent as JSON.
@@ -24,10 +27,13 @@ impl<T: Serialize + ?Sized> ToJson for T {
 #[derive(Default)]
 pub struct Writer {
     text: Vec<u8>,
-    /// The second of the last time that was written, since 1970, and how it is written as far as the decimals: rows that stand
-    /// together are often of one second, and nothing else in a row takes as long.
-    second: Option<(i64, [u8; 21])>,
+    /// The second of the last time that was written, since 1970, and how it is written, with decimals to be filled in: rows that
+    /// stand together are often of one second, and nothing else in a row takes as long.
+    second: Option<(i64, TimeText)>,
 }
+
+type TimeText = [u8; r#""2026-11-22T10:15:24.000000Z""#.len()];
+const DECIMALS: Range<usize> = r#""2026-11-22T10:15:24."#.len()..r#""2026-11-22T10:15:24.000000"#.len();
 
 impl Writer {
     /// One with room for so many bytes.
@@ -46,27 +52,36 @@ impl Writer {
         self.written(&number)
     }
 
-    /// A time, as jiff writes it: with as many decimals as it has.
-    pub fn time(&mut self, time: Timestamp) -> &mut Self {
-        let (second, nanos) = (time.as_second(), time.subsec_nanosecond());
-        if second < 0 || nanos <= 0 || nanos % 1000 != 0 {
-            return self.written(&time);
+    /// A time in microseconds since 1970, as jiff writes it: with as many decimals as it has.
+    ///
+    /// # Errors
+    /// If it is out of jiff's range.
+    pub fn time(&mut self, micros: i64) -> Result<&mut Self, Error> {
+        let (second, decimals) = (micros.div_euclid(1_000_000), micros.rem_euclid(1_000_000));
+        if second < 0 || decimals == 0 {
+            let time = Timestamp::from_microsecond(micros).map_err(Error::custom)?;
+            return Ok(self.written(&time));
         }
-        let whole = match self.second {
-            Some((last, whole)) if last == second => whole,
-            _ => *format!("\"{time}").as_bytes().first_chunk().expect("it has decimals, and four digits in its year"),
+        let mut text = match self.second {
+            Some((last, text)) if last == second => text,
+            _ => {
+                let time = Timestamp::new(second, 1000).map_err(Error::custom)?; // one with all decimals
+                let text = *format!("\"{time}\"").as_bytes().first_chunk().ok_or_else(|| Error::custom("no time"))?;
+                self.second.insert((second, text)).1
+            }
         };
-        self.second = Some((second, whole));
-        let mut decimals = *b"000000";
-        let mut left = nanos.unsigned_abs() / 1000;
-        for digit in decimals.iter_mut().rev() {
-            *digit += (left % 10) as u8;
+        let mut left = decimals;
+        for digit in text[DECIMALS].iter_mut().rev() {
+            *digit = b'0' + (left % 10) as u8;
             left /= 10;
         }
-        let zeros = decimals.iter().rev().take_while(|digit| **digit == b'0').count();
-        self.raw(&whole).raw(&decimals);
-        self.text.truncate(self.text.len() - zeros);
-        self.raw(b"Z\"")
+        self.raw(&text);
+        if decimals % 10 == 0 {
+            let zeros = text[DECIMALS].iter().rev().take_while(|digit| **digit == b'0').count();
+            self.text.truncate(self.text.len() - zeros - "Z\"".len());
+            self.raw(b"Z\"");
+        }
+        Ok(self)
     }
 
     /// The JSON.
@@ -88,22 +103,19 @@ mod tests {
     #[test]
     fn each_piece_is_what_serde_writes() {
         let mut json = Writer::default();
-        let times = ["0", "0.000001", "0.12345", "1795331234.000001", "1795331234.999999", "1795331235.123456"];
-        let odd = ["-0.25", "-0.5", "-1", "-62135596800.123456", "1795331234.123456789", "1795331234.1234"];
-        let times = times.iter().chain(&odd).map(|seconds| {
-            let (whole, decimals) = seconds.split_once('.').unwrap_or((seconds, "0"));
-            let nanos: i128 = format!("{decimals:0<9}").parse().unwrap();
-            let sign = if whole.starts_with('-') { -1 } else { 1 };
-            Timestamp::from_nanosecond(whole.parse::<i128>().unwrap() * 1_000_000_000 + sign * nanos).unwrap()
-        });
+        let times = [0, 1, 123_450, 1_795_331_234_000_001, 1_795_331_234_999_999, 1_795_331_235_123_450];
+        let odd = [1_795_331_235_000_000, 1_795_331_235_100_000, -250_000, -1_000_000, -62_135_596_800_123_456];
         let mut expected = Vec::new();
         for number in [0, 7, -1, i64::MIN, i64::MAX] {
             json.raw(b"[").number(number).raw(b"]");
             expected.extend(serde_json::to_vec(&[number]).unwrap());
         }
-        for time in times {
-            json.time(time);
-            expected.extend(serde_json::to_vec(&time).unwrap());
+        for micros in times.into_iter().chain(odd) {
+            json.time(micros).unwrap();
+            expected.extend(serde_json::to_vec(&Timestamp::from_microsecond(micros).unwrap()).unwrap());
+        }
+        for beyond in [i64::MIN, i64::MAX] {
+            assert!(json.time(beyond).is_err(), "{beyond}");
         }
         assert_eq!(String::from_utf8(json.finish()), String::from_utf8(expected));
     }

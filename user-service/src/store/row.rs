@@ -92,7 +92,7 @@ impl ToJson for Row {
         if let Some(email) = given(email) {
             json.raw(b"\",\"email\":\"").raw(email);
         }
-        json.raw(b"\",\"createdAt\":").time(self.kept.created_at()).raw(b"}");
+        json.raw(b"\",\"createdAt\":").time(self.kept.created_at)?.raw(b"}");
         Ok(())
     }
 }
