@@ -354,11 +354,12 @@ fn is_answer(error: &Error) -> bool {
     error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code.starts_with("23"))
 }
 
-/// Whether the database has said no because of what it was given: that, or a value that it cannot take (class 22). It is there,
-/// and would do the like for something else.
-pub fn is_of_the_data(error: &Error) -> bool {
+/// Whether the database is there, and would do the like for another row: it has said no because of what it was given (that, or
+/// a value that it cannot take, class 22), or somebody holds the row for too long.
+pub fn is_of_a_row(error: &Error) -> bool {
+    const LOCK_NOT_AVAILABLE: &str = "55P03";
     let code = error.as_database_error().and_then(|error| error.code());
-    is_answer(error) || code.is_some_and(|code| code.starts_with("22"))
+    is_answer(error) || code.is_some_and(|code| code.starts_with("22") || code == LOCK_NOT_AVAILABLE)
 }
 
 /// Whether another try may help. A wait that was cut off by its limit has been long enough.

@@ -29,6 +29,7 @@ use crate::error::Error;
 use crate::peers::Listed;
 use crate::product::{NewProduct, ProductChange, fold};
 use crate::reservation::{Lines, OneOfSeveral, OrderIds, Taken};
+use crate::store::StoreError;
 
 /// All routes of this service.
 pub(crate) fn router() -> OpenApiRouter<AppState> {
@@ -240,11 +241,15 @@ async fn reserve_each(
     Ok(JsonAnswer(outcomes.collect()))
 }
 
-fn outcome(taken: Taken, context: impl FnOnce() -> Context) -> ReserveOutcome {
+fn outcome(taken: Result<Taken, StoreError>, context: impl FnOnce() -> Context) -> ReserveOutcome {
     let (status, reserved) = match taken {
-        Taken::Now(reserved) => (StatusCode::CREATED, reserved),
-        Taken::Already(reserved) => (StatusCode::OK, reserved),
-        Taken::Refused(refusal) => return refused(&refusal.into(), &context()),
+        Ok(Taken::Now(reserved)) => (StatusCode::CREATED, reserved),
+        Ok(Taken::Already(reserved)) => (StatusCode::OK, reserved),
+        Ok(Taken::Refused(refusal)) => return refused(&refusal.into(), &context()),
+        Err(error) => {
+            tracing::warn!(%error, "a take among several came to nothing");
+            return refused(&Error::from(error).into(), &context());
+        }
     };
     ReserveOutcome { status: status.as_u16(), body: ReserveBody::Reserved(reserved) }
 }

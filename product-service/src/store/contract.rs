@@ -434,7 +434,7 @@ async fn scarce(store: &Store) -> [Id; 3] {
 
 /// Batches in which several want the last units, some for the same order, and others what there is not.
 async fn takes_together_come_to_what_they_would_one_by_one(store: &Store) {
-    assert_eq!(store.take_each(&[]).await.unwrap(), []);
+    assert!(store.take_each(&[]).await.unwrap().is_empty());
     let mut runner = TestRunner::deterministic();
     let mut seen = BTreeMap::new();
     for round in 0..100_u128 {
@@ -449,7 +449,7 @@ async fn takes_together_come_to_what_they_would_one_by_one(store: &Store) {
         for id in [batch[0].order_id, each[0].order_id].into_iter().filter(|_| round % 4 == 0) {
             store.release(id).await.unwrap();
         }
-        let taken = store.take_each(&batch).await.unwrap();
+        let taken = store.take_each(&batch).await.unwrap().into_iter().collect::<Result<Vec<_>, _>>().unwrap();
         assert_eq!(taken.len(), batch.len());
         for (n, (taken, (one, alone))) in taken.iter().zip(batch.iter().zip(&each)).enumerate() {
             let alone = store.take(alone.order_id, &alone.lines).await.unwrap();

@@ -200,9 +200,9 @@ impl ProductStore for MemoryStore {
 
     // One lock for all: the lines that a request has room for are looked up in less than a millisecond.
 
-    async fn take_each(&self, takes: &[LinesFor]) -> Result<Vec<Taken>, StoreError> {
+    async fn take_each(&self, takes: &[LinesFor]) -> Result<Vec<Result<Taken, StoreError>>, StoreError> {
         let mut tables = self.write();
-        Ok(takes.iter().map(|take| tables.take(take.order_id, &take.lines)).collect())
+        Ok(takes.iter().map(|take| Ok(tables.take(take.order_id, &take.lines))).collect())
     }
 
     async fn release_each(&self, order_ids: &[OrderId]) -> Result<(), StoreError> {

@@ -57,12 +57,12 @@ pub trait ProductStore: Send + Sync {
     /// first time, with the names and prices of then. A refused take leaves no trace.
     async fn take(&self, order_id: OrderId, lines: &Lines) -> Result<Taken, StoreError> {
         let mut taken = self.take_each(&[LinesFor { order_id, lines: lines.clone() }]).await?;
-        taken.pop().ok_or_else(|| StoreError("it does not say what came of a take".to_owned()))
+        taken.pop().unwrap_or_else(|| Err(StoreError("it does not say what came of a take".to_owned())))
     }
 
     /// The same for several orders, each on its own and as if one came after the other: all in one step. What came of each,
-    /// in the order asked.
-    async fn take_each(&self, takes: &[LinesFor]) -> Result<Vec<Taken>, StoreError>;
+    /// in the order asked; an error for those that somebody else kept waiting for too long.
+    async fn take_each(&self, takes: &[LinesFor]) -> Result<Vec<Result<Taken, StoreError>>, StoreError>;
 
     /// Releases a reservation for ever: what it holds goes back to the products that still exist, once; and no take
     /// under this id succeeds again, also if there was none yet. Safe to repeat.
@@ -70,7 +70,8 @@ pub trait ProductStore: Send + Sync {
         self.release_each(&[order_id]).await
     }
 
-    /// The same for several reservations, in one step.
+    /// The same for several reservations, in one step. If that fails since somebody else keeps one of them waiting for too
+    /// long, the others are released all the same.
     async fn release_each(&self, order_ids: &[OrderId]) -> Result<(), StoreError>;
 
     /// The reservation of this order; `None` if there was neither a take nor a release.

@@ -10,7 +10,8 @@ use async_trait::async_trait;
 use chassis::config::DatabaseSettings;
 use chassis::mistake;
 use chassis::page::{Page, Rows};
-use chassis::postgres::{self, Pool};
+use chassis::postgres::{self, Pool, is_of_a_row};
+use futures_util::future::join_all;
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
 use serde::de::Error as _;
@@ -75,6 +76,31 @@ impl PostgresStore {
         let plans = ["enable_seqscan", "enable_hashjoin", "enable_mergejoin"].map(|scans| (scans, "off"));
         let url = url.clone().options(plans);
         Ok(Self { pool: postgres::open(SERVICE, &url, settings, &MIGRATIONS).await? })
+    }
+
+    async fn take_together(&self, takes: &[LinesFor]) -> Result<Vec<Taken>, Error> {
+        let order_ids: Vec<Uuid> = takes.iter().map(|take| take.order_id.0).collect();
+        let lines = takes.iter().zip(1..).flat_map(|(take, whose)| {
+            let lines = take.lines.as_slice().iter().zip(0..);
+            lines.map(move |(line, index)| (whose, index, line.product_id.get(), i64::from(line.quantity)))
+        });
+        let (whose, indexes, product_ids, quantities): (Vec<i32>, Vec<i32>, Vec<i64>, Vec<i64>) = lines.collect();
+        let sql = if mistake!("read then write") { READ_THEN_WRITE } else { TAKE_EACH };
+        let take = || sqlx::query_scalar(sql).bind(&order_ids).bind(&whose).bind(&indexes);
+        let take = || take().bind(&product_ids).bind(&quantities).fetch_all(&self.pool);
+        let answers: Vec<Json<Answer>> = self.pool.repeat("take", take).await?;
+        if answers.len() != takes.len() {
+            return Err(Error::Decode(format!("{} answers to {} takes", answers.len(), takes.len()).into()));
+        }
+        Ok(answers.into_iter().zip(takes).map(|(Json(answer), take)| answer.to(take)).collect())
+    }
+
+    async fn release_together(&self, order_ids: &[OrderId]) -> Result<(), Error> {
+        let order_ids: Vec<Uuid> = order_ids.iter().map(|order_id| order_id.0).collect();
+        let sql = if mistake!("no tombstone") { RELEASE_TAKEN } else { "select release_each($1)" };
+        let release = || sqlx::query(sql).bind(&order_ids);
+        self.pool.repeat("release", || release().execute(&self.pool)).await?;
+        Ok(())
     }
 }
 
@@ -232,29 +258,26 @@ impl ProductStore for PostgresStore {
         Ok(self.pool.once("remove", || remove().execute(&self.pool)).await?.rows_affected() == 1)
     }
 
-    async fn take_each(&self, takes: &[LinesFor]) -> Result<Vec<Taken>, StoreError> {
-        let order_ids: Vec<Uuid> = takes.iter().map(|take| take.order_id.0).collect();
-        let lines = takes.iter().zip(1..).flat_map(|(take, whose)| {
-            let lines = take.lines.as_slice().iter().zip(0..);
-            lines.map(move |(line, index)| (whose, index, line.product_id.get(), i64::from(line.quantity)))
-        });
-        let (whose, indexes, product_ids, quantities): (Vec<i32>, Vec<i32>, Vec<i64>, Vec<i64>) = lines.collect();
-        let sql = if mistake!("read then write") { READ_THEN_WRITE } else { TAKE_EACH };
-        let take = || sqlx::query_scalar(sql).bind(&order_ids).bind(&whose).bind(&indexes);
-        let take = || take().bind(&product_ids).bind(&quantities).fetch_all(&self.pool);
-        let answers: Vec<Json<Answer>> = self.pool.repeat("take", take).await?;
-        if answers.len() != takes.len() {
-            return Err(StoreError(format!("{} answers to {} takes", answers.len(), takes.len())));
+    async fn take_each(&self, takes: &[LinesFor]) -> Result<Vec<Result<Taken, StoreError>>, StoreError> {
+        match self.take_together(takes).await {
+            Ok(taken) => Ok(taken.into_iter().map(Ok).collect()),
+            // For that one of them the others are not to blame.
+            Err(error) if takes.len() > 1 && is_of_a_row(&error) => {
+                let alone = takes.iter().map(|take| self.take(take.order_id, &take.lines));
+                Ok(join_all(alone).await)
+            }
+            Err(error) => Err(error.into()),
         }
-        Ok(answers.into_iter().zip(takes).map(|(Json(answer), take)| answer.to(take)).collect())
     }
 
     async fn release_each(&self, order_ids: &[OrderId]) -> Result<(), StoreError> {
-        let order_ids: Vec<Uuid> = order_ids.iter().map(|order_id| order_id.0).collect();
-        let sql = if mistake!("no tombstone") { RELEASE_TAKEN } else { "select release_each($1)" };
-        let release = || sqlx::query(sql).bind(&order_ids);
-        self.pool.repeat("release", || release().execute(&self.pool)).await?;
-        Ok(())
+        match self.release_together(order_ids).await {
+            Err(error) if order_ids.len() > 1 && is_of_a_row(&error) => {
+                let alone = order_ids.iter().map(|order_id| self.release(*order_id));
+                join_all(alone).await.into_iter().collect()
+            }
+            released => Ok(released?),
+        }
     }
 
     async fn reservation(&self, order_id: OrderId) -> Result<Option<Reservation>, StoreError> {
@@ -275,7 +298,6 @@ mod tests {
     use std::time::Duration;
 
     use chassis::testing::postgres::{behind_a_bad_wire, database};
-    use futures_util::future::join_all;
     use shared::products::Line;
     use sqlx::{Connection, PgConnection};
 
@@ -373,7 +395,45 @@ mod tests {
         sqlx::query("select id from products for update").execute(&mut *somebody).await.unwrap();
         let taken = tokio::time::timeout(Duration::from_secs(20), store.take_each(&takes)).await.expect("it waits");
         let short = Taken::Refused(Refusal::Short(vec![(0, 1)]));
-        assert_eq!(taken.unwrap(), [short, Taken::Refused(Refusal::Unknown(vec![1]))]);
+        assert_eq!(taken.unwrap(), [short, Taken::Refused(Refusal::Unknown(vec![1]))].map(Ok));
+    }
+
+    #[tokio::test]
+    async fn what_somebody_keeps_waiting_for_too_long_fails_and_nothing_else() {
+        let Some(database) = database().await else { return };
+        let settings = DatabaseSettings { database_statement: Duration::from_secs(1), ..patient() };
+        let store = PostgresStore::open(&database, &settings).await.unwrap();
+        let (lamp, desk) = (add_lamp(&store, 9).await, add_lamp(&store, 9).await);
+        let [on_lamp, on_both, on_desk] = [&[lamp][..], &[lamp, desk], &[desk]].map(|wanted| {
+            let wanted: Vec<_> = wanted.iter().map(|id| (*id, 1)).collect();
+            LinesFor { order_id: OrderId(Uuid::now_v7()), lines: lines(&wanted) }
+        });
+        let of = |takes: [&LinesFor; 3]| takes.map(LinesFor::clone);
+        let stock = async |id| store.by_id(Id::new(id).unwrap()).await.unwrap().unwrap().public.stock;
+        let mut connection = PgConnection::connect_with(&database).await.unwrap();
+        let mut somebody = connection.begin().await.unwrap();
+        sqlx::query("select id from products where id = $1 for update")
+            .bind(lamp)
+            .execute(&mut *somebody)
+            .await
+            .unwrap();
+        let taken = store.take_each(&of([&on_lamp, &on_desk, &on_both])).await.unwrap();
+        assert!(matches!(&taken[..], [Err(_), Ok(Taken::Now(_)), Err(_)]), "{taken:?}");
+        somebody.rollback().await.unwrap();
+        assert_eq!((stock(lamp).await, stock(desk).await), (9, 8));
+
+        store.take(on_lamp.order_id, &on_lamp.lines).await.unwrap();
+        let mut somebody = connection.begin().await.unwrap();
+        sqlx::query("select id from products where id = $1 for update")
+            .bind(lamp)
+            .execute(&mut *somebody)
+            .await
+            .unwrap();
+        store.release_each(&[on_lamp.order_id, on_desk.order_id]).await.expect_err("one is not released");
+        assert_eq!(stock(desk).await, 9);
+        somebody.rollback().await.unwrap();
+        store.release_each(&[on_lamp.order_id, on_desk.order_id]).await.unwrap();
+        assert_eq!((stock(lamp).await, stock(desk).await), (9, 9), "each once");
     }
 
     /// By a replica of the last release that is replaced in a moment.

@@ -82,7 +82,7 @@ impl ProductStore for ShakyStore {
         self.up()?.remove(id, version).await
     }
 
-    async fn take_each(&self, takes: &[LinesFor]) -> Result<Vec<Taken>, StoreError> {
+    async fn take_each(&self, takes: &[LinesFor]) -> Result<Vec<Result<Taken, StoreError>>, StoreError> {
         self.up()?.take_each(takes).await
     }
 

@@ -208,6 +208,25 @@ async fn who_shares_a_statement_with_what_the_database_refuses_is_not_refused() 
     assert_eq!(refused, [false, false, false, false, true, false, false, false, false]);
 }
 
+#[tokio::test]
+async fn what_somebody_keeps_waiting_for_too_long_fails_and_nothing_else() {
+    let Some(database) = database().await else { return };
+    let settings = DatabaseSettings { database_statement: Duration::from_secs(1), ..defaults() };
+    let store = PostgresStore::open(&database, &settings).await.unwrap();
+    let intents = intents(0..9);
+    assert!(begin_all(&store, &intents).await.iter().all(|begun| *begun == Ok(Begun::Placing)));
+    let mut connection = database.connect().await.unwrap();
+    let mut somebody = connection.begin().await.unwrap();
+    query("select id from orders where id = $1 for update")
+        .bind(intents[4].id.0)
+        .execute(&mut *somebody)
+        .await
+        .unwrap();
+    let settle = intents.iter().map(|intent| store.settle(intent.id, Vec::new(), Money::default()));
+    let failed: Vec<_> = join_all(settle).await.iter().map(Result::is_err).collect();
+    assert_eq!(failed, [false, false, false, false, true, false, false, false, false]);
+}
+
 /// Each replica begins with other keys. A deadlock would be resolved by another try and seen by nobody but the database.
 #[tokio::test(flavor = "multi_thread")]
 async fn replicas_that_begin_with_the_same_keys_do_not_wait_for_each_other() {

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use chassis::batch::{Asked, Batcher, Limits, Unanswered};
-use chassis::postgres::{Pool, is_of_the_data};
+use chassis::postgres::{Pool, is_of_a_row};
+use futures_util::future::join_all;
 use shared::OrderId;
 use sqlx::postgres::PgRow;
 use sqlx::{Error, Row};
@@ -60,12 +61,13 @@ impl<A, T> Kind<A, T> {
         // All lock the rows of orders by ascending id, so that nobody waits for somebody who waits for him.
         batch.sort_unstable_by_key(|asked| (self.id)(&asked.ask));
         let made = self.try_make(pool, &batch).await;
-        if batch.len() > 1 && made.as_ref().is_err_and(is_of_the_data) {
-            // It takes offence at one of them, for which the others are not to blame.
-            for asked in batch {
+        if batch.len() > 1 && made.as_ref().is_err_and(is_of_a_row) {
+            // For that one of them the others are not to blame.
+            join_all(batch.into_iter().map(async |asked| {
                 let made = self.try_make(pool, std::slice::from_ref(&asked)).await;
                 self.answer(vec![asked], made);
-            }
+            }))
+            .await;
         } else {
             self.answer(batch, made);
         }
