@@ -241,7 +241,7 @@ impl<A: Send + 'static, R: Send + 'static> Parts<A, R> {
     async fn wait_for_company(&self) {
         const PATIENCE: Duration = Duration::from_millis(300);
         let alone = async {
-            while self.queue().waiting.len() < 2 {
+            while self.queue().waiting.len() == 1 {
                 time::sleep(PATIENCE / 100).await;
             }
         };

@@ -29,6 +29,10 @@ const SEEDS: u64 = 5;
 const SYSTEMS: usize = 8;
 /// Between two tries of a client.
 const PAUSE: Duration = Duration::from_millis(20);
+/// Seconds that an order has.
+const ORDER_TIMEOUT: &str = "0.5";
+/// How order-service asks its peers for two orders in one call: each step waits for another order, for up to 0.3 s.
+const TOGETHER: &str = "wait for company";
 /// SIGABRT, as Linux and everybody else numbers it.
 const ABORTED: Option<i32> = Some(6);
 /// There is neither such a user nor such a product.
@@ -130,7 +134,7 @@ fn every_crash_point_has_its_story() {
 async fn run(next: impl Fn() -> Option<Case>) -> Result<(), String> {
     let prepare = |launch: Launch| {
         let launch = launch.sabotaged().env("RUST_LOG", "off");
-        launch.env("ORDER_TIMEOUT_SECONDS", 0.5).env("RECONCILE_SECONDS", 0.1)
+        launch.env("ORDER_TIMEOUT_SECONDS", ORDER_TIMEOUT).env("RECONCILE_SECONDS", 0.1)
     };
     let Some(mut durable) = Durable::start(seed(), prepare).await else { return Ok(()) };
     durable.system.users.post("/users", json!({"name": "Eve"})).await.expect(201);
@@ -220,6 +224,10 @@ impl Case {
             ensure(both.await, || "two intents were not seen at once".to_owned())?;
         }
         durable.system.orders.kill().await;
+        // A minute later, so that both can be claimed in the same moment.
+        let later = "update orders set created_at = created_at - interval '1 minute', claimed_until = '-infinity'";
+        let mut orders = durable.database(ORDERS).await.map_err(|error| error.to_string())?;
+        sqlx::query(later).execute(&mut orders).await.map_err(|error| error.to_string())?;
         heal(&durable.links);
         self.start_armed(&mut durable.system, manner).await;
         Ok(waiting.unwrap_or_else(|| wish.clients(&durable.system)))
@@ -245,25 +253,26 @@ impl Case {
 
     async fn start_armed(&self, system: &mut System, manner: &str) {
         let crash_at = ("CRASH_AT", &*self.crash_at());
+        // Who waits for company, and has none, needs this long for each step.
+        let timeout = ("ORDER_TIMEOUT_SECONDS", if manner == TOGETHER { "2" } else { ORDER_TIMEOUT });
         // Beside the one that the tests are to see, if there is one.
         let manner = env::var("MISTAKE").map_or_else(|_| manner.to_owned(), |mistake| format!("{mistake},{manner}"));
         if self.service == PRODUCTS {
             system.products.kill().await;
             system.products.restart_with(&[crash_at]).await;
-            system.orders.restart_with(&[("MISTAKE", &manner)]).await;
+            system.orders.restart_with(&[("MISTAKE", &manner), timeout]).await;
         } else {
-            system.orders.restart_with(&[crash_at, ("MISTAKE", &manner)]).await;
+            system.orders.restart_with(&[crash_at, ("MISTAKE", &manner), timeout]).await;
         }
     }
 
     /// How order-service asks its peers, so that somebody comes by the crash point: for each order alone, for two in one call,
     /// or as it happens.
     fn manner(&self, dice: &mut StdRng) -> &'static str {
-        let (alone, together) = ("one by one", "wait for company");
         match self.service {
-            PRODUCTS if self.point.contains("each") => together,
-            PRODUCTS => alone,
-            _ => ["", together][dice.random_range(0..2)],
+            PRODUCTS if self.point.contains("each") => TOGETHER,
+            PRODUCTS => "one by one",
+            _ => ["", TOGETHER][dice.random_range(0..2)],
         }
     }
 
