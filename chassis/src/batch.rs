@@ -454,19 +454,33 @@ mod tests {
         assert_eq!(calls.recv().await.unwrap().asks(), [8]);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn what_is_asked_alone_ends_with_its_caller_and_its_slot_is_free_again() {
-        let (batcher, mut calls) = by_hand(LIMITS);
+    /// Has each slot taken by a lone ask whose caller then goes.
+    async fn leave(batcher: &Batcher<u32, u32>, calls: &mut UnboundedReceiver<Call>, meanwhile: impl FnOnce()) {
         let mut leaving = Vec::new();
         for n in 0..SLOTS as u32 {
-            leaving.push((ask(&batcher, n), calls.recv().await.unwrap()));
+            leaving.push((ask(batcher, n), calls.recv().await.unwrap()));
         }
-        ask(&batcher, 7);
+        meanwhile();
         settle().await;
         for (asked, mut call) in leaving {
             asked.abort();
-            call.end.closed().await;
+            time::timeout(LONG, call.end.closed()).await.expect("the call ends");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_asked_alone_ends_with_its_caller_and_its_slot_is_free_again() {
+        let (batcher, mut calls) = by_hand(LIMITS);
+        leave(&batcher, &mut calls, || {}).await;
+        let began = time::Instant::now();
+        all_slots(&batcher, &mut calls).await;
+        assert_eq!(began.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_behind_callers_that_have_gone_is_asked_for_all_the_same() {
+        let (batcher, mut calls) = by_hand(LIMITS);
+        leave(&batcher, &mut calls, || drop(ask(&batcher, 7))).await;
         assert_eq!(time::timeout(2 * LONG, calls.recv()).await.expect("a slot").unwrap().asks(), [7]);
     }
 
@@ -474,7 +488,9 @@ mod tests {
     async fn nobody_waits_for_the_calls_of_others_beyond_their_patience() {
         let (batcher, mut calls) = by_hand(LIMITS);
         let _taken = all_slots(&batcher, &mut calls).await;
+        let began = time::Instant::now();
         assert_eq!(batcher.ask(7, Some(LONG / 2)).await, Err(Unanswered::TooLate));
+        assert!(began.elapsed() < LONG);
     }
 
     #[tokio::test(start_paused = true)]

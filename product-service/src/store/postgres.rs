@@ -299,7 +299,7 @@ mod tests {
 
     use chassis::testing::postgres::{behind_a_bad_wire, database};
     use shared::products::Line;
-    use sqlx::{Connection, PgConnection};
+    use sqlx::{Connection, PgConnection, Postgres, Transaction};
 
     use super::*;
     use crate::reservation::Lines;
@@ -398,6 +398,14 @@ mod tests {
         assert_eq!(taken.unwrap(), [short, Taken::Refused(Refusal::Unknown(vec![1]))].map(Ok));
     }
 
+    /// Somebody who holds the row of this product.
+    async fn hold(connection: &mut PgConnection, product: i64) -> Transaction<'_, Postgres> {
+        let mut somebody = connection.begin().await.unwrap();
+        let hold = sqlx::query("select id from products where id = $1 for update").bind(product);
+        hold.execute(&mut *somebody).await.unwrap();
+        somebody
+    }
+
     #[tokio::test]
     async fn what_somebody_keeps_waiting_for_too_long_fails_and_nothing_else() {
         let Some(database) = database().await else { return };
@@ -411,24 +419,14 @@ mod tests {
         let of = |takes: [&LinesFor; 3]| takes.map(LinesFor::clone);
         let stock = async |id| store.by_id(Id::new(id).unwrap()).await.unwrap().unwrap().public.stock;
         let mut connection = PgConnection::connect_with(&database).await.unwrap();
-        let mut somebody = connection.begin().await.unwrap();
-        sqlx::query("select id from products where id = $1 for update")
-            .bind(lamp)
-            .execute(&mut *somebody)
-            .await
-            .unwrap();
+        let somebody = hold(&mut connection, lamp).await;
         let taken = store.take_each(&of([&on_lamp, &on_desk, &on_both])).await.unwrap();
         assert!(matches!(&taken[..], [Err(_), Ok(Taken::Now(_)), Err(_)]), "{taken:?}");
         somebody.rollback().await.unwrap();
         assert_eq!((stock(lamp).await, stock(desk).await), (9, 8));
 
         store.take(on_lamp.order_id, &on_lamp.lines).await.unwrap();
-        let mut somebody = connection.begin().await.unwrap();
-        sqlx::query("select id from products where id = $1 for update")
-            .bind(lamp)
-            .execute(&mut *somebody)
-            .await
-            .unwrap();
+        let somebody = hold(&mut connection, lamp).await;
         store.release_each(&[on_lamp.order_id, on_desk.order_id]).await.expect_err("one is not released");
         assert_eq!(stock(desk).await, 9);
         somebody.rollback().await.unwrap();
