@@ -15,6 +15,7 @@ chassis::store_contract! {
     the_longest_names_are_kept
     a_refused_insert_changes_nothing
     rows_are_found_by_id_and_by_name
+    among_many_each_is_found_by_its_name
     pages_join_to_the_whole_list
     a_change_is_made_only_to_the_version_seen
     a_change_frees_the_names_it_gives_up
@@ -122,6 +123,19 @@ async fn rows_are_found_by_id_and_by_name(store: &Store) {
     }
     let found = store.by_ids(&[bob_id, nobody, ada_id, bob_id]).await.unwrap();
     assert_eq!(found.iter().map(|user| user.id).collect::<Vec<_>>(), [ada_id, bob_id]);
+}
+
+async fn among_many_each_is_found_by_its_name(store: &Store) {
+    let names: Vec<String> = (0..200).map(|n| format!("user{n}")).collect();
+    for name in &names {
+        add(store, account(name, &format!("{name}@example.com"))).await;
+    }
+    for (name, id) in names.iter().zip(all(store).await) {
+        assert!(store.by_username(name).await.unwrap().is_some_and(|user| user.id == id), "{name}");
+        let twice = Draft { email: Some(format!("{name}@example.com")), ..draft("another") };
+        let refused = store.insert(twice, Timestamp::UNIX_EPOCH).await.err();
+        assert_eq!(refused, Some(StoreError::EmailTaken), "{name}");
+    }
 }
 
 async fn pages_join_to_the_whole_list(store: &Store) {

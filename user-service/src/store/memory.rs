@@ -30,12 +30,26 @@ struct Tables {
     last_id: u32,
 }
 
-/// Who has which name, where no two may have the same. Only the numbers of their rows are kept: the names are in the rows.
+/// Who has which name, where no two may have the same. The names themselves are in the rows.
 struct Names {
-    numbers: HashTable<u32>,
+    owners: HashTable<Owner>,
     hasher: RandomState,
     /// The name of a user, folded, if it has one.
     of: fn(&Kept) -> Option<Cow<'_, str>>,
+}
+
+/// Who has a name, and its hash: when the table grows, to read and hash the names of half a million rows again would keep
+/// everybody waiting for a third of a second.
+struct Owner {
+    number: u32,
+    hash: u32,
+}
+
+impl Owner {
+    /// As the table wants it: both ends of it are looked at.
+    fn spread(hash: u32) -> u64 {
+        u64::from(hash) << 32 | u64::from(hash)
+    }
 }
 
 impl MemoryStore {
@@ -91,26 +105,29 @@ impl Tables {
 
 impl Names {
     fn by(of: fn(&Kept) -> Option<Cow<'_, str>>) -> Self {
-        Self { numbers: HashTable::new(), hasher: RandomState::new(), of }
+        Self { owners: HashTable::new(), hasher: RandomState::new(), of }
+    }
+
+    fn hash(&self, name: &str) -> u32 {
+        self.hasher.hash_one(name) as u32
     }
 
     /// Who has this name.
     fn owner(&self, users: &Table<Kept>, name: Option<Cow<'_, str>>) -> Option<u32> {
-        let is = |number: &u32| users.get((*number).into()).and_then(self.of) == name;
-        self.numbers.find(self.hasher.hash_one(name.as_ref()?), is).copied()
+        let hash = self.hash(name.as_ref()?);
+        let is = |owner: &Owner| owner.hash == hash && users.get(owner.number.into()).and_then(self.of) == name;
+        self.owners.find(Owner::spread(hash), is).map(|owner| owner.number)
     }
 
     fn add(&mut self, users: &Table<Kept>, number: u32) {
-        let hash = |name| self.hasher.hash_one(name);
-        let name = |number: &u32| users.get((*number).into()).and_then(self.of);
-        if let Some(added) = name(&number) {
-            self.numbers.insert_unique(hash(added), number, |number| hash(name(number).unwrap_or_default()));
-        }
+        let Some(name) = users.get(number.into()).and_then(self.of) else { return };
+        let hash = self.hash(&name);
+        self.owners.insert_unique(Owner::spread(hash), Owner { number, hash }, |owner| Owner::spread(owner.hash));
     }
 
     fn remove(&mut self, users: &Table<Kept>, number: u32) {
         let Some(name) = users.get(number.into()).and_then(self.of) else { return };
-        if let Ok(entry) = self.numbers.find_entry(self.hasher.hash_one(name), |other| *other == number) {
+        if let Ok(entry) = self.owners.find_entry(Owner::spread(self.hash(&name)), |owner| owner.number == number) {
             entry.remove();
         }
     }
