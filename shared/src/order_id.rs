@@ -1,16 +1,18 @@
 //! The id of an order, and of the reservation that holds its stock.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 /// A UUID; order-service makes version 7, so that later orders sort behind earlier ones. It is read and written in the
 /// hyphenated form only, which `Display` has in lower case.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, ToSchema)]
+#[serde(transparent)]
 #[schema(value_type = String, format = Uuid, example = "019a2b3c-4d5e-7f60-8a9b-0c1d2e3f4a5b")]
 pub struct OrderId(pub Uuid);
 
@@ -38,16 +40,34 @@ impl FromStr for OrderId {
     }
 }
 
-impl TryFrom<String> for OrderId {
-    type Error = &'static str;
+impl<'de> Deserialize<'de> for OrderId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Text<'a>(#[serde(borrow)] Cow<'a, str>); // borrowed unless it has escapes in it
 
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
+        let Text(text) = Text::deserialize(deserializer)?;
+        text.parse().map_err(D::Error::custom)
     }
 }
 
-impl From<OrderId> for String {
-    fn from(id: OrderId) -> Self {
-        id.to_string()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_read_in_its_one_form_however_json_writes_it() {
+        let id: OrderId = "01a2003e-e714-710e-a057-b9de0b11d83b".parse().unwrap();
+        let written = serde_json::to_string(&id).unwrap();
+        assert_eq!(written, format!("\"{id}\""));
+        for json in
+            [&*written, "\"01A2003E-E714-710E-A057-B9DE0B11D83B\"", r#""\u00301a2003e-e714-710e-a057-b9de0b11d83b""#]
+        {
+            assert_eq!(serde_json::from_str::<OrderId>(json).ok(), Some(id), "{json}");
+        }
+        for bad in
+            ["7", "null", "\"\"", "\"01a2003ee714710ea057b9de0b11d83b\"", "\"{01a2003e-e714-710e-a057-b9de0b11d83b}\""]
+        {
+            assert!(serde_json::from_str::<OrderId>(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use bytes::{Bytes, BytesMut};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
 use tokio::sync::Semaphore;
 use tokio::time;
 use tracing::Instrument;
@@ -339,7 +339,8 @@ impl Peer {
 impl Answer {
     /// The body as a JSON `T`.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
-        serde_json::from_slice(&self.body)
+        let text = str::from_utf8(&self.body).map_err(serde_json::Error::custom)?; // looked at once, and not string by string
+        serde_json::from_str(text)
     }
 
     /// The problem in the body, if it is one.
