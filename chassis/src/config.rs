@@ -123,7 +123,7 @@ pub struct DatabaseSettings {
     #[arg(long, env, hide_env_values = true)]
     pub database_url: Option<DatabaseUrl>,
 
-    /// Connections to the database, besides one by which /readyz asks for it
+    /// Connections to the database, besides one by which /readyz asks for it and one for steps that rows are kept from
     #[arg(long, env, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub database_connections: u32,
 

@@ -40,6 +40,10 @@ const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(5);
 const UNUSED: Duration = Duration::from_secs(1);
 /// When the database has been silent for so much longer than the limit that it keeps itself, it is not there to keep it.
 const SILENT: Duration = Duration::from_millis(250);
+/// How much of the limit for a statement it may wait for one row, so that it has time to wait for a second one.
+const OF_THE_LIMIT: f64 = 0.4;
+/// How long to wait for a row that somebody has held for long: while a step of ours may have it, and not longer.
+const SHORTLY: Duration = Duration::from_millis(10);
 /// How often a step that is safe to repeat is tried, the first included.
 const MAX_TRIES: u32 = 4;
 /// The first wait between two tries is up to this long, each further one up to twice as long as the last.
@@ -67,9 +71,10 @@ pub async fn open(
     let limit = |time: Duration| time.as_millis().max(1).to_string(); // 0 would be none
     let options = options.options([
         ("statement_timeout", limit(settings.database_statement)),
-        ("lock_timeout", limit(settings.database_statement.mul_f64(0.9))), // which says why
+        ("lock_timeout", limit(settings.database_statement.mul_f64(OF_THE_LIMIT))), // which says why
         ("idle_in_transaction_session_timeout", limit(IDLE_IN_TRANSACTION)),
     ]);
+    let hurried = options.clone().options([("lock_timeout", limit(SHORTLY))]);
     let doubted = Arc::new(Mutex::new(Instant::now()));
     let last_doubt = Arc::clone(&doubted);
     let connections = PgPoolOptions::new()
@@ -92,9 +97,11 @@ pub async fn open(
             })
         });
     let statement = settings.database_statement + SILENT;
+    let hurried = connections.clone().max_connections(1).connect_lazy_with(hurried);
     let connections = connections.connect_lazy_with(options);
     metrics::register_collector(Use(connections.clone()));
-    Ok(Pool { connections, lookout: Arc::default(), statement, step: settings.database_acquire + statement, doubted })
+    let step = settings.database_acquire + statement;
+    Ok(Pool { connections, hurried, lookout: Arc::default(), statement, step, doubted })
 }
 
 /// On a connection without the limits that [`open`] sets: it may have to wait for another replica to be done.
@@ -132,6 +139,8 @@ async fn connect(options: &PgConnectOptions) -> Result<PgConnection, String> {
 #[derive(Clone, Debug)]
 pub struct Pool {
     connections: PgPool,
+    /// The one of [`Pool::hurried`], if it was ever needed.
+    hurried: PgPool,
     /// The connection of [`Pool::ping`], if it has one.
     lookout: Arc<tokio::sync::Mutex<Option<PgConnection>>>,
     /// The longest that a statement takes, and a connection to come back.
@@ -194,6 +203,13 @@ impl Pool {
         done
     }
 
+    /// The same database by one connection apart, on which nobody waits for a row that somebody has held for long. For steps
+    /// that failed together and are tried one after the other, to see which of them need it: the others have better to do than
+    /// to wait for that.
+    pub fn hurried(&self) -> Self {
+        Self { connections: self.hurried.clone(), ..self.clone() }
+    }
+
     /// Whether the database answers. It is asked on a connection apart: that all others are busy is no sign of an outage.
     ///
     /// # Errors
@@ -215,6 +231,7 @@ impl Pool {
     /// Closes all connections, once nobody uses them.
     pub async fn close(&self) {
         self.connections.close().await;
+        self.hurried.close().await;
     }
 
     async fn acquire(&self) -> Result<Borrowed, Error> {

@@ -60,8 +60,8 @@ pub trait ProductStore: Send + Sync {
         taken.pop().unwrap_or_else(|| Err(StoreError("it does not say what came of a take".to_owned())))
     }
 
-    /// The same for several orders, each on its own and as if one came after the other: all in one step. What came of each,
-    /// in the order asked; an error for those that somebody else kept waiting for too long.
+    /// The same for several orders, each on its own and as if one came after the other: all in one step, unless somebody else
+    /// keeps one of them waiting for too long. What came of each, in the order asked; an error for those that were kept waiting.
     async fn take_each(&self, takes: &[LinesFor]) -> Result<Vec<Result<Taken, StoreError>>, StoreError>;
 
     /// Releases a reservation for ever: what it holds goes back to the products that still exist, once; and no take
@@ -70,8 +70,8 @@ pub trait ProductStore: Send + Sync {
         self.release_each(&[order_id]).await
     }
 
-    /// The same for several reservations, in one step. If that fails since somebody else keeps one of them waiting for too
-    /// long, the others are released all the same.
+    /// The same for several reservations, in one step. If somebody else keeps one of them waiting for too long, the others are
+    /// released all the same, and it fails.
     async fn release_each(&self, order_ids: &[OrderId]) -> Result<(), StoreError>;
 
     /// The reservation of this order; `None` if there was neither a take nor a release.

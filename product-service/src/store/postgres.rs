@@ -11,7 +11,6 @@ use chassis::config::DatabaseSettings;
 use chassis::mistake;
 use chassis::page::{Page, Rows};
 use chassis::postgres::{self, Pool, is_of_a_row};
-use futures_util::future::join_all;
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
 use serde::de::Error as _;
@@ -261,10 +260,14 @@ impl ProductStore for PostgresStore {
     async fn take_each(&self, takes: &[LinesFor]) -> Result<Vec<Result<Taken, StoreError>>, StoreError> {
         match self.take_together(takes).await {
             Ok(taken) => Ok(taken.into_iter().map(Ok).collect()),
-            // For that one of them the others are not to blame.
+            // For that one of them the others are not to blame. One after the other: one that waits for the row has others.
             Err(error) if takes.len() > 1 && is_of_a_row(&error) => {
-                let alone = takes.iter().map(|take| self.take(take.order_id, &take.lines));
-                Ok(join_all(alone).await)
+                let alone = Self { pool: self.pool.hurried() };
+                let mut taken = Vec::with_capacity(takes.len());
+                for take in takes {
+                    taken.push(alone.take(take.order_id, &take.lines).await);
+                }
+                Ok(taken)
             }
             Err(error) => Err(error.into()),
         }
@@ -273,8 +276,12 @@ impl ProductStore for PostgresStore {
     async fn release_each(&self, order_ids: &[OrderId]) -> Result<(), StoreError> {
         match self.release_together(order_ids).await {
             Err(error) if order_ids.len() > 1 && is_of_a_row(&error) => {
-                let alone = order_ids.iter().map(|order_id| self.release(*order_id));
-                join_all(alone).await.into_iter().collect()
+                let alone = Self { pool: self.pool.hurried() };
+                let mut released = Ok(());
+                for order_id in order_ids {
+                    released = alone.release(*order_id).await.and(released);
+                }
+                released
             }
             released => Ok(released?),
         }
@@ -298,6 +305,7 @@ mod tests {
     use std::time::Duration;
 
     use chassis::testing::postgres::{behind_a_bad_wire, database};
+    use futures_util::future::join_all;
     use shared::products::Line;
     use sqlx::{Connection, PgConnection, Postgres, Transaction};
 
@@ -409,26 +417,31 @@ mod tests {
     #[tokio::test]
     async fn what_somebody_keeps_waiting_for_too_long_fails_and_nothing_else() {
         let Some(database) = database().await else { return };
-        let settings = DatabaseSettings { database_statement: Duration::from_secs(1), ..patient() };
+        let settings = DatabaseSettings { database_connections: 2, ..chassis::config::defaults() };
         let store = PostgresStore::open(&database, &settings).await.unwrap();
         let (lamp, desk) = (add_lamp(&store, 9).await, add_lamp(&store, 9).await);
         let [on_lamp, on_both, on_desk] = [&[lamp][..], &[lamp, desk], &[desk]].map(|wanted| {
             let wanted: Vec<_> = wanted.iter().map(|id| (*id, 1)).collect();
             LinesFor { order_id: OrderId(Uuid::now_v7()), lines: lines(&wanted) }
         });
-        let of = |takes: [&LinesFor; 3]| takes.map(LinesFor::clone);
         let stock = async |id| store.by_id(Id::new(id).unwrap()).await.unwrap().unwrap().public.stock;
         let mut connection = PgConnection::connect_with(&database).await.unwrap();
-        let somebody = hold(&mut connection, lamp).await;
-        let taken = store.take_each(&of([&on_lamp, &on_desk, &on_both])).await.unwrap();
-        assert!(matches!(&taken[..], [Err(_), Ok(Taken::Now(_)), Err(_)]), "{taken:?}");
+        let somebody = hold(&mut connection, desk).await;
+        // More that wait than there are connections, and one that has what another wants while it waits for the desk.
+        let mut takes: Vec<_> =
+            (0..20).map(|_| LinesFor { order_id: OrderId(Uuid::now_v7()), ..on_both.clone() }).collect();
+        takes.extend([&on_lamp, &on_desk].map(LinesFor::clone));
+        let mut taken = store.take_each(&takes).await.unwrap();
+        let innocent = taken.remove(20);
+        assert!(matches!(innocent, Ok(Taken::Now(_))), "{innocent:?}");
+        assert!(taken.iter().all(Result::is_err), "{taken:?}");
         somebody.rollback().await.unwrap();
-        assert_eq!((stock(lamp).await, stock(desk).await), (9, 8));
+        assert_eq!((stock(lamp).await, stock(desk).await), (8, 9));
 
-        store.take(on_lamp.order_id, &on_lamp.lines).await.unwrap();
-        let somebody = hold(&mut connection, lamp).await;
-        store.release_each(&[on_lamp.order_id, on_desk.order_id]).await.expect_err("one is not released");
-        assert_eq!(stock(desk).await, 9);
+        store.take(on_desk.order_id, &on_desk.lines).await.unwrap();
+        let somebody = hold(&mut connection, desk).await;
+        store.release_each(&[on_desk.order_id, on_lamp.order_id]).await.expect_err("one is not released");
+        assert_eq!(stock(lamp).await, 9);
         somebody.rollback().await.unwrap();
         store.release_each(&[on_lamp.order_id, on_desk.order_id]).await.unwrap();
         assert_eq!((stock(lamp).await, stock(desk).await), (9, 9), "each once");

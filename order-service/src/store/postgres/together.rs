@@ -1,11 +1,11 @@
 //! Steps of one kind that several orders make at the same time: one statement for all, and so one commit.
 
 use std::collections::HashMap;
+use std::slice;
 use std::sync::Arc;
 
 use chassis::batch::{Asked, Batcher, Limits, Unanswered};
 use chassis::postgres::{Pool, is_of_a_row};
-use futures_util::future::join_all;
 use shared::OrderId;
 use sqlx::postgres::PgRow;
 use sqlx::{Error, Row};
@@ -63,11 +63,11 @@ impl<A, T> Kind<A, T> {
         let made = self.try_make(pool, &batch).await;
         if batch.len() > 1 && made.as_ref().is_err_and(is_of_a_row) {
             // For that one of them the others are not to blame.
-            join_all(batch.into_iter().map(async |asked| {
-                let made = self.try_make(pool, std::slice::from_ref(&asked)).await;
+            let pool = pool.hurried();
+            for asked in batch {
+                let made = self.try_make(&pool, slice::from_ref(&asked)).await;
                 self.answer(vec![asked], made);
-            }))
-            .await;
+            }
         } else {
             self.answer(batch, made);
         }
