@@ -126,7 +126,7 @@ impl<A: Send + 'static, R: Send + 'static> Batcher<A, R> {
     /// caller's alone has whatever limit `send` gives it.
     pub async fn ask(&self, ask: A, patience: Option<Duration>) -> Result<R, Unanswered> {
         let parts = &self.0;
-        let place = Arc::clone(&parts.room).try_acquire_owned().map_err(|_| Unanswered::NoRoom)?;
+        let place = parts.place().ok_or(Unanswered::NoRoom)?;
         let (reply, answer) = oneshot::channel();
         parts.asks.inc();
         match parts.enqueue(Asked { ask, number: 0, reply, span: Span::current(), _place: place }) {
@@ -287,6 +287,15 @@ impl<A: Send + 'static, R: Send + 'static> Parts<A, R> {
 }
 
 impl<A, R> Parts<A, R> {
+    fn place(&self) -> Option<OwnedSemaphorePermit> {
+        let try_acquire = || Arc::clone(&self.room).try_acquire_owned().ok();
+        try_acquire().or_else(|| {
+            // Whoever went before anybody asked for them has kept a place until now.
+            self.queue().waiting.retain(|asked| !asked.reply.is_closed());
+            try_acquire()
+        })
+    }
+
     /// Nothing that is done under the lock can panic half-way.
     fn queue(&self) -> MutexGuard<'_, Queue<A, R>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
@@ -505,6 +514,14 @@ mod tests {
         }
         ask(&batcher, 4);
         assert_eq!(calls.recv().await.unwrap().asks(), [4]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_goes_before_being_asked_for_leaves_the_room() {
+        let (batcher, mut calls) = by_hand(Limits { room: 1, ..LIMITS });
+        assert_eq!(batcher.ask(1, None).now_or_never(), None, "it has not gone out yet");
+        ask(&batcher, 2);
+        assert_eq!(time::timeout(LONG, calls.recv()).await.expect("a call").unwrap().asks(), [2]);
     }
 
     #[tokio::test]
