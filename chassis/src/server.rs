@@ -93,8 +93,7 @@ async fn accept(listener: &TcpListener, app: &App, connections: &Connections) ->
     http.timer(TokioTimer::new())
         .header_read_timeout(settings.header_timeout) // and the limit for an idle connection
         // Twice the limit, so that a header over it can be told so; hyper itself would only hang up.
-        .max_buf_size((2 * settings.max_header_bytes as usize).max(MIN_BUFFER))
-        .writev(false); // to copy a small answer behind its head costs less than to have the kernel gather the two
+        .max_buf_size((2 * settings.max_header_bytes as usize).max(MIN_BUFFER));
     let service = TowerToHyperService::new(layers::stack(Arc::clone(&app.edge)));
     loop {
         // A place first: what cannot be served waits in the kernel's queue, at no cost to us.
