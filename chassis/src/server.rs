@@ -52,6 +52,10 @@ pub async fn serve(listener: TcpListener, app: &App, stop: impl Future<Output = 
         let stop = stop.await;
         app.edge.draining.begin();
         if stop == Stop::Gracefully {
+            tracing::info!(
+                seconds = settings.drain.as_secs_f64(),
+                "asked to end: not ready any more, and serving on for now"
+            );
             time::sleep(settings.drain).await;
         }
         stop

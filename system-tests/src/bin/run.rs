@@ -78,7 +78,7 @@ fn greet(system: &System) {
          curl -s {products}/products\n  \
          curl -s {orders}/orders -H 'content-type: application/json' \\\n    \
          -d '{{\"userId\":1,\"products\":[{{\"productId\":1,\"quantity\":1}}]}}'\n",
-        paint("All three are ready; Ctrl-C stops them.", Colour::Green)
+        paint("All three are ready; Ctrl-C, or the end of one, stops them.", Colour::Green)
     ));
 }
 
