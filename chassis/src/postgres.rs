@@ -279,6 +279,17 @@ struct Borrowed {
     limit: Duration,
 }
 
+impl Borrowed {
+    /// What became of a statement, told when a failed one has let go of its rows: PostgreSQL says first that it fails. Who tries
+    /// again at once, on another connection, would meet with his own.
+    async fn settled<T>(&mut self, outcome: Result<T, Error>) -> Result<T, Error> {
+        if let Err(Error::Database(_)) = outcome {
+            let _ = time::timeout(self.limit, self.connection.ping()).await; // it answers when it is done
+        }
+        outcome
+    }
+}
+
 impl Drop for Borrowed {
     fn drop(&mut self) {
         tokio::spawn(time::timeout(self.limit, self.connection.return_to_pool()));
@@ -297,7 +308,8 @@ impl<'p> Executor<'p> for &'p Pool {
     {
         let fetched = async move {
             let mut borrowed = self.acquire().await?;
-            let fetched: Vec<_> = self.in_time(borrowed.connection.fetch_many(query).try_collect()).await?;
+            let fetched = self.in_time(borrowed.connection.fetch_many(query).try_collect()).await;
+            let fetched: Vec<_> = borrowed.settled(fetched).await?;
             Ok(stream::iter(fetched.into_iter().map(Ok)))
         };
         fetched.try_flatten_stream().boxed()
@@ -312,7 +324,8 @@ impl<'p> Executor<'p> for &'p Pool {
     {
         let fetched = async move {
             let mut borrowed = self.acquire().await?;
-            self.in_time(borrowed.connection.fetch_optional(query)).await
+            let fetched = self.in_time(borrowed.connection.fetch_optional(query)).await;
+            borrowed.settled(fetched).await
         };
         fetched.boxed()
     }
@@ -323,7 +336,8 @@ impl<'p> Executor<'p> for &'p Pool {
     {
         let prepared = async move {
             let mut borrowed = self.acquire().await?;
-            self.in_time(borrowed.connection.prepare_with(sql, parameters)).await
+            let prepared = self.in_time(borrowed.connection.prepare_with(sql, parameters)).await;
+            borrowed.settled(prepared).await
         };
         prepared.boxed()
     }
@@ -332,11 +346,12 @@ impl<'p> Executor<'p> for &'p Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::postgres::patient;
 
     #[tokio::test]
     async fn a_statement_has_time_to_wait_for_two_rows_and_a_hurried_one_waits_for_less() {
         let Some(database) = crate::testing::postgres::database().await else { return };
-        let pool = hasty(&database, 1).await;
+        let pool = pool(&database, 1, patient()).await;
         let waits = async |pool: &Pool| -> (bool, bool) {
             let limit = |name| format!("extract(epoch from current_setting('{name}')::interval)");
             let (lock, statement) = (limit("lock_timeout"), limit("statement_timeout"));
@@ -352,7 +367,7 @@ mod tests {
     #[tokio::test]
     async fn replicas_that_start_together_migrate_once() {
         let Some(database) = crate::testing::postgres::database().await else { return };
-        let settings: DatabaseSettings = crate::config::defaults();
+        let settings = patient();
         let open = || open("tiny", &database, &settings, &[THINGS]);
         let (one, two, three) = tokio::join!(open(), open(), open());
         for pool in [one.unwrap(), two.unwrap(), three.unwrap()] {
@@ -363,7 +378,7 @@ mod tests {
     #[tokio::test]
     async fn a_release_that_is_rolled_back_finds_the_database_ahead_and_starts() {
         let Some(database) = crate::testing::postgres::database().await else { return };
-        let settings: DatabaseSettings = crate::config::defaults();
+        let settings = patient();
         let newer = [THINGS, ("a column", "alter table things add name text")];
         for migrations in [&newer[..], &newer[..1]] {
             open("tiny", &database, &settings, migrations).await.unwrap();
@@ -372,11 +387,14 @@ mod tests {
         assert!(open("tiny", &database, &settings, &changed).await.is_err(), "what was released is never changed");
     }
 
-    /// Connections to `database`, so many, on which nothing waits for long.
-    async fn hasty(database: &PgConnectOptions, connections: u32) -> Pool {
-        let mut settings = DatabaseSettings { database_connections: connections, ..crate::config::defaults() };
-        (settings.database_acquire, settings.database_statement) = (Duration::from_millis(300), SILENT);
+    /// So many connections to `database`, and as much time as these settings give.
+    async fn pool(database: &PgConnectOptions, connections: u32, settings: DatabaseSettings) -> Pool {
+        let settings = DatabaseSettings { database_connections: connections, ..settings };
         open("tiny", database, &settings, &[]).await.unwrap()
+    }
+
+    fn hasty() -> DatabaseSettings {
+        DatabaseSettings { database_acquire: SILENT, database_statement: SILENT, ..patient() }
     }
 
     async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
@@ -398,10 +416,10 @@ mod tests {
     async fn a_silent_database_ends_a_step_and_keeps_no_connection() {
         let Some(database) = crate::testing::postgres::database().await else { return };
         let (database, wire) = crate::testing::postgres::behind_a_bad_wire(&database).await;
-        let pool = hasty(&database, 2).await;
+        let pool = pool(&database, 2, hasty()).await;
         until("two connections", async || crowd(&pool, 2).await).await;
         wire.set_silent(true);
-        let silent = time::timeout(Duration::from_secs(5), async { (crowd(&pool, 4).await, pool.ping().await) });
+        let silent = time::timeout(Duration::from_secs(30), async { (crowd(&pool, 4).await, pool.ping().await) });
         let (answered, pinged) = silent.await.expect("the end of each step");
         assert!(!answered && pinged.is_err());
         wire.set_silent(false);
@@ -411,7 +429,7 @@ mod tests {
     #[tokio::test]
     async fn one_dead_connection_is_enough_to_know_of_the_others() {
         let Some(database) = crate::testing::postgres::database().await else { return };
-        let pool = hasty(&database, 10).await;
+        let pool = pool(&database, 10, patient()).await;
         until("ten idle connections", async || {
             crowd(&pool, 10).await;
             until("all to be back", async || pool.connections.num_idle() == pool.connections.size() as usize).await;
@@ -419,19 +437,39 @@ mod tests {
         })
         .await;
         let mut admin = database.connect().await.unwrap();
-        let end = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'tiny'";
+        let end = "select pg_terminate_backend(pid) from pg_stat_activity \
+                   where application_name = 'tiny' and datname = current_database()";
         sqlx::query(end).execute(&mut admin).await.unwrap();
         while !sqlx::query(end).fetch_all(&mut admin).await.unwrap().is_empty() {}
         let _ = sqlx::query("select 1").execute(&pool).await; // fails, unless a second has gone by
         sqlx::query("select 1").execute(&pool).await.expect("a new one");
     }
 
+    /// Who tries the same at once, elsewhere, need not wait for what he had himself. So much is undone here that it takes time.
+    #[tokio::test]
+    async fn a_statement_has_let_go_of_its_rows_when_its_failure_is_told() {
+        let Some(database) = crate::testing::postgres::database().await else { return };
+        let pool = open("tiny", &database, &patient(), &[THINGS]).await.unwrap();
+        sqlx::query("insert into things values (0)").execute(&pool).await.unwrap();
+        let fail = "do $$ begin
+            update things set id = 0;
+            for n in 1..10000 loop
+                begin insert into things values (n); exception when unique_violation then null; end;
+            end loop;
+            raise 'it fails';
+        end $$";
+        for _ in 0..10 {
+            sqlx::query(fail).execute(&pool).await.expect_err("it fails");
+            sqlx::query("select id from things for update nowait").execute(&pool).await.expect("nobody has it");
+        }
+    }
+
     #[tokio::test]
     async fn the_database_is_there_though_all_connections_are_busy() {
         let Some(database) = crate::testing::postgres::database().await else { return };
-        let pool = hasty(&database, 1).await;
+        let pool = pool(&database, 1, patient()).await;
         let _busy = pool.acquire().await.unwrap();
-        assert!(sqlx::query("select 1").execute(&pool).await.is_err());
+        assert!(pool.acquire().now_or_never().is_none(), "all connections are busy");
         pool.ping().await.unwrap();
     }
 }

@@ -19,6 +19,8 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 
+use crate::config::{DatabaseSettings, defaults};
+
 /// How long it may take to answer. Half a second is usual.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
@@ -53,6 +55,12 @@ pub async fn database() -> Option<PgConnectOptions> {
     static SERVER: OnceLock<Option<Server>> = OnceLock::new();
     let server = SERVER.get_or_init(|| Server::start(Durability::ProcessOnly)).as_ref()?;
     Some(server.create_database().await)
+}
+
+/// The settings of a store, with so much time that a busy machine fails no test.
+pub fn patient() -> DatabaseSettings {
+    const MINUTE: Duration = Duration::from_secs(60);
+    DatabaseSettings { database_acquire: MINUTE, database_statement: MINUTE, ..defaults() }
 }
 
 /// Fills the tables of a database by this SQL, which adds the rows from number `many.first` to `many.last` of `many.rows` in

@@ -5,8 +5,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chassis::config::DatabaseSettings;
 use chassis::config::{PeerSettings, Settings, defaults};
+use chassis::testing::postgres::patient;
 use chassis::testing::{Client, Received, Sending};
 pub(crate) use chassis::testing::{expect_bad, next_page};
 use jiff::Timestamp;
@@ -77,8 +77,7 @@ impl World {
 
     /// One over this database, with these time limits.
     pub(crate) async fn over_database(url: &PgConnectOptions, limits: Limits) -> Self {
-        let patient = DatabaseSettings { database_acquire: DEADLINE, database_statement: DEADLINE, ..defaults() };
-        let store = PostgresStore::open(url, &patient).await.expect("an empty database");
+        let store = PostgresStore::open(url, &patient()).await.expect("an empty database");
         Self::over(Arc::new(store), limits).await
     }
 

@@ -1,9 +1,8 @@
 //! The contract of [`ProductStore`], one function a sentence, run against every store.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use chassis::config::defaults;
+use chassis::testing::postgres::patient;
 use futures_util::future::join_all;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -43,12 +42,6 @@ type Store = Arc<dyn ProductStore>;
 
 async fn postgres(database: PgConnectOptions) -> Store {
     Arc::new(PostgresStore::open(&database, &patient()).await.expect("a database"))
-}
-
-/// So much time that a busy machine fails no test.
-pub(super) fn patient() -> DatabaseSettings {
-    const MINUTE: Duration = Duration::from_secs(60);
-    DatabaseSettings { database_acquire: MINUTE, database_statement: MINUTE, ..defaults() }
 }
 
 async fn add(store: &Store, name: &str, stock: i64) -> Id {

@@ -304,14 +304,13 @@ impl ProductStore for PostgresStore {
 mod tests {
     use std::time::Duration;
 
-    use chassis::testing::postgres::{behind_a_bad_wire, database};
+    use chassis::testing::postgres::{behind_a_bad_wire, database, patient};
     use futures_util::future::join_all;
     use shared::products::Line;
     use sqlx::{Connection, PgConnection, Postgres, Transaction};
 
     use super::*;
     use crate::reservation::Lines;
-    use crate::store::contract::patient;
 
     async fn open(database: &PgConnectOptions) -> PostgresStore {
         PostgresStore::open(database, &patient()).await.expect("a database")
@@ -417,7 +416,9 @@ mod tests {
     #[tokio::test]
     async fn what_somebody_keeps_waiting_for_too_long_fails_and_nothing_else() {
         let Some(database) = database().await else { return };
-        let settings = DatabaseSettings { database_connections: 2, ..chassis::config::defaults() };
+        // Two seconds of them for a row.
+        let database_statement = Duration::from_secs(5);
+        let settings = DatabaseSettings { database_connections: 2, database_statement, ..patient() };
         let store = PostgresStore::open(&database, &settings).await.unwrap();
         let (lamp, desk) = (add_lamp(&store, 9).await, add_lamp(&store, 9).await);
         let [on_lamp, on_both, on_desk] = [&[lamp][..], &[lamp, desk], &[desk]].map(|wanted| {

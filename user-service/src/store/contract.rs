@@ -1,5 +1,6 @@
 //! The contract of [`UserStore`], one function a sentence, run against every store.
 
+use chassis::testing::postgres::patient;
 use futures_util::future::join_all;
 use sqlx::postgres::PgConnectOptions;
 
@@ -28,8 +29,7 @@ chassis::store_contract! {
 type Store = Arc<dyn UserStore>;
 
 async fn over(database: PgConnectOptions) -> Store {
-    let store = PostgresStore::open(&database, &chassis::config::defaults()).await;
-    Arc::new(store.expect("a database that is empty"))
+    Arc::new(PostgresStore::open(&database, &patient()).await.expect("a database that is empty"))
 }
 
 fn draft(name: &str) -> Draft {

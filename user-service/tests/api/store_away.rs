@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use chassis::config::defaults;
 use chassis::page::{Page, Rows};
 use chassis::testing::{Client, postgres};
 use jiff::Timestamp;
@@ -104,7 +103,7 @@ async fn allow_connections(database: &PgConnectOptions, allowed: bool) {
 #[tokio::test]
 async fn a_database_that_comes_back_is_used_again() {
     let Some(database) = postgres::database().await else { return };
-    let store = PostgresStore::open(&database, &defaults()).await.unwrap();
+    let store = PostgresStore::open(&database, &postgres::patient()).await.unwrap();
     let client = service_over(Arc::new(store), &settings());
     let ada = add(&client, "Ada").await;
     for _ in 0..3 {
@@ -124,7 +123,7 @@ async fn a_database_that_comes_back_is_used_again() {
 async fn a_change_whose_answer_is_lost_is_made_once() {
     let Some(database) = postgres::database().await else { return };
     let (database, wire) = postgres::behind_a_bad_wire(&database).await;
-    let store = PostgresStore::open(&database, &defaults()).await.unwrap();
+    let store = PostgresStore::open(&database, &postgres::patient()).await.unwrap();
     let client = service_over(Arc::new(store), &settings());
     add(&client, "Ada").await;
     for (method, path) in [("POST", "/users"), ("PATCH", "/users/1"), ("DELETE", "/users/1")] {

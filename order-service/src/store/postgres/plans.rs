@@ -2,9 +2,8 @@
 
 use std::cell::Cell;
 
-use chassis::config::defaults;
 use chassis::extract::Header;
-use chassis::testing::postgres::{database, fill};
+use chassis::testing::postgres::{database, fill, patient};
 use chassis::testing::{Plans, explained};
 use futures_util::future::join_all;
 
@@ -17,8 +16,7 @@ const ROWS: u32 = 1_000_000;
 #[tokio::test]
 async fn no_statement_reads_much_of_a_million_orders() {
     let Some(database) = database().await else { return };
-    let patience = Duration::from_secs(60);
-    let settings = DatabaseSettings { database_connections: 1, database_statement: patience, ..defaults() };
+    let settings = DatabaseSettings { database_connections: 1, ..patient() };
     let store = PostgresStore::open(&explained(&database), &settings).await.unwrap();
     fill(&database, include_str!("../../../tests/many.sql"), ROWS).await;
     let nth = async |n: i64| -> OrderId {

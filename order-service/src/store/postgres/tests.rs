@@ -1,8 +1,7 @@
 //! What only this store can get wrong. What every store does is in `contract`.
 
-use chassis::config::defaults;
 use chassis::extract::Header;
-use chassis::testing::postgres::{behind_a_bad_wire, database};
+use chassis::testing::postgres::{behind_a_bad_wire, database, patient};
 use futures_util::future::join_all;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 
@@ -12,9 +11,7 @@ use crate::order::Released;
 
 /// The store in this database, with patience for a slow machine.
 pub(in crate::store) async fn open(database: &PgConnectOptions) -> PostgresStore {
-    let patience = Duration::from_secs(60);
-    let settings = DatabaseSettings { database_acquire: patience, database_statement: patience, ..defaults() };
-    PostgresStore::open(database, &settings).await.unwrap()
+    PostgresStore::open(database, &patient()).await.unwrap()
 }
 
 /// Writes down an order as it stands in this state.
@@ -211,7 +208,7 @@ async fn who_shares_a_statement_with_what_the_database_refuses_is_not_refused() 
 #[tokio::test]
 async fn what_somebody_keeps_waiting_for_too_long_fails_and_nothing_else() {
     let Some(database) = database().await else { return };
-    let settings = DatabaseSettings { database_statement: Duration::from_secs(1), ..defaults() };
+    let settings = DatabaseSettings { database_statement: Duration::from_secs(5), ..patient() }; // two of them for a row
     let store = PostgresStore::open(&database, &settings).await.unwrap();
     let intents = intents(0..9);
     assert!(begin_all(&store, &intents).await.iter().all(|begun| *begun == Ok(Begun::Placing)));

@@ -3,13 +3,13 @@
 
 use std::cell::Cell;
 
-use chassis::testing::postgres::{database, fill};
+use chassis::testing::postgres::{database, fill, patient};
 use chassis::testing::{Plans, explained};
 use shared::products::Line;
 
 use super::*;
 use crate::reservation::Lines;
-use crate::store::contract::{self, patient};
+use crate::store::contract;
 
 const ROWS: u32 = 1_000_000;
 

@@ -1,10 +1,8 @@
 //! Among a million users, no statement reads more than what it is for: every one that the contract has the store send.
 
 use std::cell::Cell;
-use std::time::Duration;
 
-use chassis::config::defaults;
-use chassis::testing::postgres::{database, fill};
+use chassis::testing::postgres::{database, fill, patient};
 use chassis::testing::{Plans, explained};
 
 use super::*;
@@ -15,8 +13,7 @@ const ROWS: u32 = 1_000_000;
 #[tokio::test]
 async fn no_statement_reads_much_of_a_million_users() {
     let Some(database) = database().await else { return };
-    let settings =
-        DatabaseSettings { database_connections: 1, database_statement: Duration::from_secs(60), ..defaults() };
+    let settings = DatabaseSettings { database_connections: 1, ..patient() };
     let store = PostgresStore::open(&explained(&database), &settings).await.unwrap();
     fill(&database, include_str!("../../../tests/many.sql"), ROWS).await;
     let id = |number: i64| Id::new(number).unwrap();
