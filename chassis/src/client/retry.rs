@@ -67,7 +67,7 @@ impl Retries {
 /// How long to wait after the `tries`th try, given a random number from 0 to 1: never less than the peer asks for, and up to
 /// half as long again, since it says the same to all whom it refuses.
 fn wait_after(tries: u32, at_least: Duration, dice: f64) -> Duration {
-    at_least + (BASE_WAIT * 2_u32.pow(tries - 1)).max(at_least / 2).mul_f64(dice)
+    at_least.saturating_add((BASE_WAIT * 2_u32.pow(tries - 1)).max(at_least / 2).mul_f64(dice))
 }
 
 fn judge(outcome: &Result<Answer, PeerError>) -> Verdict {
@@ -165,6 +165,8 @@ mod tests {
         );
         let made = tries(Duration::from_secs(1), &[|| overloaded("2")]).await;
         assert_eq!(made.len(), 1, "there is not so much time");
+        let made = tries(LONG, &[|| overloaded("18446744073709551615")]).await;
+        assert_eq!(made.len(), 1, "nor this much");
     }
 
     #[tokio::test(start_paused = true)]
