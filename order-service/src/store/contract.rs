@@ -27,6 +27,7 @@ chassis::store_contract! {
     filters_find_just_their_orders_and_pages_join
     abandoned_intents_are_given_up_and_claimed
     a_claim_is_given_to_one_until_it_ends
+    what_cannot_be_released_keeps_nothing_waiting
     two_reconcilers_never_have_the_same
 }
 
@@ -332,6 +333,21 @@ async fn a_claim_is_given_to_one_until_it_ends(store: &Store) {
     assert_eq!(store.claim(at(109), at(0), LEASE, 99).await.unwrap().len(), 8, "the rest");
     assert_eq!(store.claim(at(111), at(0), LEASE, 99).await.unwrap().len(), 32, "the first claims are over");
     assert_eq!(store.unsettled().await, Ok(40));
+}
+
+async fn what_cannot_be_released_keeps_nothing_waiting(store: &Store) {
+    let claim = async |second| {
+        let mut claimed = store.claim(at(second), at(0), LEASE, 2).await.unwrap();
+        claimed.sort_unstable();
+        claimed
+    };
+    for n in 1..=4 {
+        begin(store, intent(n)).await;
+        store.abort(order(n)).await.unwrap();
+    }
+    assert_eq!(claim(100).await, [order(1), order(2)]);
+    assert_eq!(claim(200).await, [order(3), order(4)], "though the first claims are over");
+    assert_eq!(claim(300).await, [order(1), order(2)], "the oldest claims");
 }
 
 /// Orders that were given up, and some that are only now; half of those that are claimed are released at once.

@@ -215,11 +215,12 @@ impl OrderStore for MemoryStore {
         }
         let until = now.checked_add(lease).unwrap_or(Timestamp::MAX);
         let Tables { rows, indexes } = &mut *tables;
-        let waiting = indexes
-            .unfinished
-            .iter_mut()
-            .filter(|(id, claimed)| **claimed <= now && rows.get(id).is_some_and(|row| row.state.wants_release()));
-        let claimed = waiting.take(most).map(|(id, claimed)| {
+        let waits = |(id, claimed): &(&OrderId, &mut Timestamp)| {
+            **claimed <= now && rows.get(id).is_some_and(|row| row.state.wants_release())
+        };
+        let mut waiting: Vec<_> = indexes.unfinished.iter_mut().filter(waits).collect();
+        waiting.sort_by_key(|(_, claimed)| **claimed); // and, since that is stable, by id
+        let claimed = waiting.into_iter().take(most).map(|(id, claimed)| {
             *claimed = until;
             *id
         });

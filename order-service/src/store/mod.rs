@@ -53,8 +53,9 @@ pub trait OrderStore: Send + Sync {
     async fn page(&self, page: Page<OrderId>, filter: Filter) -> Result<Rows<Arc<Order>>, StoreError>;
 
     /// Gives up the intents from before `abandoned`, and claims up to `most` orders that wait for their release, for so
-    /// long: nobody is given them before `now + lease`. A claim only saves work; two may release the same order. It is one
-    /// atomic step for each order, not for all together: it may fail when some are given up and none is claimed.
+    /// long: nobody is given them before `now + lease`. First those that were never claimed, then those that were claimed
+    /// longest ago: what cannot be released keeps nothing waiting. A claim only saves work; two may release the same order. It
+    /// is one atomic step for each order, not for all together: it may fail when some are given up and none is claimed.
     async fn claim(
         &self,
         now: Timestamp,
