@@ -148,6 +148,13 @@ struct Settlement {
     total: Money,
 }
 
+impl Settlement {
+    /// As JSON, near enough: what a line has besides its name takes less than a hundred.
+    fn size(&self) -> usize {
+        self.lines.iter().map(|line| 100 + line.name.len()).sum()
+    }
+}
+
 /// A line of an order as it is kept. What crosses the wire may change; this must not.
 #[derive(Serialize, Deserialize)]
 struct Line {
@@ -171,13 +178,17 @@ impl PostgresStore {
             let dropped = query("drop index if exists orders_idempotency_key").execute(&pool).await;
             dropped.map_err(|error| error.to_string())?;
         }
-        let (id, read) = (|id: &OrderId| *id, |_: &PgRow| Ok(()));
+        let (id, read, size) = (|id: &OrderId| *id, |_: &PgRow| Ok(()), |_: &OrderId| 0);
+        let insert = Kind { name: "insert", id: |intent: &Intent| intent.id, size: |_| 0, statement: insert, read };
         let settled = |settled: &Settlement| settled.id;
+        let settle = Kind { name: "settle", id: settled, size: Settlement::size, statement: settle, read: order };
+        let abort = Kind { name: "abort", id, size, statement: |ids| of_ids(ABORT, ids), read };
+        let released = Kind { name: "released", id, size, statement: |ids| of_ids(RELEASED, ids), read };
         Ok(Self {
-            inserts: Together::new(&pool, Kind { name: "insert", id: |intent| intent.id, statement: insert, read }),
-            settlements: Together::new(&pool, Kind { name: "settle", id: settled, statement: settle, read: order }),
-            aborts: Together::new(&pool, Kind { name: "abort", id, statement: |ids| of_ids(ABORT, ids), read }),
-            releases: Together::new(&pool, Kind { name: "released", id, statement: |ids| of_ids(RELEASED, ids), read }),
+            inserts: Together::new(&pool, insert),
+            settlements: Together::new(&pool, settle),
+            aborts: Together::new(&pool, abort),
+            releases: Together::new(&pool, released),
             pool,
         })
     }

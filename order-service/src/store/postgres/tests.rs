@@ -171,6 +171,24 @@ async fn steps_at_the_same_time_share_a_statement_and_a_commit() {
     assert!(commits().await <= 4);
 }
 
+/// A statement has its limit, and it would be the small ones' fault as well that it takes longer.
+#[tokio::test]
+async fn the_largest_orders_do_not_all_go_in_one_statement() {
+    let Some(database) = database().await else { return };
+    let store = open(&database).await;
+    let intents = intents(0..60);
+    assert!(begin_all(&store, &intents).await.iter().all(|begun| *begun == Ok(Begun::Placing)));
+    let (name, price) = ("\u{1F4A1}".repeat(200), Money::default()); // four bytes a letter
+    let line = |id| OrderLine { product_id: Id::new(id).unwrap(), name: name.clone(), quantity: 1, price };
+    let largest: Vec<_> = (1..=100).map(line).collect();
+    let settled = join_all(intents.iter().map(|intent| store.settle(intent.id, largest.clone(), price))).await;
+    assert!(settled.into_iter().all(|settled| settled.unwrap().is_some()));
+    let sql = "select max(bytes) from
+        (select sum(octet_length(lines::text)) as bytes from orders group by xmin::text) as together";
+    let most: i64 = query_scalar(sql).fetch_one(&store.pool).await.unwrap();
+    assert!(most <= 1 << 20, "{most} bytes");
+}
+
 #[tokio::test]
 async fn steps_that_share_a_statement_whose_answer_is_lost_are_answered_all_the_same() {
     let Some(database) = database().await else { return };

@@ -13,8 +13,9 @@ use uuid::Uuid;
 
 use super::{PgQuery, StoreError};
 
-/// Most orders of one statement. Of the largest that there may be that is some megabytes.
+/// Most orders of one statement, and most bytes, if it has more than one.
 const MOST: usize = 128;
+const MOST_BYTES: usize = 1 << 20;
 /// Most that wait: far more than the requests that are let in, each of which makes one step after the other.
 const ROOM: usize = 1_000_000;
 
@@ -24,6 +25,8 @@ pub(super) struct Kind<A, T> {
     pub name: &'static str,
     /// Whose step it is.
     pub id: fn(&A) -> OrderId,
+    /// How many bytes it adds to a statement, or to its answer, at most; nothing where all are small.
+    pub size: fn(&A) -> usize,
     /// Makes several, each if it can be made, and answers the rows of those that were. It may be repeated.
     pub statement: fn(&[&A]) -> PgQuery,
     /// What is told of one that was made.
@@ -38,7 +41,7 @@ pub(super) struct Together<A, T>(Batcher<A, Made<T>>);
 
 impl<A: Send + Sync + 'static, T: Send + 'static> Together<A, T> {
     pub(super) fn new(pool: &Pool, kind: Kind<A, T>) -> Self {
-        let limits = Limits { asks: MOST, bytes: usize::MAX, size: |_| 0, room: ROOM };
+        let limits = Limits { asks: MOST, bytes: MOST_BYTES, size: kind.size, room: ROOM };
         let sender = Arc::new((pool.clone(), kind));
         Self(Batcher::new(sender.1.name, limits, move |batch| {
             let sender = Arc::clone(&sender);
