@@ -20,7 +20,8 @@ async fn start(config: Config) -> Result<(), String> {
     let users = Users::at(config.user_service_url.clone(), &config.peers).map_err(|error| error.to_string())?;
     let products =
         Products::at(config.product_service_url.clone(), &config.peers).map_err(|error| error.to_string())?;
-    let placement = Placement::new(store, users, products, config.order_timeout);
+    let at_once = config.settings.max_in_flight as usize;
+    let placement = Placement::new(store, users, products, config.order_timeout, at_once);
     let app = app(AppState::new(placement.clone()), &config.settings);
     tokio::spawn(reconciler::run(placement.clone(), config.reconcile));
     let (users, products) = (&config.user_service_url, &config.product_service_url);

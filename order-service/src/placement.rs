@@ -21,6 +21,7 @@ use jiff::Timestamp;
 use shared::orders::{Order, OrderLine, WantedLine};
 use shared::products::ReservedLine;
 use shared::{Money, OrderId};
+use tokio::sync::Semaphore;
 use tokio::time;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -59,6 +60,8 @@ struct Parts {
     users: Users,
     products: Products,
     timeout: Duration,
+    /// One for each order that is being placed.
+    places: Arc<Semaphore>,
     /// What is being placed or released, whether or not a client still waits for it.
     running: TaskTracker,
 }
@@ -87,8 +90,10 @@ pub enum Refusal {
     KeyReused,
     /// The first attempt with this key is still running.
     InProgress,
-    /// It was given up meanwhile: it took too long.
+    /// It took too long: it was given up meanwhile, or never begun.
     Overtaken,
+    /// As many orders are being placed as may be.
+    TooMany,
     /// A peer did not answer, or not as the contract says.
     Peer(PeerError),
     /// The store is away.
@@ -98,9 +103,16 @@ pub enum Refusal {
 }
 
 impl Placement {
-    /// Over this store and these peers; a placement has so much time.
-    pub fn new(store: Arc<dyn OrderStore>, users: Users, products: Products, timeout: Duration) -> Self {
-        Self(Arc::new(Parts { store, users, products, timeout, running: TaskTracker::new() }))
+    /// Over this store and these peers; a placement has so much time, and so many may run at once.
+    pub fn new(
+        store: Arc<dyn OrderStore>,
+        users: Users,
+        products: Products,
+        timeout: Duration,
+        at_once: usize,
+    ) -> Self {
+        let places = Arc::new(Semaphore::new(at_once));
+        Self(Arc::new(Parts { store, users, products, timeout, places, running: TaskTracker::new() }))
     }
 
     /// Where orders are kept.
@@ -120,7 +132,7 @@ impl Placement {
     }
 
     /// Places `new` for the request of this context, at most once for each key. It runs in a task of its own: a client
-    /// that hangs up does not stop it half-way.
+    /// that hangs up does not stop it half-way. What has no request any more takes a place all the same.
     pub async fn place(
         &self,
         new: NewOrder,
@@ -128,16 +140,21 @@ impl Placement {
         context: &Context,
     ) -> Result<Placed, Refusal> {
         let (this, context) = (self.clone(), context.within(self.0.timeout));
+        let Ok(place) = Arc::clone(&self.0.places).try_acquire_owned() else {
+            return counted(Err(Refusal::TooMany));
+        };
         let run = async move {
-            let outcome = this.run(new, key, context).await;
-            PLACEMENTS.get_or_create(&[("outcome", outcome_label(&outcome))]).inc();
-            outcome
+            let _place = place;
+            counted(this.run(new, key, context).await)
         };
         let placing = self.0.running.spawn(Box::pin(run.in_current_span())); // large, and tasks are moved
         placing.await.unwrap_or_else(|died| Err(Refusal::Died(died.to_string())))
     }
 
     async fn run(&self, new: NewOrder, key: Option<(Key, Fingerprint)>, context: Context) -> Result<Placed, Refusal> {
+        if context.time_left().is_zero() {
+            return Err(Refusal::Overtaken); // nobody would hear of it
+        }
         let id = OrderId(Uuid::now_v7());
         let intent = Intent { id, user_id: new.user_id, key, created_at: chassis::now() };
         crash_point!("place: before the intent");
@@ -268,9 +285,9 @@ impl Placement {
     }
 }
 
-/// What came of a placement, for the metrics.
-fn outcome_label(outcome: &Result<Placed, Refusal>) -> &'static str {
-    match outcome {
+/// What came of a placement, which the metrics tell.
+fn counted(outcome: Result<Placed, Refusal>) -> Result<Placed, Refusal> {
+    let label = match &outcome {
         Ok(Placed { replayed: false, .. }) => "placed",
         Ok(Placed { replayed: true, .. }) => "replayed",
         Err(Refusal::UserNotFound) => "user_not_found",
@@ -280,10 +297,13 @@ fn outcome_label(outcome: &Result<Placed, Refusal>) -> &'static str {
         Err(Refusal::KeyReused) => "key_reused",
         Err(Refusal::InProgress) => "in_progress",
         Err(Refusal::Overtaken) => "overtaken",
+        Err(Refusal::TooMany) => "too_many",
         Err(Refusal::Peer(_)) => "peer_unavailable",
         Err(Refusal::Store(_)) => "store_unavailable",
         Err(Refusal::Died(_)) => "died",
-    }
+    };
+    PLACEMENTS.get_or_create(&[("outcome", label)]).inc();
+    outcome
 }
 
 /// Refuses if a client believes in another price than the one that was taken.

@@ -46,6 +46,33 @@ async fn an_order_is_given_up_though_nobody_waits_for_the_refusal() {
     world.keyed("k", &order(ANN, &[(LAPTOP, 1)])).send().await.expect(201);
 }
 
+/// Else clients who order and go would have a service do more at once than it can.
+#[tokio::test]
+async fn an_order_that_nobody_waits_for_takes_a_place_all_the_same() {
+    let world = World::new().await;
+    let client = world.client_of_a_small_replica(2);
+    world.people.reads.is(Mood::Hanging);
+    for number in 1..=2 {
+        let request = begin(client.request("POST", "/orders").json(&order(ANN, &[(PEN, 1)])));
+        world.people.reads.called(number).await;
+        request.abort();
+        assert!(request.await.unwrap_err().is_cancelled());
+    }
+    client.post("/orders", order(ANN, &[(PEN, 1)])).await.expect_problem(503, "overloaded");
+    world.people.reads.is(Mood::Well);
+    until("the two orders", async || world.orders().await.len() == 2).await;
+    until("a place", async || client.post("/orders", order(ANN, &[(PEN, 1)])).await.status == 201).await;
+}
+
+#[tokio::test]
+async fn an_order_whose_time_is_over_is_not_begun() {
+    let world = World::new().await;
+    let late = world.posting(&order(ANN, &[(PEN, 1)])).header("x-deadline-ms", "0").send().await;
+    late.expect_problem(503, "overloaded");
+    in_time("the end of what runs", world.placement.finish(Duration::from_secs(60))).await;
+    world.expect_no_calls();
+}
+
 /// Polls `happening` so many times, each when a little of what it waits for may have come, and drops it.
 async fn give_up_after(polls: usize, happening: impl Future) {
     let mut happening = pin!(happening);

@@ -99,6 +99,14 @@ impl World {
         placement(Arc::clone(&self.store), peers[0].base().clone(), peers[1].base().clone(), limits)
     }
 
+    /// A client of another replica, which places only so many orders at once.
+    pub(crate) fn client_of_a_small_replica(&self, at_once: usize) -> Client {
+        let peers = self.placement.peers();
+        let limits = Limits { call: HOUR, order: HOUR };
+        let [users, products] = [0, 1].map(|peer: usize| peers[peer].base().clone());
+        client(placement_of(Arc::clone(&self.store), users, products, limits, at_once))
+    }
+
     /// A request to place this order.
     pub(crate) fn posting(&self, order: &Value) -> Sending {
         self.client.request("POST", "/orders").json(order)
@@ -182,11 +190,16 @@ impl World {
 
 /// What places orders over this store, by calls to these addresses.
 pub(crate) fn placement(store: Arc<dyn OrderStore>, users: Url, products: Url, limits: Limits) -> Placement {
+    placement_of(store, users, products, limits, 1000)
+}
+
+/// The same, so many at once.
+fn placement_of(store: Arc<dyn OrderStore>, users: Url, products: Url, limits: Limits, at_once: usize) -> Placement {
     let connect_timeout = limits.call.min(DEADLINE);
     let settings = PeerSettings { connect_timeout, timeout: limits.call, max_answer_bytes: TOO_MUCH / 2, ..defaults() };
     let users = Users::at(users, &settings).expect("a client");
     let products = Products::at(products, &settings).expect("a client");
-    Placement::new(store, users, products, limits.order)
+    Placement::new(store, users, products, limits.order, at_once)
 }
 
 /// A client of the service that places orders like this.
