@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chassis::testing::{Received, dead_peer};
+use futures_util::future::join_all;
 use order_service::store::MemoryStore;
 use serde_json::{Value, json};
 
 use crate::fakes::{FAULTS, Mood};
 use crate::support::{
-    ANN, HOUR, LAPTOP, Limits, PEN, PHONE, SOON, World, answer, begin, client, id, in_time, order, placement, until,
+    ANN, ENOUGH, HOUR, LAPTOP, Limits, PEN, PHONE, SOON, World, answer, begin, client, id, in_time, order, placement,
+    until,
 };
 
 /// For calls that fail by themselves: more time than that takes, and an end to trying again.
@@ -135,24 +137,25 @@ async fn a_peer_that_is_not_there_is_503() {
 
 #[tokio::test]
 async fn a_peer_that_hangs_is_503_within_the_time_of_a_call_or_of_an_order() {
-    for limits in [Limits { call: SOON, order: HOUR }, Limits { call: HOUR, order: SOON }] {
-        for users_hang in [true, false] {
-            let world = World::with(limits).await;
-            let hanging = if users_hang { &world.people.reads } else { &world.shop.takes };
-            hanging.is(Mood::Hanging);
-            let answer = in_time("503", world.client.post("/orders", order(ANN, &[(LAPTOP, 5)]))).await;
-            expect_peer_problem(answer, if users_hang { "user-service" } else { "product-service" });
-            assert_eq!(world.orders().await, [] as [Value; 0]);
-            hanging.is(Mood::Well);
-            world.at_rest_with_help().await;
-            world.nothing_happened().await;
-        }
-    }
+    let hang = async |(limits, users_hang)| {
+        let world = World::with(limits).await;
+        let hanging = if users_hang { &world.people.reads } else { &world.shop.takes };
+        hanging.is(Mood::Hanging);
+        let answer = in_time("503", world.client.post("/orders", order(ANN, &[(LAPTOP, 5)]))).await;
+        expect_peer_problem(answer, if users_hang { "user-service" } else { "product-service" });
+        assert_eq!(world.orders().await, [] as [Value; 0]);
+        hanging.is(Mood::Well);
+        world.at_rest_with_help().await;
+        world.nothing_happened().await;
+    };
+    let (of_a_call, of_an_order) = (Limits { call: ENOUGH, order: HOUR }, Limits { call: HOUR, order: ENOUGH });
+    let cases = [(of_a_call, true), (of_a_call, false), (of_an_order, true), (of_an_order, false)];
+    join_all(cases.map(hang)).await;
 }
 
 #[tokio::test]
 async fn a_take_that_comes_after_its_release_takes_nothing() {
-    let world = World::with(Limits { call: HOUR, order: SOON }).await;
+    let world = World::with(Limits { call: HOUR, order: ENOUGH }).await; // for the take to be sent
     world.shop.takes.is(Mood::Hanging);
     let answer = in_time("503", world.client.post("/orders", order(ANN, &[(LAPTOP, 5)]))).await;
     expect_peer_problem(answer, "product-service");

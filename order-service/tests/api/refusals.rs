@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::fakes::{FAULTS, Mood};
-use crate::support::{ANN, HOUR, LAPTOP, Limits, NOBODY, NOTHING, PEN, PHONE, World, answer, begin, id, order};
+use crate::support::{ANN, ENOUGH, HOUR, LAPTOP, Limits, NOBODY, NOTHING, PEN, PHONE, World, answer, begin, id, order};
 
 /// Checks what is blamed: `(pointer, actual)` of each error.
 #[track_caller]
@@ -110,8 +110,7 @@ async fn what_is_certainly_wrong_is_told_whatever_else_fails() {
 
 #[tokio::test]
 async fn what_is_certainly_wrong_is_told_though_the_other_peer_hangs() {
-    // Time enough for the peer that is well, on any machine; the test waits for it twice.
-    let limits = Limits { call: HOUR, order: Duration::from_secs(2) };
+    let limits = Limits { call: HOUR, order: ENOUGH };
     let world = World::with(limits).await;
     world.shop.takes.is(Mood::Hanging);
     let unknown_user = begin(world.posting(&order(NOBODY, &[(PEN, 1)])));

@@ -26,6 +26,8 @@ use crate::fakes::{People, Shop, TOO_MUCH};
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 /// A time limit that a test waits for, when it does not matter what a slow machine makes of it.
 pub(crate) const SOON: Duration = Duration::from_millis(100);
+/// A time limit that a test waits for, and within which all that does not hang comes about, on any machine.
+pub(crate) const ENOUGH: Duration = Duration::from_secs(2);
 /// How long anything may take: far beyond what it does, so that a slow machine fails no test.
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -204,8 +206,9 @@ fn placement_of(store: Arc<dyn OrderStore>, users: Url, products: Url, limits: L
 
 /// A client of the service that places orders like this.
 pub(crate) fn client(placement: Placement) -> Client {
-    // A request that hangs though it should not is told so in the end, and fails its test.
-    let settings = Settings { request_timeout: DEADLINE, ..defaults() };
+    // A request that hangs though it should not is told so in the end, and fails its test; not before who waits for it
+    // has given up, to whom that would look like another limit that was kept.
+    let settings = Settings { request_timeout: 2 * DEADLINE, ..defaults() };
     Client::new(app(AppState::new(placement), &settings))
 }
 
