@@ -96,7 +96,8 @@ async fn a_handler_that_hangs_holds_up_the_end_only_so_long() {
 
 #[tokio::test]
 async fn who_was_let_in_last_is_still_served() {
-    let (mut served, _) = served(no_drain()).await;
+    // He has a minute to ask, and the end does not wait for more than his answer.
+    let (mut served, _) = served(Settings { linger: Duration::from_secs(60), ..no_drain() }).await;
     let mut last = served.connect().await;
     served.get("/numbers/1").await.expect(200); // whoever came before has been let in too
     served.stop(Stop::Gracefully);
