@@ -187,8 +187,9 @@ async fn a_peer_that_is_away_is_told_of_but_does_not_make_a_service_unready() {
     let broken = axum::Router::new().fallback(async || axum::http::StatusCode::INTERNAL_SERVER_ERROR);
     let peers = vec![peer("there", stub_peer(broken).await), peer("away", dead_peer().await)];
     let client = Client::new(tiny::service_in(World { store: Ok(()), peers }, &settings()).0);
-    let ready = client.get("/readyz").await.expect(200).json();
-    assert_eq!(ready, json!({"status": "ready", "peers": {"there": "up", "away": "down"}}));
+    let ready = json!({"status": "ready", "peers": {"there": "up", "away": "down"}});
+    let is_so = async || client.get("/readyz").await.expect(200).json() == ready;
+    until(&ready.to_string(), is_so).await; // half a second of silence can also be this machine's fault
 }
 
 #[tokio::test]
