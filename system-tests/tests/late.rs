@@ -38,7 +38,8 @@ async fn waiting(database: &mut PgConnection) -> i64 {
 /// The take is held up in the database, at its first look at the products, until its order is given up, released and gone.
 #[tokio::test]
 async fn a_take_after_its_release_takes_nothing() {
-    let patient = |launch: Launch| launch.env("DATABASE_STATEMENT_SECONDS", 60).env("ORDER_TIMEOUT_SECONDS", 0.5);
+    // Time enough for the take to come as far as that, on any machine.
+    let patient = |launch: Launch| launch.env("DATABASE_STATEMENT_SECONDS", 60).env("ORDER_TIMEOUT_SECONDS", 3);
     let Some((durable, lamp)) = start(patient).await else { return };
     let mut products = durable.database(PRODUCTS).await.expect("the database answers");
     products.execute("begin; lock table products").await.expect("nobody else has it");
@@ -55,7 +56,12 @@ async fn a_take_after_its_release_takes_nothing() {
 /// stays, and the placement that still runs elsewhere finds it.
 #[tokio::test]
 async fn what_was_given_up_and_released_is_not_settled() {
-    let Some((durable, lamp)) = start(|launch| launch).await else { return };
+    // Nor does anybody else look for what is half done.
+    let patient = |launch: Launch| {
+        let launch = launch.env("PEER_TIMEOUT_SECONDS", 5).env("ORDER_TIMEOUT_SECONDS", 10);
+        launch.env("RECONCILE_SECONDS", 3600)
+    };
+    let Some((durable, lamp)) = start(patient).await else { return };
     let deaf = Proxy::before(durable.system.products.address(), seed()).await;
     deaf.set(Fault::LoseAnswers(1.0));
     let impatient = durable.launch(ORDERS).env("ORDER_TIMEOUT_SECONDS", 0).env("RECONCILE_SECONDS", 0.1);
@@ -63,8 +69,9 @@ async fn what_was_given_up_and_released_is_not_settled() {
         impatient.env("USER_SERVICE_URL", durable.system.users.url()).env("PRODUCT_SERVICE_URL", deaf.url());
     let _impatient = Service::start(impatient).await.unwrap_or_else(|reason| panic!("{reason}"));
 
-    // Each way, and so in sum later than an intent is safe from the impatient, and sooner than a call is given up.
-    let late = Fault::Delay { base: Duration::from_millis(650), jitter: Duration::from_millis(150) };
+    // Each way, and so in sum about two seconds later than an intent is safe from the impatient, and as much sooner than a
+    // call is given up.
+    let late = Fault::Delay { base: Duration::from_millis(1500), jitter: Duration::from_millis(150) };
     durable.links.orders_to_users.set(late);
     let answers = join_all((0..20).map(|_| durable.system.orders.post("/orders", order(1, lamp, 1)))).await;
     deaf.heal();
