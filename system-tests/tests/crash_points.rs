@@ -9,7 +9,7 @@ use std::env;
 use std::fmt;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -120,14 +120,20 @@ fn every_crash_point_has_its_story() {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut there = BTreeSet::new();
     for service in [ORDERS, PRODUCTS] {
-        for file in fs::read_dir(workspace.join(service).join("src")).expect("its sources").flatten() {
-            let text = fs::read_to_string(file.path()).unwrap_or_default(); // a folder has none
+        for text in texts(&workspace.join(service).join("src")) {
             let named = text.split("crash_point!(\"").skip(1).filter_map(|rest| rest.split('"').next());
             there.extend(named.map(|point| (service, point.to_owned())));
         }
     }
     let told: BTreeSet<_> = POINTS.iter().map(|(service, point, _)| (*service, (*point).to_owned())).collect();
     assert_eq!(there, told);
+}
+
+/// What the files of this folder say, and of those in it.
+fn texts(folder: &Path) -> Vec<String> {
+    let paths = fs::read_dir(folder).expect("sources").map(|entry| entry.expect("an entry").path());
+    let read = |path: PathBuf| if path.is_dir() { texts(&path) } else { vec![fs::read_to_string(path).expect("text")] };
+    paths.flat_map(read).collect()
 }
 
 /// Runs one case after the other in one system, up to the first that fails.
