@@ -31,7 +31,8 @@ const SYSTEMS: usize = 8;
 const PAUSE: Duration = Duration::from_millis(20);
 /// Seconds that an order has.
 const ORDER_TIMEOUT: &str = "0.5";
-/// How order-service asks its peers for two orders in one call: each step waits for another order, for up to 0.3 s.
+/// How order-service asks its peers for two orders in one call: each step waits for another order, for up to 2 s when it is
+/// the first of its kind, and else 0.3 s.
 const TOGETHER: &str = "wait for company";
 /// SIGABRT, as Linux and everybody else numbers it.
 const ABORTED: Option<i32> = Some(6);
@@ -259,8 +260,8 @@ impl Case {
 
     async fn start_armed(&self, system: &mut System, manner: &str) {
         let crash_at = ("CRASH_AT", &*self.crash_at());
-        // Who waits for company, and has none, needs this long for each step.
-        let timeout = ("ORDER_TIMEOUT_SECONDS", if manner == TOGETHER { "2" } else { ORDER_TIMEOUT });
+        // Who waits for company, and has none, needs this long for each step, of which there are three.
+        let timeout = ("ORDER_TIMEOUT_SECONDS", if manner == TOGETHER { "7" } else { ORDER_TIMEOUT });
         // Beside the one that the tests are to see, if there is one.
         let manner = env::var("MISTAKE").map_or_else(|_| manner.to_owned(), |mistake| format!("{mistake},{manner}"));
         if self.service == PRODUCTS {
