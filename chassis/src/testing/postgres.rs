@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, query_scalar};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -85,6 +85,23 @@ pub async fn fill(database: &PgConnectOptions, sql: &'static str, rows: u32) {
     connection.execute("vacuum analyze").await.expect("a database of our own");
     connection.execute("checkpoint").await.expect("a server of our own"); // else the first to read has to write
     let _ = connection.close().await;
+}
+
+/// How many deadlocks there were in this database, when all others have left it: a connection tells its counts when it
+/// ends, if not before, and whoever closes it does not wait for that.
+///
+/// # Panics
+/// If the others stay.
+pub async fn deadlocks(database: &PgConnectOptions) -> i64 {
+    const OTHERS: &str = "select count(*) from pg_stat_activity
+        where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid()";
+    let (began, mut connection) = (Instant::now(), database.connect().await.expect("a database"));
+    while query_scalar::<_, i64>(OTHERS).fetch_one(&mut connection).await.expect("an answer") > 0 {
+        assert!(began.elapsed() < START_LIMIT, "somebody stays in the database");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let deadlocks = "select deadlocks from pg_stat_database where datname = current_database()";
+    query_scalar(deadlocks).fetch_one(&mut connection).await.expect("an answer")
 }
 
 /// The folder of `initdb` and `postgres`: one of the PATH, or the newest of those where Debian puts them.

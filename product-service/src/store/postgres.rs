@@ -304,7 +304,7 @@ impl ProductStore for PostgresStore {
 mod tests {
     use std::time::Duration;
 
-    use chassis::testing::postgres::{behind_a_bad_wire, database, patient};
+    use chassis::testing::postgres::{behind_a_bad_wire, database, deadlocks, patient};
     use futures_util::future::join_all;
     use shared::products::Line;
     use sqlx::{Connection, PgConnection, Postgres, Transaction};
@@ -503,10 +503,7 @@ mod tests {
             })
         });
         join_all(clients).await.into_iter().for_each(|client| client.unwrap());
-        store.pool.close().await; // a connection tells its counts when it ends, if not before
-        let mut connection = PgConnection::connect_with(&database).await.unwrap();
-        let sql = "select deadlocks from pg_stat_database where datname = current_database()";
-        let deadlocks: i64 = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
-        assert_eq!(deadlocks, 0);
+        store.pool.close().await;
+        assert_eq!(deadlocks(&database).await, 0);
     }
 }

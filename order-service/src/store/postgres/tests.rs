@@ -1,7 +1,7 @@
 //! What only this store can get wrong. What every store does is in `contract`.
 
 use chassis::extract::Header;
-use chassis::testing::postgres::{behind_a_bad_wire, database, patient};
+use chassis::testing::postgres::{behind_a_bad_wire, database, deadlocks, patient};
 use futures_util::future::join_all;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 
@@ -257,8 +257,6 @@ async fn replicas_that_begin_with_the_same_keys_do_not_wait_for_each_other() {
         assert_eq!(begun.filter(|begun| *begun == Ok(Begun::Placing)).count(), 60, "one for each key");
         query("delete from orders").execute(&replicas[0].pool).await.unwrap();
     }
-    join_all(replicas.iter().map(|replica| replica.pool.close())).await; // a connection tells its counts when it ends
-    let mut connection = database.connect().await.unwrap();
-    let sql = "select deadlocks from pg_stat_database where datname = current_database()";
-    assert_eq!(query_scalar::<_, i64>(sql).fetch_one(&mut connection).await.unwrap(), 0);
+    join_all(replicas.iter().map(|replica| replica.pool.close())).await;
+    assert_eq!(deadlocks(&database).await, 0);
 }
