@@ -231,12 +231,15 @@ impl Case {
             ensure(both.await, || "two intents were not seen at once".to_owned())?;
         }
         durable.system.orders.kill().await;
-        // A minute later, so that both can be claimed in the same moment.
-        let later = "update orders set created_at = created_at - interval '1 minute', claimed_until = '-infinity'";
+        // A minute later; and claimed, or on a busy machine it dies before it is known to have started.
+        let later = "update orders set created_at = created_at - interval '1 minute', claimed_until = 'infinity'";
         let mut orders = durable.database(ORDERS).await.map_err(|error| error.to_string())?;
         sqlx::query(later).execute(&mut orders).await.map_err(|error| error.to_string())?;
         heal(&durable.links);
         self.start_armed(&mut durable.system, manner).await;
+        // Now both can be claimed, in the same moment.
+        let free = "update orders set claimed_until = '-infinity' where claimed_until = 'infinity'";
+        sqlx::query(free).execute(&mut orders).await.map_err(|error| error.to_string())?;
         Ok(waiting.unwrap_or_else(|| wish.clients(&durable.system)))
     }
 
