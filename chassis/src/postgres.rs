@@ -47,6 +47,7 @@ const SILENT: Duration = Duration::from_millis(250);
 const OF_THE_LIMIT: f64 = 0.4;
 /// How long to wait for a row that somebody has held for long: while a step of ours may have it, and not longer.
 const SHORTLY: Duration = Duration::from_millis(10);
+
 static CALLS: LazyLock<Family<Labels<2>, Counter>> =
     LazyLock::new(|| metrics::register("store_calls", "Steps in the database", Family::default()));
 static DURATIONS: LazyLock<Durations<Labels<1>>> = LazyLock::new(|| {
@@ -347,6 +348,7 @@ impl<'p> Executor<'p> for &'p Pool {
 mod tests {
     use super::*;
     use crate::testing::postgres::patient;
+    use crate::testing::until;
 
     #[tokio::test]
     async fn a_statement_has_time_to_wait_for_two_rows_and_a_hurried_one_waits_for_less() {
@@ -395,15 +397,6 @@ mod tests {
 
     fn hasty() -> DatabaseSettings {
         DatabaseSettings { database_acquire: SILENT, database_statement: SILENT, ..patient() }
-    }
-
-    async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
-        let asked = async {
-            while !is_so().await {
-                time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        time::timeout(Duration::from_secs(30), asked).await.unwrap_or_else(|_| panic!("waited in vain for {what}"));
     }
 
     /// Steps that keep so many connections busy at once; whether all of them succeed.

@@ -3,6 +3,7 @@
 mod fuzz;
 mod plans;
 pub mod postgres;
+mod wait;
 
 use std::path::Path;
 use std::{env, fs};
@@ -18,6 +19,7 @@ use url::Url;
 
 pub use self::fuzz::{Dice, Language, fuzz};
 pub use self::plans::{Plans, explained};
+pub use self::wait::{DEADLINE, in_time, until};
 use crate::{App, layers};
 
 /// Stamps every case of a store's contract as a test of each store: first how each is made, in memory and over the

@@ -1,12 +1,13 @@
 //! What clients do to a connection, on real ones.
 
+use chassis::testing::{in_time, until};
 use std::time::Duration;
 
 use axum::http::StatusCode;
 use chassis::config::Settings;
 
 use crate::tiny::{self, settings};
-use crate::wire::{Connection, Served, in_time, until};
+use crate::wire::{Connection, Served};
 
 const SHORT: Duration = Duration::from_millis(200);
 const ECHO: &str = "POST /echo HTTP/1.1\r\nhost: test\r\n";

@@ -1,5 +1,6 @@
 //! The orderly end of a service.
 
+use chassis::testing::until;
 use std::time::Duration;
 
 use chassis::Stop;
@@ -7,7 +8,7 @@ use chassis::config::Settings;
 use serde_json::json;
 
 use crate::tiny::{self, Gate, settings};
-use crate::wire::{Served, until};
+use crate::wire::Served;
 
 async fn served(settings: Settings) -> (Served, Gate) {
     let (app, gate) = tiny::service(&settings);

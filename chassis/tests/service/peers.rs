@@ -13,15 +13,13 @@ use chassis::client::{Answer, Peer, PeerError};
 use chassis::config::{PeerSettings, defaults};
 use chassis::context::Context;
 use chassis::problem::Problem;
-use chassis::testing::{dead_peer, stub_peer};
+use chassis::testing::{dead_peer, in_time, stub_peer};
 use futures_util::FutureExt;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time;
 use url::Url;
-
-use crate::wire::in_time;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const MINUTE: Duration = Duration::from_secs(60);

@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use chassis::client::Peer;
 use chassis::config::{Settings, defaults};
-use chassis::testing::{Client, dead_peer, stub_peer};
+use chassis::testing::{Client, dead_peer, in_time, stub_peer, until};
 use serde_json::json;
 use tokio::time;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::tiny::{self, PANIC, World, service, settings};
-use crate::wire::{in_time, until};
 
 fn client() -> Client {
     client_with(&settings())

@@ -1,5 +1,6 @@
 //! A service with one route for each thing that can happen to a request.
 
+use chassis::testing::in_time;
 use std::future;
 use std::sync::Arc;
 
@@ -16,8 +17,6 @@ use chassis::health::Needs;
 use tokio::sync::Semaphore;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
-
-use crate::wire::in_time;
 
 /// What the handler of `/panic` says, and no client may read.
 pub(crate) const PANIC: &str = "the panic's own words";

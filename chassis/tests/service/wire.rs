@@ -1,12 +1,11 @@
 //! A served app, and a client that writes its requests by hand.
 
-use std::future::Future;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use bytes::{Bytes, BytesMut};
-use chassis::testing::Received;
+use chassis::testing::{Received, in_time};
 use chassis::{App, Stop};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -14,25 +13,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time;
 
-/// How long anything may take: far beyond what it does, so that a slow machine fails no test.
-const DEADLINE: Duration = Duration::from_secs(60);
 /// Long enough to hear of something that should not happen; well below the time limits of the tests.
 const A_WHILE: Duration = Duration::from_millis(30);
-
-/// What `happening` gives; a panic that says `what` was waited for if it does not come.
-pub(crate) async fn in_time<T>(what: &str, happening: impl Future<Output = T>) -> T {
-    time::timeout(DEADLINE, happening).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
-}
-
-/// Asks again until the answer is yes.
-pub(crate) async fn until<F: Future<Output = bool>>(what: &str, is_so: impl Fn() -> F) {
-    let asked = async {
-        while !is_so().await {
-            time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    in_time(what, asked).await;
-}
 
 /// An app that is being served. It ends at the latest with the test.
 pub(crate) struct Served {

@@ -149,7 +149,7 @@ struct Settlement {
 }
 
 impl Settlement {
-    /// As JSON, near enough: what a line has besides its name takes less than a hundred.
+    /// As JSON: what a line has besides its name takes less than a hundred.
     fn size(&self) -> usize {
         self.lines.iter().map(|line| 100 + line.name.len()).sum()
     }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use chassis::config::{PeerSettings, Settings, defaults};
 use chassis::testing::postgres::patient;
-use chassis::testing::{Client, Received, Sending};
-pub(crate) use chassis::testing::{expect_bad, next_page};
+use chassis::testing::{Client, DEADLINE, Received, Sending};
+pub(crate) use chassis::testing::{expect_bad, in_time, next_page, until};
 use jiff::Timestamp;
 use order_service::peers::{Products, Users};
 use order_service::placement::Placement;
@@ -17,7 +17,7 @@ use order_service::{AppState, app};
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnectOptions;
 use tokio::task::JoinHandle;
-use tokio::time::{self, Instant};
+use tokio::time::Instant;
 use url::Url;
 
 use crate::fakes::{People, Shop, TOO_MUCH};
@@ -30,8 +30,9 @@ pub(crate) const SOON: Duration = Duration::from_millis(100);
 pub(crate) const ENOUGH: Duration = Duration::from_secs(2);
 /// How long a release may take before it is given up, and left to the reconciler.
 const RELEASE: Duration = Duration::from_secs(3);
-/// How long anything may take: far beyond what it does, so that a slow machine fails no test.
-const DEADLINE: Duration = Duration::from_secs(30);
+
+/// More orders than a test places at the same time.
+const MANY_AT_ONCE: usize = 1000;
 
 /// Users who exist, and one who does not.
 pub(crate) const ANN: i64 = 1;
@@ -100,16 +101,18 @@ impl World {
 
     /// Another replica of order-service, over the same store, with these time limits.
     pub(crate) fn replica(&self, limits: Limits) -> Placement {
-        let peers = self.placement.peers();
-        placement(Arc::clone(&self.store), peers[0].base().clone(), peers[1].base().clone(), limits)
+        self.replica_of(limits, MANY_AT_ONCE)
     }
 
     /// A client of another replica, which places only so many orders at once.
     pub(crate) fn client_of_a_small_replica(&self, at_once: usize) -> Client {
+        client(self.replica_of(Limits { call: HOUR, order: HOUR }, at_once))
+    }
+
+    fn replica_of(&self, limits: Limits, at_once: usize) -> Placement {
         let peers = self.placement.peers();
-        let limits = Limits { call: HOUR, order: HOUR };
-        let [users, products] = [0, 1].map(|peer: usize| peers[peer].base().clone());
-        client(placement_of(Arc::clone(&self.store), users, products, limits, at_once))
+        let (users, products) = (peers[0].base().clone(), peers[1].base().clone());
+        placement_of(Arc::clone(&self.store), users, products, limits, at_once)
     }
 
     /// A request to place this order.
@@ -207,7 +210,7 @@ impl World {
 
 /// What places orders over this store, by calls to these addresses.
 pub(crate) fn placement(store: Arc<dyn OrderStore>, users: Url, products: Url, limits: Limits) -> Placement {
-    placement_of(store, users, products, limits, 1000)
+    placement_of(store, users, products, limits, MANY_AT_ONCE)
 }
 
 /// The same, so many at once.
@@ -251,21 +254,6 @@ pub(crate) fn begin(request: Sending) -> JoinHandle<Received> {
 /// The answer to a request that was begun.
 pub(crate) async fn answer(request: JoinHandle<Received>) -> Received {
     in_time("an answer", request).await.expect("a request does not panic")
-}
-
-/// What `happening` gives; a panic that says `what` was waited for if it does not come.
-pub(crate) async fn in_time<T>(what: &str, happening: impl Future<Output = T>) -> T {
-    time::timeout(DEADLINE, happening).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
-}
-
-/// Asks again until the answer is yes.
-pub(crate) async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
-    let asked = async {
-        while !is_so().await {
-            time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    in_time(what, asked).await;
 }
 
 /// Checks that it is the answer to a request whose first is still running. (It has a `Retry-After`, unlike other 409s.)

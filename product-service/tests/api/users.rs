@@ -11,7 +11,7 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Redirect, Response};
 use chassis::config::PeerSettings;
-use chassis::testing::{Received, dead_peer, stub_peer};
+use chassis::testing::{Received, dead_peer, stub_peer, until};
 use serde_json::{Value, json};
 use tokio::time;
 use url::Url;
@@ -260,13 +260,8 @@ async fn readyz_tells_whether_the_peer_is_up_and_is_ready_either_way() {
     for (users, state) in [(users, "up"), (dead_peer().await, "down")] {
         let shop = Shop::beside(users, &patience()).await;
         let ready = json!({"status": "ready", "peers": {"user-service": state}});
-        let told = async {
-            // Half a second of silence can also be this machine's fault.
-            while shop.get("/readyz").await.expect(200).json() != ready {
-                time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        time::timeout(MINUTE / 2, told).await.unwrap_or_else(|_| panic!("waited in vain for {ready}"));
+        let is_so = async || shop.get("/readyz").await.expect(200).json() == ready;
+        until(&ready.to_string(), is_so).await; // half a second of silence can also be this machine's fault
     }
 }
 

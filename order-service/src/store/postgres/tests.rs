@@ -1,5 +1,7 @@
 //! What only this store can get wrong. What every store does is in `contract`.
 
+use std::ops::Range;
+
 use chassis::extract::Header;
 use chassis::testing::postgres::{behind_a_bad_wire, database, deadlocks, patient};
 use futures_util::future::join_all;
@@ -150,6 +152,13 @@ async fn begin_all(store: &PostgresStore, intents: &[Intent]) -> Vec<Result<Begu
     join_all(intents.iter().map(|intent| store.begin(intent.clone()))).await
 }
 
+/// The same, begun.
+async fn begun(store: &PostgresStore, keys: Range<u32>) -> Vec<Intent> {
+    let intents = intents(keys);
+    assert!(begin_all(store, &intents).await.iter().all(|begun| *begun == Ok(Begun::Placing)));
+    intents
+}
+
 #[tokio::test]
 async fn steps_at_the_same_time_share_a_statement_and_a_commit() {
     let Some(database) = database().await else { return };
@@ -176,8 +185,7 @@ async fn steps_at_the_same_time_share_a_statement_and_a_commit() {
 async fn the_largest_orders_do_not_all_go_in_one_statement() {
     let Some(database) = database().await else { return };
     let store = open(&database).await;
-    let intents = intents(0..60);
-    assert!(begin_all(&store, &intents).await.iter().all(|begun| *begun == Ok(Begun::Placing)));
+    let intents = begun(&store, 0..60).await;
     let (name, price) = ("\u{1F4A1}".repeat(200), Money::default()); // four bytes a letter
     let line = |id| OrderLine { product_id: Id::new(id).unwrap(), name: name.clone(), quantity: 1, price };
     let largest: Vec<_> = (1..=100).map(line).collect();
@@ -208,8 +216,7 @@ async fn steps_that_share_a_statement_whose_answer_is_lost_are_answered_all_the_
 async fn who_shares_a_statement_with_what_the_database_refuses_is_not_refused() {
     let Some(database) = database().await else { return };
     let store = open(&database).await;
-    let intents = intents(0..9);
-    assert!(begin_all(&store, &intents).await.iter().all(|begun| *begun == Ok(Begun::Placing)));
+    let intents = begun(&store, 0..9).await;
     let named = |name: &str| {
         vec![OrderLine { product_id: Id::new(1).unwrap(), name: name.to_owned(), quantity: 1, price: Money::default() }]
     };
@@ -228,8 +235,7 @@ async fn what_somebody_keeps_waiting_for_too_long_fails_and_nothing_else() {
     let Some(database) = database().await else { return };
     let settings = DatabaseSettings { database_statement: Duration::from_secs(5), ..patient() }; // two of them for a row
     let store = PostgresStore::open(&database, &settings).await.unwrap();
-    let intents = intents(0..9);
-    assert!(begin_all(&store, &intents).await.iter().all(|begun| *begun == Ok(Begun::Placing)));
+    let intents = begun(&store, 0..9).await;
     let mut connection = database.connect().await.unwrap();
     let mut somebody = connection.begin().await.unwrap();
     query("select id from orders where id = $1 for update")

@@ -25,7 +25,7 @@ pub(super) struct Kind<A, T> {
     pub name: &'static str,
     /// Whose step it is.
     pub id: fn(&A) -> OrderId,
-    /// How many bytes it adds to a statement, or to its answer, at most; nothing where all are small.
+    /// How many bytes it adds to a statement and to its answer, near enough; nothing where all are small.
     pub size: fn(&A) -> usize,
     /// Makes several, each if it can be made, and answers the rows of those that were. It may be repeated.
     pub statement: fn(&[&A]) -> PgQuery,
