@@ -57,7 +57,7 @@ instructions: ## how many a request takes, against what was committed; UPDATE_IN
 check: ## what has to be clean before a commit: format, lints, documentation, the walls of the house
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
-	$(CARGO) clippy --locked -p product-service -p order-service --features product-service/sabotage,order-service/sabotage -- -D warnings
+	$(CARGO) clippy --locked -p product-service -p order-service --features product-service/fault-injection,order-service/fault-injection -- -D warnings
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --locked --workspace --no-deps --document-private-items
 	.ci/invariants
 

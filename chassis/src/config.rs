@@ -1,6 +1,6 @@
 //! The settings that every service has. Each is a flag and an environment variable of the same name; `--help` lists
 //! them all. The only place, with each service's own `config`, that reads the environment (but for `LISTEN_FDS`, which is
-//! no setting: [`crate::run`], and what [`crate::sabotage`] is asked for).
+//! no setting: [`crate::run`], and what [`crate::fault_injection`] is asked for).
 
 use std::convert::Infallible;
 use std::fmt;
@@ -170,8 +170,10 @@ impl DatabaseSettings {
     }
 }
 
-/// Only the defaults: for tests, which say what they need themselves.
-#[cfg(feature = "testing")]
+/// Returns the default settings without reading the environment; tests set what they need themselves.
+///
+/// # Panics
+/// If a setting has no default.
 pub fn defaults<T: Args>() -> T {
     let command = T::augment_args(clap::Command::new("defaults").no_binary_name(true));
     let command = command.mut_args(|arg| arg.env(None::<&str>));

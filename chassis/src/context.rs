@@ -24,7 +24,7 @@ const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// The identity and the deadline of one request. It is passed on by hand, because work that outlives its request, or
 /// that is done for several at once, has no ambient context that would be right.
 #[derive(Clone, Debug)]
-pub struct Context {
+pub struct RequestContext {
     request_id: HeaderValue,
     /// If nothing is traced here, that is its caller's.
     place: Place,
@@ -42,17 +42,17 @@ struct Place {
     flags: TraceFlags,
 }
 
-impl Context {
+impl RequestContext {
     /// The context of a request with these headers that may take this long, or as long as its caller says if that is
     /// less (`x-deadline-ms`): nobody works for an answer that is not waited for.
     ///
     /// A caller's `x-request-id` is taken if it is sane (1 to 128 visible ASCII characters, once), else one is made.
-    pub fn of(headers: &HeaderMap, limit: Duration) -> Self {
-        Self::arrived(Instant::now(), headers, limit)
+    pub fn from_headers(headers: &HeaderMap, limit: Duration) -> Self {
+        Self::received_at(Instant::now(), headers, limit)
     }
 
     /// The same for a request that arrived then.
-    pub(crate) fn arrived(when: Instant, headers: &HeaderMap, limit: Duration) -> Self {
+    pub(crate) fn received_at(when: Instant, headers: &HeaderMap, limit: Duration) -> Self {
         let request_id = single(headers, &X_REQUEST_ID).filter(|id| is_sane_id(id));
         let waits = single(headers, &X_DEADLINE_MS).and_then(|ms| ms.to_str().ok()?.parse().ok());
         let waits = waits.map(Duration::from_millis).filter(|waits| *waits < limit);
@@ -74,19 +74,19 @@ impl Context {
 
     /// The context of a call made for several requests at once: it has the ids of the first, and the time of the one that
     /// waits longest.
-    pub fn together<'a>(several: impl Iterator<Item = &'a Self>) -> Self {
+    pub fn merge<'a>(several: impl Iterator<Item = &'a Self>) -> Self {
         let joined =
             several.cloned().reduce(|first, next| Self { deadline: first.deadline.max(next.deadline), ..first });
         joined.unwrap_or_else(|| Self::background(Duration::ZERO))
     }
 
     /// The same, for work that must be done sooner.
-    pub fn within(&self, limit: Duration) -> Self {
-        self.until(self.deadline.min(Instant::now() + limit))
+    pub fn with_timeout(&self, limit: Duration) -> Self {
+        self.with_deadline(self.deadline.min(Instant::now() + limit))
     }
 
     /// The same with another deadline.
-    pub(crate) fn until(&self, deadline: Instant) -> Self {
+    pub(crate) fn with_deadline(&self, deadline: Instant) -> Self {
         Self { deadline, ..self.clone() }
     }
 
@@ -97,7 +97,7 @@ impl Context {
     }
 
     /// The same at the place of this span, if it is traced.
-    pub(crate) fn at(mut self, span: &Span) -> Self {
+    pub(crate) fn with_span(mut self, span: &Span) -> Self {
         if let Some(span) = traces::place(span) {
             self.place = Place { trace: span.trace_id(), span: span.span_id(), flags: span.trace_flags() };
         }
@@ -106,7 +106,7 @@ impl Context {
 
     /// The context of one of several things that were asked in one call, which says what its ids are. (Those of the call, if it
     /// does not, or if they are none.)
-    pub fn of_one(&self, request_id: Option<&str>, traceparent: Option<&str>) -> Self {
+    pub fn for_item(&self, request_id: Option<&str>, traceparent: Option<&str>) -> Self {
         let value = |text: Option<&str>| text.and_then(|text| HeaderValue::from_str(text).ok());
         let mut one = self.clone();
         if let Some(id) = value(request_id).filter(is_sane_id) {
@@ -187,7 +187,7 @@ impl Place {
     }
 }
 
-impl<S: Sync> FromRequestParts<S> for Context {
+impl<S: Sync> FromRequestParts<S> for RequestContext {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
@@ -225,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_sane_request_id_is_kept_and_any_other_replaced() {
-        let of = |headers: &HeaderMap| Context::of(headers, Duration::ZERO).request_id().to_owned();
+        let of = |headers: &HeaderMap| RequestContext::from_headers(headers, Duration::ZERO).request_id().to_owned();
         assert_eq!(of(&headers(&[(X_REQUEST_ID, "abc-1")])), "abc-1");
         for bad in ["", "two words", "caf\u{e9}"] {
             let value = HeaderValue::from_bytes(bad.as_bytes()).unwrap();
@@ -242,7 +242,7 @@ mod tests {
         const GOOD: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         let forwarded = |value| {
             let mut headers = HeaderMap::new();
-            Context::of(&self::headers(&[(TRACEPARENT, value)]), Duration::ZERO).forward(&mut headers);
+            RequestContext::from_headers(&self::headers(&[(TRACEPARENT, value)]), Duration::ZERO).forward(&mut headers);
             let forwarded = headers.get(TRACEPARENT).expect("each call has one");
             assert!(Place::read(forwarded).is_some(), "{forwarded:?}");
             forwarded.to_str().unwrap().to_owned()

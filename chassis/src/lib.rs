@@ -3,41 +3,25 @@
 //! The life of a process, as [`run`] and each `main` tell it:
 //!
 //! 1. [`config`] reads the settings, [`telemetry`] starts the log and the traces.
-//! 2. The service opens its store and builds its [`App`]: its routes, documented by [`openapi`], with [`health`] and
-//!    [`metrics`] beside them, inside the one stack of [`layers`].
+//! 2. The service opens its store and builds its [`App`]: its routes, documented as OpenAPI, with health and metrics beside
+//!    them, inside one pipeline.
 //! 3. The listener is bound; one line on stdout says where.
-//! 4. [`server`] accepts connections until a signal comes, then drains.
+//! 4. [`serve`] accepts connections until a signal comes, then drains.
 //!
-//! A request comes in through [`layers`], is read by [`extract`], [`fields`] and [`values`], and leaves as [`json`] (see
-//! [`page`] and [`conditional`]) or as a [`problem`]. Calls to other services leave through [`client`], with their
-//! [`context`], several in one by [`batch`]. A store in memory keeps its rows in a [`table`].
+//! [`http`] reads requests and writes answers; errors are a [`problem`]. Calls to other services leave through [`client`],
+//! with their [`context`], several in one by [`batch`].
 
-mod access;
 pub mod batch;
 pub mod client;
-pub mod conditional;
 pub mod config;
 pub mod context;
-mod cors;
-pub mod extract;
-pub mod fields;
-pub mod health;
+pub mod fault_injection;
 mod hex;
-pub mod json;
-mod layers;
-mod listener;
-pub mod metrics;
-mod openapi;
-pub mod page;
+pub mod http;
 pub mod postgres;
 pub mod problem;
-pub mod sabotage;
-mod server;
 pub mod table;
 pub mod telemetry;
-#[cfg(feature = "testing")]
-pub mod testing;
-pub mod values;
 
 use std::future::Future;
 use std::io;
@@ -46,31 +30,29 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
+use axum::http::{Request, Response};
 use axum::routing::MethodRouter;
 use jiff::Timestamp;
-use mimalloc::MiMalloc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::access::Access;
 use crate::config::Settings;
-use crate::cors::Cors;
-use crate::health::{Draining, Needs};
-use crate::layers::{Edge, Routes};
-use crate::metrics::Metrics;
-pub use crate::server::{Stop, serve};
-
-/// Of every service: a request allocates some thirty times, and the system's allocator takes nearly twice as long for it.
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
+use crate::http::access_log::Access;
+use crate::http::cors::Cors;
+use crate::http::health::{Draining, ReadinessChecks};
+use crate::http::pipeline::{Pipeline, Routes};
+pub use crate::http::server::{Stop, serve};
+use crate::telemetry::metrics::Metrics;
 
 /// A service ready to be served: its routes inside the layers.
 #[derive(Clone)]
 pub struct App {
-    edge: Arc<Edge>,
+    pipeline: Arc<Pipeline>,
     document: Arc<OpenApi>,
 }
 
@@ -80,14 +62,15 @@ impl App {
         service: &'static str,
         description: &str,
         routes: OpenApiRouter,
-        needs: Arc<dyn Needs>,
+        needs: Arc<dyn ReadinessChecks>,
         settings: &Settings,
     ) -> Self {
         let (draining, metrics) = (Draining::default(), Metrics::new(service));
-        let health = health::routes(draining.clone(), needs);
-        let (router, document) = openapi::assemble(service, description, routes, health);
+        let health = http::health::routes(draining.clone(), needs);
+        let (router, document) = http::openapi::assemble(service, description, routes, health);
         let router = router.merge(metrics.routes());
-        let documented = document.paths.paths.keys().flat_map(|path| [path.clone(), format!("{}{path}", openapi::API)]);
+        let documented =
+            document.paths.paths.keys().flat_map(|path| [path.clone(), format!("{}{path}", http::openapi::API)]);
         let others = ["/metrics", "/openapi.json", "/docs", "/docs/", "/docs/{*file}"].map(str::to_owned);
         let routes = Routes::new(documented.chain(others));
         let places = Semaphore::new(settings.max_in_flight as usize);
@@ -95,8 +78,8 @@ impl App {
         running.close(); // to further tasks it makes no difference, but it can be waited for
         let access = Access::new(metrics.clone(), settings.log_requests_per_second);
         let (cors, settings) = (Cors::new(&settings.cors_allowed_origins), settings.clone());
-        let edge = Edge { router, routes, cors, metrics, access, draining, settings, places, running };
-        Self { edge: Arc::new(edge), document: Arc::new(document) }
+        let pipeline = Pipeline { router, routes, cors, metrics, access, draining, settings, places, running };
+        Self { pipeline: Arc::new(pipeline), document: Arc::new(document) }
     }
 
     /// The same with a page for people at `/`: no part of the API, so neither under `/api` nor in the document.
@@ -105,10 +88,16 @@ impl App {
     /// If there is a clone of this app already.
     #[must_use]
     pub fn with_page(mut self, page: MethodRouter) -> Self {
-        let edge = Arc::get_mut(&mut self.edge).expect("an app gets its page before anybody else has it");
-        edge.router = mem::take(&mut edge.router).route("/", page);
-        edge.routes.add("/");
+        let pipeline = Arc::get_mut(&mut self.pipeline).expect("an app gets its page before anybody else has it");
+        pipeline.router = mem::take(&mut pipeline.router).route("/", page);
+        pipeline.routes.add("/");
         self
+    }
+
+    /// Answers one request in this process, through the whole pipeline.
+    pub async fn call(&self, request: Request<Body>) -> Response<Body> {
+        let Ok(response) = http::pipeline::stack(Arc::clone(&self.pipeline)).oneshot(request).await;
+        response.map(Body::new)
     }
 
     /// The OpenAPI document.
@@ -134,7 +123,7 @@ pub async fn run(service: &str, port: u16, about: &str, app: &App) -> Result<Dur
     // The signals are caught before anyone can know that the service is there.
     let unable = |error: io::Error| format!("cannot catch signals: {error}");
     let (stop, again) = (stop_signal().map_err(unable)?, second_signal().map_err(unable)?);
-    let listener = listener::open(app.edge.settings.host, port).await?;
+    let listener = http::listener::open(app.pipeline.settings.host, port).await?;
     let address = listener.local_addr().map_err(|error| format!("cannot tell where it listens: {error}"))?;
     println!("{service} listens on http://{address}, {about}");
     tokio::select! {

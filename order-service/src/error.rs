@@ -73,10 +73,10 @@ impl From<Refusal> for Problem {
             Refusal::InProgress => {
                 Self::new(&IN_PROGRESS, "The first request with this Idempotency-Key is still running").retry_after(1)
             }
-            Refusal::Overtaken => Self::new(&OVERLOADED, "Placing the order took too long; nothing was sold"),
-            Refusal::TooMany => Self::new(&OVERLOADED, "Too many orders at once"),
+            Refusal::TimedOut => Self::new(&OVERLOADED, "Placing the order took too long; nothing was sold"),
+            Refusal::Overloaded => Self::new(&OVERLOADED, "Too many orders at once"),
             Refusal::Peer(error) => error.into(),
-            Refusal::Died(cause) => Self::internal(cause),
+            Refusal::Panicked(cause) => Self::internal(cause),
             Refusal::Store(error) => Self::store_unavailable(error),
         }
     }

@@ -5,8 +5,8 @@
 use std::fmt::Write;
 
 use axum::http::HeaderName;
-use chassis::extract::Header;
-use chassis::values::Detail;
+use chassis::http::body::values::Detail;
+use chassis::http::extract::Header;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 

@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use chassis::App;
 use chassis::client::Peer;
 use chassis::config::Settings;
-use chassis::health::Needs;
+use chassis::http::health::ReadinessChecks;
 
 use crate::placement::Placement;
 
@@ -50,7 +50,7 @@ pub fn app(state: AppState, settings: &Settings) -> App {
 }
 
 #[async_trait]
-impl Needs for AppState {
+impl ReadinessChecks for AppState {
     async fn store(&self) -> Result<(), String> {
         self.placement.store().ping().await.map_err(|error| error.to_string())
     }

@@ -9,8 +9,8 @@
 //! The stores make these steps, and the model in `tests/model` searches what can come of them, by the same functions.
 
 use bytes::Bytes;
-use chassis::fields::{Fields, FromJson};
-use chassis::values::{any, integer, parsed};
+use chassis::http::body::values::{any, integer, parsed};
+use chassis::http::body::{Fields, FromJson};
 use shared::orders::{OrderStatus, WantedLine};
 use shared::products::{MAX_LINES, MAX_QUANTITY};
 use shared::{Id, Money};

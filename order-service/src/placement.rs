@@ -13,8 +13,8 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use chassis::client::{Peer, PeerError};
-use chassis::context::Context;
-use chassis::metrics::{self, Counter, Family, Gauge, Labels};
+use chassis::context::RequestContext;
+use chassis::telemetry::metrics::{self, Counter, Family, Gauge, Labels};
 use chassis::{crash_point, mistake};
 use futures_util::FutureExt;
 use jiff::Timestamp;
@@ -30,7 +30,7 @@ use uuid::Uuid;
 use crate::idempotency::{Fingerprint, Key};
 use crate::order::NewOrder;
 use crate::peers::{Products, Take, Users};
-use crate::store::{Begun, Intent, OrderStore, StoreError};
+use crate::store::{BeginOutcome, Intent, OrderStore, StoreError};
 
 /// How long a release may take, when nobody waits for it.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -41,9 +41,9 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(3);
 // after 3.5 s; and after 7 s if the first try was kept from a product-service that did not look well yet.
 
 /// How much older than the time of an order an intent must be to be given up: its request may be settling it just then.
-const COURTESY: Duration = Duration::from_secs(1);
+const ABANDON_GRACE: Duration = Duration::from_secs(1);
 /// How long a claim keeps all replicas from trying, unless it is done. What takes longer is released twice, which does no harm.
-const CLAIM: Duration = Duration::from_secs(2);
+const CLAIM_LEASE: Duration = Duration::from_secs(2);
 
 static PLACEMENTS: LazyLock<Family<Labels<1>, Counter>> =
     LazyLock::new(|| metrics::register("order_placements", "Orders asked for", Family::default()));
@@ -91,15 +91,15 @@ pub enum Refusal {
     /// The first attempt with this key is still running.
     InProgress,
     /// It took too long: it was given up meanwhile, or never begun.
-    Overtaken,
+    TimedOut,
     /// As many orders are being placed as may be.
-    TooMany,
+    Overloaded,
     /// A peer did not answer, or not as the contract says.
     Peer(PeerError),
     /// The store is away.
     Store(StoreError),
     /// A mistake of ours ended it half-way; the reconciler gives it up.
-    Died(String),
+    Panicked(String),
 }
 
 impl Placement {
@@ -128,7 +128,7 @@ impl Placement {
     /// After this long an intent that is not settled was left behind by someone who died. It is a courtesy to requests
     /// still running, no safety rule: acting too early costs such a request a 503.
     fn patience(&self) -> Duration {
-        self.0.timeout + COURTESY
+        self.0.timeout + ABANDON_GRACE
     }
 
     /// Places `new` for the request of this context, at most once for each key. It runs in a task of its own: a client
@@ -137,32 +137,37 @@ impl Placement {
         &self,
         new: NewOrder,
         key: Option<(Key, Fingerprint)>,
-        context: &Context,
+        context: &RequestContext,
     ) -> Result<Placed, Refusal> {
-        let (this, context) = (self.clone(), context.within(self.0.timeout));
+        let (this, context) = (self.clone(), context.with_timeout(self.0.timeout));
         let Ok(place) = Arc::clone(&self.0.places).try_acquire_owned() else {
-            return counted(Err(Refusal::TooMany));
+            return counted(Err(Refusal::Overloaded));
         };
         let run = async move {
             let _place = place;
             counted(this.run(new, key, context).await)
         };
         let placing = self.0.running.spawn(Box::pin(run.in_current_span())); // large, and tasks are moved
-        placing.await.unwrap_or_else(|died| Err(Refusal::Died(died.to_string())))
+        placing.await.unwrap_or_else(|died| Err(Refusal::Panicked(died.to_string())))
     }
 
-    async fn run(&self, new: NewOrder, key: Option<(Key, Fingerprint)>, context: Context) -> Result<Placed, Refusal> {
+    async fn run(
+        &self,
+        new: NewOrder,
+        key: Option<(Key, Fingerprint)>,
+        context: RequestContext,
+    ) -> Result<Placed, Refusal> {
         if context.time_left().is_zero() {
-            return Err(Refusal::Overtaken); // nobody would hear of it
+            return Err(Refusal::TimedOut); // nobody would hear of it
         }
         let id = OrderId(Uuid::now_v7());
         let intent = Intent { id, user_id: new.user_id, key, created_at: chassis::now() };
         crash_point!("place: before the intent");
         match self.0.store.begin(intent).await? {
-            Begun::Placing => crash_point!("place: after the intent"),
-            Begun::Placed(order) => return Ok(Placed { order, replayed: true }),
-            Begun::InProgress => return Err(Refusal::InProgress),
-            Begun::OtherBody => return Err(Refusal::KeyReused),
+            BeginOutcome::Started => crash_point!("place: after the intent"),
+            BeginOutcome::Replayed(order) => return Ok(Placed { order, replayed: true }),
+            BeginOutcome::InProgress => return Err(Refusal::InProgress),
+            BeginOutcome::KeyMismatch => return Err(Refusal::KeyReused),
         }
         if mistake!("settle before taken") {
             self.settle(id, new.lines.iter().map(unpriced).collect()).await?;
@@ -182,7 +187,7 @@ impl Placement {
         &self,
         id: OrderId,
         new: &NewOrder,
-        context: &Context,
+        context: &RequestContext,
     ) -> Result<Vec<ReservedLine>, Refusal> {
         let exists = self.0.users.exists(new.user_id, context).inspect(|_| crash_point!("place: user answered"));
         let take = self.0.products.take(id, &new.lines, context).inspect(|_| crash_point!("place: take answered"));
@@ -190,8 +195,8 @@ impl Placement {
         match (exists, taken) {
             (Ok(false), _) => Err(Refusal::UserNotFound),
             (_, Ok(Take::Unknown(lines))) => Err(Refusal::ProductNotFound(lines)),
-            (_, Ok(Take::Short(lines))) => Err(Refusal::InsufficientStock(lines)),
-            (_, Ok(Take::Released)) => Err(Refusal::Overtaken),
+            (_, Ok(Take::InsufficientStock(lines))) => Err(Refusal::InsufficientStock(lines)),
+            (_, Ok(Take::Released)) => Err(Refusal::TimedOut),
             (_, Err(error)) => Err(Refusal::Peer(error)),
             (exists, Ok(Take::Taken(lines))) => {
                 let lines = check_prices(&new.lines, lines)?;
@@ -207,7 +212,7 @@ impl Placement {
         crash_point!("place: before settling");
         let order = self.0.store.settle(id, taken.into_iter().map(order_line).collect(), total).await?;
         crash_point!("place: after settling");
-        order.ok_or(Refusal::Overtaken)
+        order.ok_or(Refusal::TimedOut)
     }
 
     /// Gives the intent up in the store, so that it can never become an order; the rest needs nobody to wait for it.
@@ -246,7 +251,7 @@ impl Placement {
         if mistake!("finish before released") {
             self.0.store.released(id).await?;
         }
-        self.0.products.release(id, &Context::background(RELEASE_TIMEOUT)).await?;
+        self.0.products.release(id, &RequestContext::background(RELEASE_TIMEOUT)).await?;
         crash_point!("release: acknowledged");
         self.0.store.released(id).await?;
         crash_point!("release: finished");
@@ -264,7 +269,7 @@ impl Placement {
     /// Gives up what was left behind, and tries to finish up to `most` of what waits for its release; how many it did.
     pub async fn reconcile(&self, most: usize) -> Result<usize, StoreError> {
         let now = chassis::now();
-        let left = self.0.store.claim(now, before(now, self.patience()), CLAIM, most).await?;
+        let left = self.0.store.claim(now, before(now, self.patience()), CLAIM_LEASE, most).await?;
         let releases = left.iter().map(|id| {
             crash_point!("reconcile: claimed");
             self.release(*id)
@@ -296,11 +301,11 @@ fn counted(outcome: Result<Placed, Refusal>) -> Result<Placed, Refusal> {
         Err(Refusal::PriceChanged(_)) => "price_changed",
         Err(Refusal::KeyReused) => "key_reused",
         Err(Refusal::InProgress) => "in_progress",
-        Err(Refusal::Overtaken) => "overtaken",
-        Err(Refusal::TooMany) => "too_many",
+        Err(Refusal::TimedOut) => "overtaken",
+        Err(Refusal::Overloaded) => "too_many",
         Err(Refusal::Peer(_)) => "peer_unavailable",
         Err(Refusal::Store(_)) => "store_unavailable",
-        Err(Refusal::Died(_)) => "died",
+        Err(Refusal::Panicked(_)) => "died",
     };
     PLACEMENTS.get_or_create(&[("outcome", label)]).inc();
     outcome

@@ -3,12 +3,12 @@
 use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::Response;
-use chassis::conditional::{self, IfMatch};
-use chassis::context::Context;
+use chassis::context::RequestContext;
 use chassis::crash_point;
-use chassis::extract::{Json, OptionalHeader, Path, Query};
-use chassis::fields::{FromQuery, Params};
-use chassis::page::Page;
+use chassis::http::body::{FromQuery, Params};
+use chassis::http::conditional::{self, IfMatch};
+use chassis::http::extract::{Json, OptionalHeader, Path, Query};
+use chassis::http::page::Page;
 use shared::orders::{Order, OrderStatus, PlaceOrder, UpdateOrder};
 use shared::{Id, OrderId};
 use utoipa_axum::router::OpenApiRouter;
@@ -71,7 +71,7 @@ async fn list(
 async fn place(
     State(app): State<AppState>,
     OriginalUri(uri): OriginalUri,
-    context: Context,
+    context: RequestContext,
     OptionalHeader(key): OptionalHeader<Key>,
     Json(new): Json<NewOrder>,
 ) -> Result<Response, Error> {

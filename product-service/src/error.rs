@@ -51,7 +51,7 @@ impl From<Refusal> for Problem {
                 let unknown = |at| FieldError::at(format!("/lines/{at}/productId"), "does not exist");
                 Self::new(&PRODUCT_NOT_FOUND, "Product not found").with_errors(lines.into_iter().map(unknown).collect())
             }
-            Refusal::Short(lines) => {
+            Refusal::InsufficientStock(lines) => {
                 let short = |(at, left): (usize, i64)| {
                     FieldError::at(format!("/lines/{at}/quantity"), format!("only {left} left")).actual(left)
                 };

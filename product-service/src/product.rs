@@ -1,7 +1,7 @@
 //! Every rule about a product.
 
-use chassis::fields::{Fields, FromJson};
-use chassis::values::{Detail, integer, text};
+use chassis::http::body::values::{Detail, integer, text};
+use chassis::http::body::{Fields, FromJson};
 use serde::Deserialize;
 use serde_json::Value;
 use shared::{Money, products};

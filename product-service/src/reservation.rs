@@ -4,8 +4,8 @@
 
 use std::collections::HashSet;
 
-use chassis::fields::{Fields, FromJson, FromQuery, Params};
-use chassis::values::{any, integer, list};
+use chassis::http::body::values::{any, integer, list};
+use chassis::http::body::{Fields, FromJson, FromQuery, Params};
 use shared::products::{Line, MAX_LINES, MAX_QUANTITY, Reserved, ReservedLine};
 use shared::{Id, MAX_BATCH, OrderId};
 
@@ -29,7 +29,7 @@ impl Lines {
     }
 
     /// Whether a reservation holds the same units, in whatever order.
-    pub fn are_those_of(&self, held: &[ReservedLine]) -> bool {
+    pub fn matches(&self, held: &[ReservedLine]) -> bool {
         let mut wanted = self.0.clone();
         let mut held: Vec<Line> =
             held.iter().map(|line| Line { product_id: line.product_id, quantity: line.quantity }).collect();
@@ -59,14 +59,14 @@ fn line(line: &mut Fields<'_>, seen: &mut Vec<Id>) -> Option<Line> {
 
 /// One of several takes.
 #[derive(Clone, Debug)]
-pub struct LinesFor {
+pub struct ReservationRequest {
     /// The order that the units are for.
     pub order_id: OrderId,
     /// The units.
     pub lines: Lines,
 }
 
-impl FromJson for LinesFor {
+impl FromJson for ReservationRequest {
     fn from_json(body: &mut Fields<'_>) -> Option<Self> {
         let order_id = body.required("orderId", any::<OrderId>);
         let lines = Lines::from_json(body);
@@ -78,7 +78,7 @@ impl FromJson for LinesFor {
 #[derive(Clone, Debug)]
 pub struct OneOfSeveral {
     /// What is to be taken.
-    pub take: LinesFor,
+    pub take: ReservationRequest,
     /// The id of the request that it is for, if it says so.
     pub request_id: Option<String>,
     /// The place in a trace of that request, likewise.
@@ -87,7 +87,7 @@ pub struct OneOfSeveral {
 
 impl FromJson for OneOfSeveral {
     fn from_json(body: &mut Fields<'_>) -> Option<Self> {
-        let take = LinesFor::from_json(body);
+        let take = ReservationRequest::from_json(body);
         let request_id = body.optional("requestId", any::<String>);
         let traceparent = body.optional("traceparent", any::<String>);
         Some(Self { take: take?, request_id: request_id?, traceparent: traceparent? })
@@ -106,13 +106,13 @@ impl FromQuery for OrderIds {
 
 /// What came of a take.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Taken {
+pub enum ReservationOutcome {
     /// The units are the order's, taken just now.
-    Now(Reserved),
+    Created(Reserved),
     /// They were already: the answer of the first time.
-    Already(Reserved),
+    Existing(Reserved),
     /// Nothing was taken.
-    Refused(Refusal),
+    Rejected(Refusal),
 }
 
 /// Why a take was refused. Lines are told by their index.
@@ -121,7 +121,7 @@ pub enum Refusal {
     /// These lines name products that do not exist.
     Unknown(Vec<usize>),
     /// These lines ask for more than is left, which is this much.
-    Short(Vec<(usize, i64)>),
+    InsufficientStock(Vec<(usize, i64)>),
     /// The reservation was released before.
     Released,
     /// The reservation was taken before, for other lines.

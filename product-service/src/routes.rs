@@ -5,15 +5,15 @@ use axum::Json as JsonAnswer;
 use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use chassis::conditional::{self, IfMatch};
-use chassis::context::Context;
+use chassis::context::RequestContext;
 use chassis::crash_point;
-use chassis::extract::{Json, JsonEach, OptionalHeader, Path, Query};
-use chassis::fields::{FromQuery, Params};
-use chassis::page::{self, Page, Rows};
+use chassis::http::body::values::{self, Detail};
+use chassis::http::body::{FromQuery, Params};
+use chassis::http::conditional::{self, IfMatch};
+use chassis::http::extract::{Json, JsonList, OptionalHeader, Path, Query};
+use chassis::http::page::{self, Page, Rows};
 use chassis::problem::{self, Problem};
 use chassis::telemetry::traces;
-use chassis::values::{self, Detail};
 use serde::Serialize;
 use shared::products::{
     CreateProduct, Product as WireProduct, Reservation, Reserve, ReserveEach, Reserved, UpdateProduct,
@@ -28,7 +28,7 @@ use crate::AppState;
 use crate::error::Error;
 use crate::peers::Listed;
 use crate::product::{NewProduct, ProductChange, fold};
-use crate::reservation::{Lines, OneOfSeveral, OrderIds, Taken};
+use crate::reservation::{Lines, OneOfSeveral, OrderIds, ReservationOutcome};
 use crate::store::StoreError;
 
 /// All routes of this service.
@@ -157,7 +157,7 @@ async fn delete(
 async fn users(
     State(app): State<AppState>,
     OriginalUri(uri): OriginalUri,
-    context: Context,
+    context: RequestContext,
 ) -> Result<Response, Error> {
     match app.users.list(uri.query(), &context).await? {
         Listed::Rows(rows, next) => {
@@ -184,9 +184,9 @@ async fn reserve(
     let taken = app.store.take(order_id, &lines).await?;
     crash_point!("take: done");
     match taken {
-        Taken::Now(reserved) => Ok((StatusCode::CREATED, JsonAnswer(reserved)).into_response()),
-        Taken::Already(reserved) => Ok(JsonAnswer(reserved).into_response()),
-        Taken::Refused(refusal) => Err(Error::Refused(refusal)),
+        ReservationOutcome::Created(reserved) => Ok((StatusCode::CREATED, JsonAnswer(reserved)).into_response()),
+        ReservationOutcome::Existing(reserved) => Ok(JsonAnswer(reserved).into_response()),
+        ReservationOutcome::Rejected(refusal) => Err(Error::Refused(refusal)),
     }
 }
 
@@ -212,8 +212,8 @@ enum ReserveBody {
     responses((status = OK, body = Vec<ReserveOutcome>, description = "What the single calls would have answered, in the order asked")))]
 async fn reserve_each(
     State(app): State<AppState>,
-    context: Context,
-    JsonEach(asked): JsonEach<OneOfSeveral, MAX_BATCH>,
+    context: RequestContext,
+    JsonList(asked): JsonList<OneOfSeveral, MAX_BATCH>,
 ) -> Result<JsonAnswer<Vec<ReserveOutcome>>, Error> {
     let (mut takes, mut spans) = (Vec::with_capacity(asked.len()), Vec::new());
     let asked: Vec<Result<Option<String>, Problem>> = asked
@@ -221,7 +221,7 @@ async fn reserve_each(
         .map(|item| {
             let OneOfSeveral { take, request_id, traceparent } = item?;
             spans.push(traces::of_one("PUT /reservations/{orderId}", || {
-                context.of_one(request_id.as_deref(), traceparent.as_deref())
+                context.for_item(request_id.as_deref(), traceparent.as_deref())
             }));
             takes.push(take);
             Ok(request_id)
@@ -234,18 +234,18 @@ async fn reserve_each(
     let outcomes = asked.iter().map(|asked| match asked {
         Ok(request_id) => {
             let taken = taken.next().expect("the store answers each");
-            outcome(taken, || context.of_one(request_id.as_deref(), None))
+            outcome(taken, || context.for_item(request_id.as_deref(), None))
         }
         Err(problem) => refused(problem, &context),
     });
     Ok(JsonAnswer(outcomes.collect()))
 }
 
-fn outcome(taken: Result<Taken, StoreError>, context: impl FnOnce() -> Context) -> ReserveOutcome {
+fn outcome(taken: Result<ReservationOutcome, StoreError>, context: impl FnOnce() -> RequestContext) -> ReserveOutcome {
     let (status, reserved) = match taken {
-        Ok(Taken::Now(reserved)) => (StatusCode::CREATED, reserved),
-        Ok(Taken::Already(reserved)) => (StatusCode::OK, reserved),
-        Ok(Taken::Refused(refusal)) => return refused(&refusal.into(), &context()),
+        Ok(ReservationOutcome::Created(reserved)) => (StatusCode::CREATED, reserved),
+        Ok(ReservationOutcome::Existing(reserved)) => (StatusCode::OK, reserved),
+        Ok(ReservationOutcome::Rejected(refusal)) => return refused(&refusal.into(), &context()),
         Err(error) => {
             tracing::warn!(%error, "a take among several came to nothing");
             return refused(&Error::from(error).into(), &context());
@@ -254,7 +254,7 @@ fn outcome(taken: Result<Taken, StoreError>, context: impl FnOnce() -> Context) 
     ReserveOutcome { status: status.as_u16(), body: ReserveBody::Reserved(reserved) }
 }
 
-fn refused(problem: &Problem, context: &Context) -> ReserveOutcome {
+fn refused(problem: &Problem, context: &RequestContext) -> ReserveOutcome {
     let body = problem.body(context.request_id());
     ReserveOutcome { status: body.status, body: ReserveBody::Problem(body) }
 }

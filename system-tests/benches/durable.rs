@@ -5,13 +5,13 @@ use std::process::{self, Command, ExitCode, Stdio};
 use std::time::Duration;
 use std::{env, fs};
 
-use chassis::testing::postgres::{Durability, Server};
 use futures_util::future::join_all;
 use serde_json::json;
 use sqlx::{Connection, Executor, PgConnection, query_scalar};
 use system_tests::durable::Databases;
 use system_tests::load::{Caller, closed};
 use system_tests::{Launch, ORDERS, PRODUCTS, System, order};
+use testing::postgres::{Durability, Server};
 
 const CLIENTS: u32 = 64;
 const ITEMS: i64 = 1000;
@@ -64,7 +64,7 @@ struct Town {
 impl Town {
     async fn build(postgres: &Server, prepare: impl Fn(Launch) -> Launch) -> Self {
         let databases = Databases::create(postgres).await;
-        let system = System::start_as(|launch| databases.under(prepare(launch.sabotaged()))).await;
+        let system = System::start_as(|launch| databases.under(prepare(launch.with_fault_injection()))).await;
         let system = system.unwrap_or_else(|reason| panic!("{reason}"));
         system.users.post("/users", json!({"name": "Eve"})).await.expect(201);
         let lamp = json!({"name": "Lamp", "price": 19.99, "stock": 1_000_000_000});

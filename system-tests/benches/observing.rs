@@ -35,8 +35,9 @@ async fn main() -> ExitCode {
 
 /// The three, with more of a product 3 than can be ordered.
 async fn start(prepare: impl Fn(Launch) -> Launch) -> System {
-    let system =
-        System::start_as(|launch| prepare(launch.sabotaged())).await.unwrap_or_else(|reason| panic!("{reason}"));
+    let system = System::start_as(|launch| prepare(launch.with_fault_injection()))
+        .await
+        .unwrap_or_else(|reason| panic!("{reason}"));
     let lamp = json!({"name": "Lamp", "price": 19.99, "stock": 1_000_000_000});
     system.products.post("/products", lamp).await.expect(201);
     system

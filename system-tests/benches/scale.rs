@@ -4,11 +4,11 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use chassis::testing::postgres::{Durability, Server, fill};
 use serde_json::{Value, json};
 use system_tests::durable::Databases;
 use system_tests::load::Caller;
 use system_tests::{ORDERS, PRODUCTS, Service, System, USERS, order};
+use testing::postgres::{Durability, Server, fill};
 
 const FEW: u32 = 1_000;
 const MANY: u32 = 1_000_000;

@@ -21,22 +21,22 @@ pub fn build() -> Result<&'static Path, String> {
     built.as_deref().map_err(Clone::clone)
 }
 
-/// Builds them, once a process, with crash points and mistakes on demand (`chassis::sabotage`); the folder that these are
+/// Builds them, once a process, with crash points and mistakes on demand (`chassis::fault_injection`); the folder that these are
 /// in, beside the others.
 ///
 /// # Errors
 /// If one does not compile; cargo has said on stderr why.
-pub(crate) fn build_sabotaged() -> Result<&'static Path, String> {
+pub(crate) fn build_with_fault_injection() -> Result<&'static Path, String> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let built = BUILT.get_or_init(|| {
         let folder = profile_folder()?;
         let target = target_of(&folder)?;
         // What both builds have in common is compiled once: only what they are made for has a folder of its own.
         let shared = format!("build.build-dir={target:?}");
-        let sabotage = [PRODUCTS, ORDERS].map(|service| format!("--features={service}/sabotage"));
-        let sabotaged = target.join("sabotaged");
-        cargo_build(&sabotaged, &["--config", &shared, &sabotage[0], &sabotage[1]])?;
-        Ok(sabotaged.join(folder.file_name().unwrap_or_default()))
+        let features = [PRODUCTS, ORDERS].map(|service| format!("--features={service}/fault-injection"));
+        let with_fault_injection = target.join("fault-injection");
+        cargo_build(&with_fault_injection, &["--config", &shared, &features[0], &features[1]])?;
+        Ok(with_fault_injection.join(folder.file_name().unwrap_or_default()))
     });
     built.as_deref().map_err(Clone::clone)
 }

@@ -1,12 +1,12 @@
 //! The three services over PostgreSQL, a database each, with a proxy on each way between them.
 //!
-//! With `MISTAKE=name` in the environment they make that mistake (`chassis::sabotage`): whatever test is sharp enough for
+//! With `MISTAKE=name` in the environment they make that mistake (`chassis::fault_injection`): whatever test is sharp enough for
 //! it has to fail then.
 
 use std::env;
 
-use chassis::testing::postgres::{Durability, Server};
 use sqlx::{Connection, PgConnection};
+use testing::postgres::{Durability, Server};
 use tokio::time::{self, Instant};
 
 use crate::launch::Launch;
@@ -86,7 +86,7 @@ impl Databases {
     pub fn under(&self, launch: Launch) -> Launch {
         let url = self.url(launch.service());
         let launch = match env::var("MISTAKE") {
-            Ok(mistake) => launch.sabotaged().env("MISTAKE", mistake),
+            Ok(mistake) => launch.with_fault_injection().env("MISTAKE", mistake),
             Err(_) => launch,
         };
         launch.env("DATABASE_URL", url)

@@ -24,7 +24,7 @@ use crate::system::{ORDERS, PRODUCTS};
 use crate::{DEADLINE, PAUSE};
 
 /// What the databases hold.
-pub struct Books {
+pub struct DatabaseSnapshot {
     /// All rows, those included that no client sees.
     pub orders: Vec<OrderRow>,
     /// By the order's id.
@@ -87,7 +87,7 @@ pub async fn settled(durable: &Durable) -> Option<Duration> {
     }
 }
 
-impl Books {
+impl DatabaseSnapshot {
     /// Reads them. They fit each other only while nothing is being placed.
     ///
     /// # Errors

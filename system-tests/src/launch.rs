@@ -24,7 +24,7 @@ pub struct Launch {
     pub(crate) log: Log,
     port: Option<u16>,
     inherits: bool,
-    sabotaged: bool,
+    with_fault_injection: bool,
     env: Vec<(String, String)>,
     socket: Option<Arc<TcpListener>>,
     open_files: Option<u32>,
@@ -38,7 +38,7 @@ impl Launch {
             log: Log::Kept(Arc::default()),
             port: Some(0),
             inherits: false,
-            sabotaged: false,
+            with_fault_injection: false,
             env: Vec::new(),
             socket: None,
             open_files: None,
@@ -75,9 +75,9 @@ impl Launch {
         self
     }
 
-    /// Built with crash points and mistakes on demand: see `chassis::sabotage`.
-    pub fn sabotaged(mut self) -> Self {
-        self.sabotaged = true;
+    /// Built with crash points and mistakes on demand: see `chassis::fault_injection`.
+    pub fn with_fault_injection(mut self) -> Self {
+        self.with_fault_injection = true;
         self
     }
 
@@ -118,7 +118,8 @@ impl Launch {
             before += &format!("ulimit -n {limit}; ");
         }
         let mut command = Command::new("sh");
-        let folder = if self.sabotaged { binaries::build_sabotaged()? } else { binaries::build()? };
+        let folder =
+            if self.with_fault_injection { binaries::build_with_fault_injection()? } else { binaries::build()? };
         command.args(["-c", &format!(r#"{before}exec "$0" "$@""#)]).arg(folder.join(self.service));
         if !self.inherits {
             command.env_clear();

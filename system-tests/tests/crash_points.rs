@@ -17,7 +17,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 use system_tests::durable::Durable;
-use system_tests::invariants::{Books, settled};
+use system_tests::invariants::{DatabaseSnapshot, settled};
 use system_tests::{DEADLINE, Fault, Launch, Links, ORDERS, PRODUCTS, Received, Sending, Service, System};
 use system_tests::{eventually, seed};
 use tokio::task::JoinHandle;
@@ -140,7 +140,7 @@ fn texts(folder: &Path) -> Vec<String> {
 /// Runs one case after the other in one system, up to the first that fails.
 async fn run(next: impl Fn() -> Option<Case>) -> Result<(), String> {
     let prepare = |launch: Launch| {
-        let launch = launch.sabotaged().env("RUST_LOG", "off");
+        let launch = launch.with_fault_injection().env("RUST_LOG", "off");
         launch.env("ORDER_TIMEOUT_SECONDS", ORDER_TIMEOUT).env("RECONCILE_SECONDS", 0.1)
     };
     let Some(mut durable) = Durable::start(seed(), prepare).await else { return Ok(()) };
@@ -152,7 +152,7 @@ async fn run(next: impl Fn() -> Option<Case>) -> Result<(), String> {
             while next().is_some() {} // the others need not go on
             format!("{case}: {what}")
         })?;
-        placed.extend(told.iter().flat_map(Told::placed));
+        placed.extend(told.iter().flat_map(ClientLog::placed));
         println!("{case}: {:.1?}", began.elapsed());
     }
     for path in placed {
@@ -165,9 +165,9 @@ async fn run(next: impl Fn() -> Option<Case>) -> Result<(), String> {
 
 impl Case {
     /// The crash, and all that must hold after it. What the clients were told.
-    async fn happens(&self, durable: &mut Durable) -> Result<Vec<Told>, String> {
+    async fn happens(&self, durable: &mut Durable) -> Result<Vec<ClientLog>, String> {
         let mut dice = StdRng::seed_from_u64(self.seed);
-        let wish = Wish::of(self, &durable.system, &mut dice).await;
+        let wish = Scenario::of(self, &durable.system, &mut dice).await;
         let manner = self.manner(&mut dice);
         let clients = match self.story {
             Story::Place | Story::Fail => {
@@ -180,7 +180,7 @@ impl Case {
                 clients
             }
             Story::Cancel => {
-                all(Wish { cancels: false, ..wish.clone() }.clients(&durable.system)).await?;
+                all(Scenario { cancels: false, ..wish.clone() }.clients(&durable.system)).await?;
                 self.disturb(&durable.links, &wish, &mut dice);
                 self.arm(&mut durable.system, manner).await;
                 wish.clients(&durable.system)
@@ -199,7 +199,7 @@ impl Case {
             told.ask_again(&durable.system).await?;
         }
         settled(durable).await.ok_or("I8: an order is half done still")?;
-        let books = Books::read(durable).await.map_err(|error| error.to_string())?;
+        let books = DatabaseSnapshot::read(durable).await.map_err(|error| error.to_string())?;
         let violations = books.violations(&wish.stock);
         ensure(violations.is_empty(), || violations.join("\n  "))?;
         wish.keys.iter().try_for_each(|key| one_order(key, &told, &books))?;
@@ -210,12 +210,12 @@ impl Case {
     async fn leave_behind(
         &self,
         durable: &mut Durable,
-        wish: &Wish,
+        wish: &Scenario,
         manner: &str,
-    ) -> Result<Vec<JoinHandle<Told>>, String> {
+    ) -> Result<Vec<JoinHandle<ClientLog>>, String> {
         let mut waiting = None;
         if wish.cancels {
-            all(Wish { cancels: false, ..wish.clone() }.clients(&durable.system)).await?;
+            all(Scenario { cancels: false, ..wish.clone() }.clients(&durable.system)).await?;
             durable.links.orders_to_products.set(Fault::Refuse);
             all(wish.clients(&durable.system)).await?;
         } else {
@@ -224,7 +224,7 @@ impl Case {
             durable.system.orders.restart_with(&[("ORDER_TIMEOUT_SECONDS", "60")]).await; // it does not give up itself
             waiting = Some(wish.clients(&durable.system));
             let both = eventually(true, async || {
-                let books = Books::read(durable).await.expect("the database answers");
+                let books = DatabaseSnapshot::read(durable).await.expect("the database answers");
                 let keys = books.by_key();
                 wish.keys.iter().all(|key| keys.get(&**key).is_some_and(|rows| rows[0].state == "placing"))
             });
@@ -244,7 +244,7 @@ impl Case {
     }
 
     /// What else is wrong meanwhile.
-    fn disturb(&self, links: &Links, wish: &Wish, dice: &mut StdRng) {
+    fn disturb(&self, links: &Links, wish: &Scenario, dice: &mut StdRng) {
         let late = Fault::Delay { base: Duration::ZERO, jitter: Duration::from_millis(20) };
         links.orders_to_products.set([Fault::None, late, Fault::LoseAnswers(0.3)][dice.random_range(0..3)]);
         links.orders_to_users.set(if wish.users_away {
@@ -297,7 +297,7 @@ impl Case {
 
 /// What two clients want, each with a key of its own.
 #[derive(Clone)]
-struct Wish {
+struct Scenario {
     keys: [String; 2],
     body: Value,
     /// What they must be told in the end, if that is certain.
@@ -310,7 +310,7 @@ struct Wish {
     stock: BTreeMap<i64, i64>,
 }
 
-impl Wish {
+impl Scenario {
     async fn of(case: &Case, system: &System, dice: &mut StdRng) -> Self {
         let quantity = dice.random_range(1..=3);
         // Enough for one of the two, unless both must come far to meet the crash point.
@@ -338,13 +338,13 @@ impl Wish {
     }
 
     /// The clients, who ask until they know.
-    fn clients(&self, system: &System) -> Vec<JoinHandle<Told>> {
+    fn clients(&self, system: &System) -> Vec<JoinHandle<ClientLog>> {
         let client = |key: &String| client(system.orders.caller(), key.clone(), self.body.clone(), self.cancels);
         self.keys.iter().map(client).map(tokio::spawn).collect()
     }
 
     /// Whether they were told what they must be.
-    fn check(&self, told: &Told) -> Result<(), String> {
+    fn check(&self, told: &ClientLog) -> Result<(), String> {
         let last = told.answers.last().ok_or("no answer")?;
         ensure(self.status.is_none_or(|status| last.status == status), || format!("{:?}, not {last}", self.status))?;
         let cancelled = self.cancels && last.status == 201;
@@ -353,7 +353,7 @@ impl Wish {
 }
 
 /// What a client was told of what it asked for under its key.
-struct Told {
+struct ClientLog {
     key: String,
     body: Value,
     answers: Vec<Received>,
@@ -362,9 +362,9 @@ struct Told {
 }
 
 /// Asks for an order, and then perhaps for its cancellation, each until it knows what came of it.
-async fn client(orders: impl Fn(&str, &str) -> Sending, key: String, body: Value, cancels: bool) -> Told {
+async fn client(orders: impl Fn(&str, &str) -> Sending, key: String, body: Value, cancels: bool) -> ClientLog {
     let deadline = Instant::now() + 3 * DEADLINE;
-    let mut told = Told { key, body, answers: Vec::new(), cancelled: false };
+    let mut told = ClientLog { key, body, answers: Vec::new(), cancelled: false };
     while !told.answers.last().is_some_and(is_definite) && Instant::now() < deadline {
         let place = orders("POST", "/orders").header("idempotency-key", &told.key).json(&told.body);
         told.answers.extend(place.try_send().await);
@@ -386,7 +386,7 @@ fn is_definite(answer: &Received) -> bool {
     answer.status < 500 && answer.json()["type"] != "urn:problem-type:request-in-progress"
 }
 
-impl Told {
+impl ClientLog {
     /// The paths of the orders that it was told of.
     fn placed(&self) -> impl Iterator<Item = String> {
         self.answers.iter().filter(|answer| answer.status == 201).map(|answer| answer.header("location").to_owned())
@@ -408,7 +408,7 @@ impl Told {
 }
 
 /// One order under a key that somebody was told of, and else none, whatever was asked and refused.
-fn one_order(key: &str, told: &[Told], books: &Books) -> Result<(), String> {
+fn one_order(key: &str, told: &[ClientLog], books: &DatabaseSnapshot) -> Result<(), String> {
     let told: Vec<_> = told.iter().filter(|told| told.key == key).collect();
     let placed = told.iter().any(|told| told.placed().next().is_some());
     let state = if told.iter().any(|told| told.cancelled) { "cancelled" } else { "pending" };
@@ -423,7 +423,7 @@ fn heal(links: &Links) {
     links.orders_to_users.heal();
 }
 
-async fn all(clients: Vec<JoinHandle<Told>>) -> Result<Vec<Told>, String> {
+async fn all(clients: Vec<JoinHandle<ClientLog>>) -> Result<Vec<ClientLog>, String> {
     join_all(clients).await.into_iter().map(|told| told.map_err(|died| died.to_string())).collect()
 }
 

@@ -54,8 +54,8 @@ impl Machine {
 /// Whether a time is within its limit, or as good as that of a service with nothing to do. Much is not forgiven so: what
 /// disturbs others may be the very thing that is looked for.
 fn within(limit: Duration, time: Duration, noise: Duration) -> bool {
-    const FORGIVEN: Duration = Duration::from_millis(50);
-    time <= limit.max(2 * noise.min(FORGIVEN))
+    const RECOVERY_SUCCESSES: Duration = Duration::from_millis(50);
+    time <= limit.max(2 * noise.min(RECOVERY_SUCCESSES))
 }
 
 /// Measures until it is good, three times at most, and gives the last measurement.

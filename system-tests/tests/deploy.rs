@@ -6,10 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use chassis::testing::postgres::{Durability, Server};
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
 use system_tests::{Launch, ORDERS, PRODUCTS, Service, USERS, order};
+use testing::postgres::{Durability, Server};
 
 const PASSWORD: &str = "secret";
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use system_tests::durable::Durable;
-use system_tests::invariants::{Books, settled};
+use system_tests::invariants::{DatabaseSnapshot, settled};
 use system_tests::{Received, Service, USERS, eventually, order, seed};
 
 /// After the database has come back, all is well within so long.
@@ -90,7 +90,7 @@ async fn replicas_over_one_database_keep_every_promise_together() {
     let sold = futures_util::future::join_all(rivals).await.iter().filter(|answer| answer.status == 201).count();
     assert_eq!(sold, 4, "the units that were left");
     assert!(settled(&durable).await.is_some(), "nothing is left half done");
-    assert_eq!(Books::read(&durable).await.unwrap().violations(&[(1, 5)].into()), [] as [String; 0]);
+    assert_eq!(DatabaseSnapshot::read(&durable).await.unwrap().violations(&[(1, 5)].into()), [] as [String; 0]);
     assert_eq!((one.stock(1).await, two.stock(1).await), (0, 0));
 
     let named = json!({"username": "eve"});

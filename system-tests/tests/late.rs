@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use serde_json::json;
 use sqlx::{Executor, PgConnection, query_scalar};
 use system_tests::durable::Durable;
-use system_tests::invariants::{Books, settled};
+use system_tests::invariants::{DatabaseSnapshot, settled};
 use system_tests::{Fault, Launch, ORDERS, PRODUCTS, Proxy, Service, eventually, order, seed};
 
 /// Units at first.
@@ -26,7 +26,7 @@ async fn start(prepare: impl Fn(Launch) -> Launch) -> Option<(Durable, i64)> {
 
 async fn all_is_well(durable: &Durable, product: i64) {
     assert!(settled(durable).await.is_some(), "I8: something is half done");
-    let books = Books::read(durable).await.expect("the databases answer");
+    let books = DatabaseSnapshot::read(durable).await.expect("the databases answer");
     let violations = books.violations(&BTreeMap::from([(product, UNITS)]));
     assert!(violations.is_empty(), "{}", violations.join("\n"));
 }

@@ -81,7 +81,7 @@ enum Failure {
     /// What is between.
     Link(&'static str, Fault),
     /// What it answers, given what it was asked.
-    Answer(&'static str, fn(&Asked) -> String),
+    Answer(&'static str, fn(&BatchItem) -> String),
 }
 
 /// One failure of one peer.
@@ -203,13 +203,13 @@ impl Case {
 }
 
 /// What a peer was asked.
-struct Asked {
+struct BatchItem {
     path: String,
     body: String,
 }
 
 /// Listens in the place of a peer, and answers all that it is asked so, until the tasks are dropped.
-async fn stand_in(answer: fn(&Asked) -> String) -> (SocketAddr, JoinSet<()>) {
+async fn stand_in(answer: fn(&BatchItem) -> String) -> (SocketAddr, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("it is bound");
     let mut tasks = JoinSet::new();
@@ -222,7 +222,7 @@ async fn stand_in(answer: fn(&Asked) -> String) -> (SocketAddr, JoinSet<()>) {
     (address, tasks)
 }
 
-async fn answer_one(mut client: TcpStream, answer: fn(&Asked) -> String) -> io::Result<()> {
+async fn answer_one(mut client: TcpStream, answer: fn(&BatchItem) -> String) -> io::Result<()> {
     let mut reader = BufReader::new(&mut client);
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head).await? > 0 {}
@@ -230,7 +230,7 @@ async fn answer_one(mut client: TcpStream, answer: fn(&Asked) -> String) -> io::
     let mut body = vec![0; length.unwrap_or(0)];
     reader.read_exact(&mut body).await?;
     let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
-    let asked = Asked { path, body: String::from_utf8_lossy(&body).into_owned() };
+    let asked = BatchItem { path, body: String::from_utf8_lossy(&body).into_owned() };
     client.write_all(answer(&asked).as_bytes()).await?;
     client.shutdown().await
 }
@@ -241,7 +241,7 @@ fn http(status: u16, body: &str) -> String {
 }
 
 /// A good answer to whatever was asked, but for the blanks behind it.
-fn twice_too_much(asked: &Asked) -> String {
+fn twice_too_much(asked: &BatchItem) -> String {
     let id = asked.path.rsplit('/').next();
     let mut reserved = serde_json::from_str::<Value>(&asked.body).unwrap_or_default();
     for line in reserved["lines"].as_array_mut().into_iter().flatten() {

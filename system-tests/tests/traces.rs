@@ -177,7 +177,7 @@ async fn one_order_is_one_trace_through_the_three_services() {
 #[tokio::test]
 async fn orders_that_share_a_call_have_each_its_own_trace() {
     let collector = Collector::start().await;
-    let prepare = |launch: Launch| collector.traced(launch).sabotaged().env("MISTAKE", "wait for company");
+    let prepare = |launch: Launch| collector.traced(launch).with_fault_injection().env("MISTAKE", "wait for company");
     let system = System::start_as(prepare).await.unwrap();
     let place = || system.orders.request("POST", "/orders").json(&order(1, 1, 1)).send();
     let (one, other) = tokio::join!(place(), place());

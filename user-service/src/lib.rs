@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use chassis::App;
 use chassis::client::Peer;
 use chassis::config::Settings;
-use chassis::health::Needs;
+use chassis::http::health::ReadinessChecks;
 
 use crate::password::Hasher;
 use crate::store::UserStore;
@@ -44,7 +44,7 @@ pub fn app(state: AppState, settings: &Settings) -> App {
 }
 
 #[async_trait]
-impl Needs for AppState {
+impl ReadinessChecks for AppState {
     async fn store(&self) -> Result<(), String> {
         self.store.ping().await.map_err(|error| error.to_string())
     }

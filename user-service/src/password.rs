@@ -5,7 +5,7 @@ use std::thread;
 
 use argon2::Argon2;
 use argon2::password_hash::PasswordHasher;
-use chassis::values::Detail;
+use chassis::http::body::values::Detail;
 use tokio::sync::Semaphore;
 use tokio::task;
 
@@ -69,7 +69,7 @@ impl Hasher {
     ///
     /// # Errors
     /// If too many wait for theirs, or it cannot be made.
-    pub async fn hash_some(&self, password: Option<Password>) -> Result<Option<PasswordHash>, HashError> {
+    pub async fn hash_optional(&self, password: Option<Password>) -> Result<Option<PasswordHash>, HashError> {
         let Some(Password(text)) = password else { return Ok(None) };
         let queued = Arc::clone(&self.queue).try_acquire_owned().map_err(|_| HashError::Busy)?;
         let turn = Arc::clone(&self.at_once).acquire_owned().await.map_err(failed)?;
@@ -96,7 +96,7 @@ mod tests {
     #[tokio::test]
     async fn a_hash_verifies_its_password_and_no_other() {
         let password = Password::parse("correct horse".to_owned()).ok();
-        let hash = Hasher::new(0, 0).hash_some(password).await.unwrap().unwrap();
+        let hash = Hasher::new(0, 0).hash_optional(password).await.unwrap().unwrap();
         assert!(hash.expose().starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{}", hash.expose());
         let parsed = phc::PasswordHash::new(hash.expose()).unwrap();
         assert!(Argon2::default().verify_password(b"correct horse", &parsed).is_ok());
@@ -106,7 +106,8 @@ mod tests {
     #[tokio::test]
     async fn beyond_those_that_may_wait_it_is_busy_and_then_it_is_not() {
         let hasher = Hasher::new(1, 2);
-        let hash = || async { hasher.hash_some(Password::parse("correct horse".to_owned()).ok()).await.map(|_| ()) };
+        let hash =
+            || async { hasher.hash_optional(Password::parse("correct horse".to_owned()).ok()).await.map(|_| ()) };
         let (a, b, c, d, e) = tokio::join!(hash(), hash(), hash(), hash(), hash());
         assert_eq!([a, b, c, d, e], [Ok(()), Ok(()), Ok(()), Err(HashError::Busy), Err(HashError::Busy)]);
         assert_eq!(hash().await, Ok(()));
@@ -115,7 +116,7 @@ mod tests {
     #[tokio::test]
     async fn so_many_are_hashed_at_once_and_the_others_wait() {
         let hasher = Hasher::new(2, 8);
-        let hash = || async { hasher.hash_some(Password::parse("correct horse".to_owned()).ok()).await.is_ok() };
+        let hash = || async { hasher.hash_optional(Password::parse("correct horse".to_owned()).ok()).await.is_ok() };
         let mut one = Box::pin(hash());
         assert!(one.as_mut().now_or_never().is_none());
         assert_eq!(hasher.at_once.available_permits(), 1, "it is being hashed");

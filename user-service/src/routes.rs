@@ -3,11 +3,11 @@
 use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
-use chassis::conditional::{self, IfMatch};
-use chassis::extract::{Json, OptionalHeader, Path, Query};
-use chassis::fields::{FromQuery, Params};
-use chassis::page::{Page, Rows};
-use chassis::values::{self, Detail};
+use chassis::http::body::values::{self, Detail};
+use chassis::http::body::{FromQuery, Params};
+use chassis::http::conditional::{self, IfMatch};
+use chassis::http::extract::{Json, OptionalHeader, Path, Query};
+use chassis::http::page::{Page, Rows};
 use shared::users::{CreateUser, UpdateUser, User as WireUser};
 use shared::{Id, MAX_BATCH};
 use utoipa_axum::router::OpenApiRouter;

@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-use chassis::fields::{Fields, FromJson};
-use chassis::values::{Detail, text};
+use chassis::http::body::values::{Detail, text};
+use chassis::http::body::{Fields, FromJson};
 use shared::users;
 use unicode_normalization::UnicodeNormalization;
 
@@ -64,7 +64,7 @@ impl FromJson for NewUser {
 impl NewUser {
     /// The user as it is stored: without the password.
     pub async fn into_draft(self, hasher: &Hasher) -> Result<Draft, HashError> {
-        let password = hasher.hash_some(self.password).await?;
+        let password = hasher.hash_optional(self.password).await?;
         Ok(Draft { name: self.name, username: self.username, email: self.email, password })
     }
 }
@@ -88,7 +88,7 @@ impl FromJson for UserChange {
 }
 
 /// A change that holds no password any more.
-pub struct HashedChange {
+pub struct UserPatch {
     name: Option<String>,
     username: Option<String>,
     email: Option<String>,
@@ -97,13 +97,13 @@ pub struct HashedChange {
 
 impl UserChange {
     /// The same change, ready to be stored.
-    pub async fn hashed(self, hasher: &Hasher) -> Result<HashedChange, HashError> {
-        let password = hasher.hash_some(self.password).await?;
-        Ok(HashedChange { name: self.name, username: self.username, email: self.email, password })
+    pub async fn hashed(self, hasher: &Hasher) -> Result<UserPatch, HashError> {
+        let password = hasher.hash_optional(self.password).await?;
+        Ok(UserPatch { name: self.name, username: self.username, email: self.email, password })
     }
 }
 
-impl HashedChange {
+impl UserPatch {
     /// What becomes of `user`.
     pub fn apply(&self, mut user: User) -> User {
         user.version += 1;

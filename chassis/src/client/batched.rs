@@ -1,4 +1,4 @@
-//! Questions to a peer that can be asked one by one, and several in one call.
+//! BatchEndpoint to a peer that can be asked one by one, and several in one call.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -8,14 +8,14 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use super::{Peer, PeerError};
-use crate::batch::{Asked, Batcher, Limits, Unanswered};
-use crate::context::Context;
+use crate::batch::{BatchError, BatchItem, Batcher, Limits};
+use crate::context::RequestContext;
 
 /// How long a peer that does not know the call for several is asked one by one, before that is tried again.
 const ONE_BY_ONE: Duration = Duration::from_secs(60);
 
 /// A kind of question: what is asked, and by which calls. Both calls are safe to repeat.
-pub trait Questions: Send + Sync + 'static {
+pub trait BatchEndpoint: Send + Sync + 'static {
     /// What is asked.
     type Ask: Send + Sync + 'static;
     /// What is answered.
@@ -32,32 +32,37 @@ pub trait Questions: Send + Sync + 'static {
     fn size(ask: &Self::Ask) -> usize;
 
     /// Asks one.
-    fn one(&self, ask: &Self::Ask, context: &Context) -> impl Future<Output = Result<Self::Answer, PeerError>> + Send;
+    fn one(
+        &self,
+        ask: &Self::Ask,
+        context: &RequestContext,
+    ) -> impl Future<Output = Result<Self::Answer, PeerError>> + Send;
 
     /// Asks several: a result for each, in the order asked; or `None` if that one has to be asked alone.
     fn several(
         &self,
-        asks: &[(&Self::Ask, &Context)],
-        context: &Context,
+        asks: &[(&Self::Ask, &RequestContext)],
+        context: &RequestContext,
     ) -> impl Future<Output = Result<Vec<Outcome<Self::Answer>>, PeerError>> + Send;
 }
 
 /// What came of one question among several.
 pub type Outcome<A> = Option<Result<A, PeerError>>;
 
-type Asking<Q> = Asked<(<Q as Questions>::Ask, Context), Result<<Q as Questions>::Answer, PeerError>>;
+type Asking<Q> =
+    BatchItem<(<Q as BatchEndpoint>::Ask, RequestContext), Result<<Q as BatchEndpoint>::Answer, PeerError>>;
 
 /// Asks questions of one kind: alone if there is one, in one call what has gathered while others were on their way.
-pub struct Batched<Q: Questions> {
+pub struct BatchedCalls<Q: BatchEndpoint> {
     peer: Peer,
-    batcher: Batcher<(Q::Ask, Context), Result<Q::Answer, PeerError>>,
+    batcher: Batcher<(Q::Ask, RequestContext), Result<Q::Answer, PeerError>>,
 }
 
-impl<Q: Questions> Batched<Q> {
+impl<Q: BatchEndpoint> BatchedCalls<Q> {
     /// Over this peer, which can have as many questions in work as other calls.
     pub fn new(peer: &Peer, questions: Q) -> Self {
         let room = peer.0.settings.max_in_flight as usize;
-        let size = |(ask, _): &(Q::Ask, Context)| Q::size(ask);
+        let size = |(ask, _): &(Q::Ask, RequestContext)| Q::size(ask);
         let limits = Limits { asks: Q::MOST, bytes: Q::MOST_BYTES, size, room };
         let sender = Arc::new(Sender { questions, one_by_one: Mutex::new(None) });
         let batcher = Batcher::new(Q::NAME, limits, move |batch| {
@@ -71,7 +76,7 @@ impl<Q: Questions> Batched<Q> {
     ///
     /// # Errors
     /// If there is none that means anything.
-    pub async fn ask(&self, ask: Q::Ask, context: &Context) -> Result<Q::Answer, PeerError> {
+    pub async fn ask(&self, ask: Q::Ask, context: &RequestContext) -> Result<Q::Answer, PeerError> {
         let patience = context.time_left();
         self.peer.answered(self.batcher.ask((ask, context.clone()), Some(patience)).await, patience)
     }
@@ -83,7 +88,7 @@ struct Sender<Q> {
     one_by_one: Mutex<Option<Instant>>,
 }
 
-impl<Q: Questions> Sender<Q> {
+impl<Q: BatchEndpoint> Sender<Q> {
     async fn send(&self, batch: Vec<Asking<Q>>) {
         let alone = if batch.len() > 1 && !self.is_one_by_one() { self.send_several(batch).await } else { batch };
         join_all(alone.into_iter().map(|asked| async {
@@ -96,8 +101,8 @@ impl<Q: Questions> Sender<Q> {
 
     /// In one call; gives back those that have to be asked alone.
     async fn send_several(&self, batch: Vec<Asking<Q>>) -> Vec<Asking<Q>> {
-        let asks: Vec<_> = batch.iter().map(|Asked { ask: (ask, context), .. }| (ask, context)).collect();
-        let context = Context::together(asks.iter().map(|(_, context)| *context));
+        let asks: Vec<_> = batch.iter().map(|BatchItem { ask: (ask, context), .. }| (ask, context)).collect();
+        let context = RequestContext::merge(asks.iter().map(|(_, context)| *context));
         let mut alone = Vec::new();
         match self.questions.several(&asks, &context).await {
             Ok(outcomes) => {
@@ -132,7 +137,7 @@ fn is_ignorance(error: &PeerError) -> bool {
     match error {
         PeerError::TooLarge { .. } => true,
         PeerError::Unexpected { status, .. } => !status.is_server_error() || *status == StatusCode::NOT_IMPLEMENTED,
-        PeerError::Unreachable { .. } | PeerError::NotAsked { .. } | PeerError::TimedOut { .. } => false,
+        PeerError::Unreachable { .. } | PeerError::NotSent { .. } | PeerError::TimedOut { .. } => false,
     }
 }
 
@@ -143,15 +148,17 @@ impl Peer {
     /// If there is no answer that means anything.
     pub fn answered<R>(
         &self,
-        answer: Result<Result<R, PeerError>, Unanswered>,
+        answer: Result<Result<R, PeerError>, BatchError>,
         limit: Duration,
     ) -> Result<R, PeerError> {
         let peer = self.0.name;
         match answer {
             Ok(answer) => answer,
-            Err(Unanswered::NoRoom) => Err(self.not_asked("too many calls wait for its answers")),
-            Err(Unanswered::TooLate) => Err(PeerError::TimedOut { peer, limit }),
-            Err(Unanswered::Died) => Err(PeerError::Unreachable { peer, cause: "the call has panicked".to_owned() }),
+            Err(BatchError::QueueFull) => Err(self.not_sent("too many calls wait for its answers")),
+            Err(BatchError::Timeout) => Err(PeerError::TimedOut { peer, limit }),
+            Err(BatchError::Panicked) => {
+                Err(PeerError::Unreachable { peer, cause: "the call has panicked".to_owned() })
+            }
         }
     }
 }

@@ -26,14 +26,14 @@ use tokio::time;
 use tracing::Instrument;
 use url::Url;
 
-pub use self::batched::{Batched, Outcome, Questions};
+pub use self::batched::{BatchEndpoint, BatchedCalls, Outcome};
 use self::retry::Retries;
 use self::throttle::Throttle;
 use crate::config::PeerSettings;
-use crate::context::Context;
-use crate::metrics::{self, Counter, Durations, Family, Labels};
+use crate::context::RequestContext;
 use crate::mistake;
 use crate::problem::{self, PEER_UNAVAILABLE, Problem};
+use crate::telemetry::metrics::{self, Counter, Durations, Family, Labels};
 use crate::telemetry::traces;
 
 /// How long a peer may be silent before `/readyz` calls it down.
@@ -103,7 +103,7 @@ pub enum PeerError {
     },
     /// It was not asked, since it answers next to nothing lately, or holds too many of our calls already.
     #[error("{peer} was not asked: {reason}")]
-    NotAsked {
+    NotSent {
         /// Who would have been called.
         peer: &'static str,
         /// Why it was not.
@@ -142,7 +142,7 @@ impl PeerError {
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Unreachable { .. } => "unreachable",
-            Self::NotAsked { .. } => "not_asked",
+            Self::NotSent { .. } => "not_asked",
             Self::TimedOut { .. } => "timed_out",
             Self::TooLarge { .. } => "too_large",
             Self::Unexpected { .. } => "unexpected",
@@ -197,17 +197,17 @@ impl Peer {
     }
 
     /// `GET path`. A path starts with `/` and may have a query.
-    pub async fn get(&self, path: &str, context: &Context) -> Result<Answer, PeerError> {
+    pub async fn get(&self, path: &str, context: &RequestContext) -> Result<Answer, PeerError> {
         self.call(&Call { method: Method::GET, path, json: None }, context).await
     }
 
     /// `PUT path` with a JSON body.
-    pub async fn put(&self, path: &str, body: &impl Serialize, context: &Context) -> Result<Answer, PeerError> {
+    pub async fn put(&self, path: &str, body: &impl Serialize, context: &RequestContext) -> Result<Answer, PeerError> {
         self.call(&Call { method: Method::PUT, path, json: Some(self.json(body)?) }, context).await
     }
 
     /// `POST path` with a JSON body, for what is safe to repeat all the same.
-    pub async fn post(&self, path: &str, body: &impl Serialize, context: &Context) -> Result<Answer, PeerError> {
+    pub async fn post(&self, path: &str, body: &impl Serialize, context: &RequestContext) -> Result<Answer, PeerError> {
         self.call(&Call { method: Method::POST, path, json: Some(self.json(body)?) }, context).await
     }
 
@@ -217,19 +217,19 @@ impl Peer {
     }
 
     /// `DELETE path`.
-    pub async fn delete(&self, path: &str, context: &Context) -> Result<Answer, PeerError> {
+    pub async fn delete(&self, path: &str, context: &RequestContext) -> Result<Answer, PeerError> {
         self.call(&Call { method: Method::DELETE, path, json: None }, context).await
     }
 
     /// Whether it answers at all, whatever it answers. Nothing stands in the way of this question.
     pub async fn is_up(&self) -> bool {
         let probe = Call { method: Method::GET, path: "/livez", json: None };
-        self.attempt(&probe, &Context::background(PROBE_TIMEOUT)).await.is_ok()
+        self.attempt(&probe, &RequestContext::background(PROBE_TIMEOUT)).await.is_ok()
     }
 
     /// One call within the time that `context` has left.
-    async fn call(&self, call: &Call<'_>, context: &Context) -> Result<Answer, PeerError> {
-        let _place = self.0.places.try_acquire().map_err(|_| self.not_asked("too many calls wait for its answers"))?;
+    async fn call(&self, call: &Call<'_>, context: &RequestContext) -> Result<Answer, PeerError> {
+        let _place = self.0.places.try_acquire().map_err(|_| self.not_sent("too many calls wait for its answers"))?;
         let mut tries = 0;
         let attempt = || {
             if tries > 0 {
@@ -244,14 +244,14 @@ impl Peer {
         }
     }
 
-    async fn one_try(&self, call: &Call<'_>, context: &Context) -> Result<Answer, PeerError> {
+    async fn one_try(&self, call: &Call<'_>, context: &RequestContext) -> Result<Answer, PeerError> {
         let time_left = context.time_left();
         if time_left.is_zero() {
-            return Err(self.not_asked("no time is left"));
+            return Err(self.not_sent("no time is left"));
         }
-        if !self.0.throttle.lets_through(rand::random()) {
+        if !self.0.throttle.should_admit(rand::random()) {
             THROTTLED.get_or_create(&[("peer", self.0.name)]).inc();
-            return Err(self.not_asked("it answers next to nothing lately"));
+            return Err(self.not_sent("it answers next to nothing lately"));
         }
         let began = Instant::now();
         let outcome = self.attempt(call, context).await;
@@ -265,8 +265,8 @@ impl Peer {
         outcome
     }
 
-    fn not_asked(&self, reason: &'static str) -> PeerError {
-        PeerError::NotAsked { peer: self.0.name, reason }
+    fn not_sent(&self, reason: &'static str) -> PeerError {
+        PeerError::NotSent { peer: self.0.name, reason }
     }
 
     fn count(&self, outcome: &Result<Answer, PeerError>, took: Duration) {
@@ -284,11 +284,11 @@ impl Peer {
         DURATIONS.get_or_create(&[("peer", peer)]).observe(took.as_secs_f64());
     }
 
-    async fn attempt(&self, call: &Call<'_>, context: &Context) -> Result<Answer, PeerError> {
+    async fn attempt(&self, call: &Call<'_>, context: &RequestContext) -> Result<Answer, PeerError> {
         let limit = self.0.settings.timeout.min(context.time_left());
         let url = self.url(call.path);
         let span = traces::of_call(&call.method, self.0.name, &url);
-        let context = context.within(limit).at(&span);
+        let context = context.with_timeout(limit).with_span(&span);
         let exchanged = time::timeout(limit, self.exchange(call, url, &context)).instrument(span.clone()).await;
         let outcome = exchanged.unwrap_or(Err(PeerError::TimedOut { peer: self.0.name, limit }));
         match &outcome {
@@ -307,7 +307,7 @@ impl Peer {
         url
     }
 
-    async fn exchange(&self, call: &Call<'_>, url: Url, context: &Context) -> Result<Answer, PeerError> {
+    async fn exchange(&self, call: &Call<'_>, url: Url, context: &RequestContext) -> Result<Answer, PeerError> {
         let peer = self.0.name;
         let broken = |error: reqwest::Error| PeerError::Unreachable { peer, cause: chain(&error) };
         let mut request = reqwest::Request::new(call.method.clone(), url);
@@ -353,7 +353,7 @@ impl From<PeerError> for Problem {
     fn from(error: PeerError) -> Self {
         let peer = match &error {
             PeerError::Unreachable { peer, .. }
-            | PeerError::NotAsked { peer, .. }
+            | PeerError::NotSent { peer, .. }
             | PeerError::TimedOut { peer, .. }
             | PeerError::TooLarge { peer, .. }
             | PeerError::Unexpected { peer, .. } => *peer,

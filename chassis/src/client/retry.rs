@@ -8,7 +8,7 @@ use tokio::time;
 use tower::retry::budget::{Budget, TpsBudget};
 
 use super::{Answer, PeerError};
-use crate::context::Context;
+use crate::context::RequestContext;
 
 /// Tries of one call, the first included.
 const MAX_TRIES: u32 = 3;
@@ -46,7 +46,7 @@ impl Retries {
     /// come back together.
     pub(super) async fn run<F: Future<Output = Result<Answer, PeerError>>>(
         &self,
-        context: &Context,
+        context: &RequestContext,
         mut attempt: impl FnMut() -> F,
     ) -> Result<Answer, PeerError> {
         self.budget.deposit();
@@ -112,7 +112,7 @@ mod tests {
     /// The tries of a call whose outcomes are these, each with the time at which it was made; the last one repeats.
     async fn tries(limit: Duration, outcomes: &[fn() -> Result<Answer, PeerError>]) -> Vec<Duration> {
         let (began, made) = (Instant::now(), RefCell::new(Vec::new()));
-        let context = Context::background(limit);
+        let context = RequestContext::background(limit);
         let attempt = || async {
             let n = made.borrow().len();
             made.borrow_mut().push(began.elapsed());
@@ -182,7 +182,7 @@ mod tests {
                 *count.borrow_mut() += 1;
                 unreachable()
             };
-            let _ = retries.run(&Context::background(LONG), attempt).await;
+            let _ = retries.run(&RequestContext::background(LONG), attempt).await;
         }
         let (extra, reserve) = (count.into_inner() - 1000, 10 * BUDGET_WINDOW.as_secs());
         assert!((200..=200 + 2 * reserve).contains(&extra), "{extra} retries of 1000 calls");

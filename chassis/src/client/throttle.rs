@@ -20,7 +20,7 @@ const PROBE_EVERY: Duration = Duration::from_millis(500);
 /// So many good answers in a row are all that is remembered of the past: what failed before them is forgiven, and a peer
 /// that was well for a long time is not asked for a long time after it died. (Without it, half of the calls failing would
 /// be an edge: each stroke of bad luck rejects some, which makes the share look worse, which rejects more.)
-const FORGIVEN: u32 = 5;
+const RECOVERY_SUCCESSES: u32 = 5;
 
 /// What became of the calls to one peer lately.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ struct History {
     current: u64,
     last_passed: Instant,
     /// Good answers since the last bad one.
-    in_a_row: u32,
+    consecutive_successes: u32,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -55,15 +55,17 @@ impl Throttle {
     pub(super) fn new() -> Self {
         let now = Instant::now();
         let slots = [Slot::default(); SLOTS];
-        Self { history: Mutex::new(History { slots, began: now, current: 0, last_passed: now, in_a_row: 0 }) }
+        Self {
+            history: Mutex::new(History { slots, began: now, current: 0, last_passed: now, consecutive_successes: 0 }),
+        }
     }
 
     /// Whether a call may go out; `dice` is a random number from 0 to 1.
-    pub(super) fn lets_through(&self, dice: f64) -> bool {
+    pub(super) fn should_admit(&self, dice: f64) -> bool {
         let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let (requests, accepts) = history.sums(now);
-        let passes = history.in_a_row > 0 // it answers, so far
+        let passes = history.consecutive_successes > 0 // it answers, so far
             || requests < MIN_CALLS
             || dice >= reject_probability(requests, accepts)
             || now.duration_since(history.last_passed) >= PROBE_EVERY;
@@ -82,10 +84,10 @@ impl Throttle {
         history.sums(Instant::now());
         history.slot().requests += 1;
         history.slot().accepts += u32::from(accepted);
-        history.in_a_row = if accepted { history.in_a_row.saturating_add(1) } else { 0 };
-        if history.in_a_row >= FORGIVEN {
+        history.consecutive_successes = if accepted { history.consecutive_successes.saturating_add(1) } else { 0 };
+        if history.consecutive_successes >= RECOVERY_SUCCESSES {
             history.slots = [Slot::default(); SLOTS];
-            *history.slot() = Slot { requests: FORGIVEN, accepts: FORGIVEN };
+            *history.slot() = Slot { requests: RECOVERY_SUCCESSES, accepts: RECOVERY_SUCCESSES };
         }
     }
 }
@@ -119,7 +121,7 @@ mod tests {
         let mut asked = 0;
         for _ in 0..calls {
             time::sleep(gap).await;
-            if throttle.lets_through(rand::random()) {
+            if throttle.should_admit(rand::random()) {
                 asked += 1;
                 throttle.learn(accepts());
             }
@@ -142,16 +144,16 @@ mod tests {
     async fn a_few_failures_say_nothing() {
         let throttle = Throttle::new();
         for call in 0..MIN_CALLS {
-            assert!(throttle.lets_through(0.0), "call {call}");
+            assert!(throttle.should_admit(0.0), "call {call}");
             throttle.learn(false);
         }
-        assert!(!throttle.lets_through(0.0), "but ten in a row do");
+        assert!(!throttle.should_admit(0.0), "but ten in a row do");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_crowd_that_nobody_has_answered_yet_is_no_outage() {
         let throttle = Throttle::new();
-        assert!((0..1000).all(|_| throttle.lets_through(0.0)));
+        assert!((0..1000).all(|_| throttle.should_admit(0.0)));
     }
 
     #[tokio::test(start_paused = true)]

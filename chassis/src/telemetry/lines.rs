@@ -269,9 +269,9 @@ mod tests {
     use super::*;
 
     /// What is written, write by write.
-    struct Told(mpsc::Sender<String>);
+    struct ClientLog(mpsc::Sender<String>);
 
-    impl Write for Told {
+    impl Write for ClientLog {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let _ = self.0.send(String::from_utf8_lossy(bytes).into_owned());
             Ok(bytes.len())
@@ -284,7 +284,7 @@ mod tests {
 
     fn lines() -> (Lines, mpsc::Receiver<String>) {
         let (sender, written) = mpsc::channel();
-        (Lines::to(Told(sender)), written)
+        (Lines::to(ClientLog(sender)), written)
     }
 
     /// What `say` logs in this format.

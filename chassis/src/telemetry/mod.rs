@@ -1,10 +1,11 @@
 //! What a process tells of itself while it runs: log lines on stdout ([`lines`]), and traces to a collector, if there is one
-//! ([`traces`]). What it counts is in [`crate::metrics`].
+//! ([`traces`]). What it counts is in [`crate::telemetry::metrics`].
 //!
 //! Code says what happens by `tracing`. Its events become lines; its spans become traces, and without a collector nothing:
 //! then a span costs a nanosecond.
 
 mod lines;
+pub mod metrics;
 pub mod traces;
 
 use std::io::{self, IsTerminal};

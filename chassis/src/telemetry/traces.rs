@@ -20,7 +20,7 @@ use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::registry::LookupSpan;
 use url::Url;
 
-use crate::context::Context;
+use crate::context::RequestContext;
 
 /// How long the end of a process waits for the collector to take the last spans.
 pub const LAST_CALL: Duration = Duration::from_secs(3);
@@ -79,7 +79,7 @@ pub(crate) fn of_request(method: &Method, route: &str, uri: &Uri, caller: impl F
 
 /// The span of one of several things that were asked in one call, as a part of what its own caller does: `asked` gives that
 /// one's context. It is what that one would have had alone, but for a status.
-pub fn of_one(name: &'static str, asked: impl FnOnce() -> Context) -> Span {
+pub fn of_one(name: &'static str, asked: impl FnOnce() -> RequestContext) -> Span {
     if !wanted() {
         return Span::none();
     }

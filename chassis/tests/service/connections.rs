@@ -1,7 +1,7 @@
 //! What clients do to a connection, on real ones.
 
-use chassis::testing::{in_time, until};
 use std::time::Duration;
+use testing::{eventually, with_timeout};
 
 use axum::http::StatusCode;
 use chassis::config::Settings;
@@ -72,7 +72,7 @@ async fn a_header_that_drips_is_not_waited_for() {
     let served = served_with(Settings { header_timeout: SHORT, ..settings() }).await;
     let mut connection = served.connect().await;
     connection.send("GET /numbers/1 HTTP/1.1\r\nx-drops: ").await;
-    in_time("the server to hang up", async { while connection.drip().await {} }).await;
+    with_timeout("the server to hang up", async { while connection.drip().await {} }).await;
     connection.closed().await;
 }
 
@@ -94,7 +94,7 @@ async fn a_body_that_drips_has_no_more_time_than_another() {
     let served = served_with(Settings { body_timeout: SHORT, ..settings() }).await;
     let mut connection = served.connect().await;
     connection.send(format!("{ECHO}content-length: 60000\r\n\r\n")).await;
-    in_time("an answer", async { while connection.drip().await {} }).await;
+    with_timeout("an answer", async { while connection.drip().await {} }).await;
     connection.answer().await.expect_problem(408, "request-timeout");
 }
 
@@ -262,7 +262,7 @@ async fn a_client_that_goes_away_takes_nobody_with_it() {
     connection.ask("/wait").await;
     gate.entered().await;
     drop(connection);
-    until("the end of the request", async || {
+    eventually("the end of the request", async || {
         served.get("/metrics").await.expect(200).to_string().contains(r#"status="499"} 1"#)
     })
     .await;

@@ -1,7 +1,7 @@
 //! The orderly end of a service.
 
-use chassis::testing::until;
 use std::time::Duration;
+use testing::eventually;
 
 use chassis::Stop;
 use chassis::config::Settings;
@@ -27,7 +27,7 @@ async fn at_first_a_service_says_that_it_is_going_and_still_takes_requests() {
     let before = open.get("/readyz").await.expect(200);
     assert_eq!(before.header("connection"), "", "it is kept open");
     served.stop(Stop::Gracefully);
-    until("/readyz to know", async || served.get("/readyz").await.status == 503).await;
+    eventually("/readyz to know", async || served.get("/readyz").await.status == 503).await;
 
     let answer = open.get("/readyz").await;
     assert_eq!(answer.header("connection"), "close");
@@ -46,10 +46,10 @@ async fn then_nothing_is_accepted_and_what_runs_is_finished() {
     gate.entered().await;
     let mut half = served.connect().await;
     half.send("POST /echo HTTP/1.1\r\nhost: test\r\ncontent-length: 5\r\n\r\nhel").await;
-    until("the half request", async || served.get("/metrics").await.to_string().contains("in_flight 3")).await;
+    eventually("the half request", async || served.get("/metrics").await.to_string().contains("in_flight 3")).await;
 
     served.stop(Stop::Gracefully);
-    until("the end of the listener", async || !served.listens().await).await;
+    eventually("the end of the listener", async || !served.listens().await).await;
     assert!(!served.ends().await, "it has ended while requests are running");
     gate.open();
     assert_eq!(running.answer().await.expect(200).body, "through");
@@ -90,7 +90,7 @@ async fn a_handler_that_hangs_holds_up_the_end_only_so_long() {
     let (mut served, _) = served(Settings { shutdown: Duration::from_millis(100), ..no_drain() }).await;
     let mut hanging = served.connect().await;
     hanging.ask("/hang").await;
-    until("the request", async || served.get("/metrics").await.to_string().contains("in_flight 2")).await;
+    eventually("the request", async || served.get("/metrics").await.to_string().contains("in_flight 2")).await;
     served.stop(Stop::Gracefully);
     served.ended().await;
 }
@@ -102,7 +102,7 @@ async fn who_was_let_in_last_is_still_served() {
     let mut last = served.connect().await;
     served.get("/numbers/1").await.expect(200); // whoever came before has been let in too
     served.stop(Stop::Gracefully);
-    until("the end of the listener", async || !served.listens().await).await;
+    eventually("the end of the listener", async || !served.listens().await).await;
     let answer = last.get("/numbers/2").await.expect(200);
     assert_eq!(answer.header("connection"), "close");
     served.ended().await;
@@ -116,7 +116,7 @@ async fn clients_that_hang_do_not_hold_up_the_end() {
     half_a_header.send("GET /numbers/1 HTTP/1.1\r\nhost: te").await;
     let mut half_a_body = served.connect().await;
     half_a_body.send("POST /echo HTTP/1.1\r\nhost: test\r\ncontent-length: 5\r\n\r\nhel").await;
-    until("the half body", async || served.get("/metrics").await.to_string().contains("in_flight 2")).await;
+    eventually("the half body", async || served.get("/metrics").await.to_string().contains("in_flight 2")).await;
     let mut never_reads = served.connect().await;
     let request = format!("POST /echo HTTP/1.1\r\nhost: test\r\ncontent-length: 60000\r\n\r\n{}", "x".repeat(60_000));
     tokio::spawn(async move { never_reads.send(request.repeat(500)).await });

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{panic, thread};
 
-use chassis::testing::{Dice, seed};
+use testing::{Random, seed};
 
 use crate::tiny::{self, settings};
 use crate::wire::Served;
@@ -27,7 +27,7 @@ const REQUESTS: [&str; 8] = [
 async fn no_random_bytes_are_a_5xx() {
     let (seed, panics) = (seed(), panics_of_this_test());
     let served = Served::start(tiny::service(&settings()).0).await;
-    let mut dice = Dice::new(seed);
+    let mut dice = Random::new(seed);
     let mut answered = 0;
     for number in 1..=CONNECTIONS {
         let sent = bytes(&mut dice);
@@ -47,7 +47,7 @@ async fn no_random_bytes_are_a_5xx() {
     println!("fuzz: bytes: {CONNECTIONS} connections, {answered} answered, seed {seed}");
 }
 
-fn bytes(dice: &mut Dice) -> Vec<u8> {
+fn bytes(dice: &mut Random) -> Vec<u8> {
     if dice.hit(10) {
         return dice.bytes(300);
     }

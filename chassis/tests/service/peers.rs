@@ -11,11 +11,11 @@ use axum::response::Redirect;
 use axum::routing::{any, get};
 use chassis::client::{Answer, Peer, PeerError};
 use chassis::config::{PeerSettings, defaults};
-use chassis::context::Context;
+use chassis::context::RequestContext;
 use chassis::problem::Problem;
-use chassis::testing::{dead_peer, in_time, stub_peer};
 use futures_util::FutureExt;
 use serde_json::{Value, json};
+use testing::{dead_peer, stub_peer, with_timeout};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time;
@@ -27,7 +27,7 @@ const A_WHILE: Duration = Duration::from_millis(100);
 const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 /// Settings without any time limit that a test comes near.
-fn patient() -> PeerSettings {
+fn generous_timeouts() -> PeerSettings {
     PeerSettings { connect_timeout: HOUR, timeout: HOUR, ..defaults() }
 }
 
@@ -37,7 +37,7 @@ fn peer_at(base: Url, settings: &PeerSettings) -> Peer {
 
 /// A client of a peer with these routes.
 async fn peer(routes: Router) -> Peer {
-    peer_at(stub_peer(routes).await, &patient())
+    peer_at(stub_peer(routes).await, &generous_timeouts())
 }
 
 /// A client of something that answers these bytes to whatever it is sent, and hangs up.
@@ -50,11 +50,11 @@ async fn peer_that_says(bytes: &'static str) -> Peer {
             let _ = stream.write_all(bytes.as_bytes()).await;
         }
     });
-    peer_at(Url::parse(&format!("http://{address}")).expect("a URL"), &patient())
+    peer_at(Url::parse(&format!("http://{address}")).expect("a URL"), &generous_timeouts())
 }
 
 async fn ask(peer: &Peer, path: &str) -> Result<Answer, PeerError> {
-    in_time("the end of the call", peer.get(path, &Context::background(HOUR))).await
+    with_timeout("the end of the call", peer.get(path, &RequestContext::background(HOUR))).await
 }
 
 /// A route that answers what it was asked.
@@ -78,7 +78,7 @@ async fn a_call_says_what_it_is_and_for_which_request() {
     for (name, value) in [("x-request-id", "abc-1"), ("traceparent", TRACEPARENT), ("tracestate", "vendor=1")] {
         headers.insert(name, HeaderValue::from_static(value));
     }
-    let context = Context::of(&headers, HOUR);
+    let context = RequestContext::from_headers(&headers, HOUR);
     let asked: Value = peer.put("/things/7", &json!({"a": 1}), &context).await.unwrap().json().unwrap();
     assert_eq!(
         (&asked["method"], &asked["uri"], &asked["body"]),
@@ -101,7 +101,7 @@ async fn a_call_says_what_it_is_and_for_which_request() {
 async fn the_path_of_its_address_is_kept() {
     let root = stub_peer(mirror()).await;
     for (base, uri) in [("", "/users/1"), ("/", "/users/1"), ("/api", "/api/users/1"), ("/a/b/", "/a/b/users/1")] {
-        let peer = peer_at(root.join(base).unwrap(), &patient());
+        let peer = peer_at(root.join(base).unwrap(), &generous_timeouts());
         let asked: Value = ask(&peer, "/users/1").await.unwrap().json().unwrap();
         assert_eq!(asked["uri"], uri, "{base}");
     }
@@ -127,7 +127,7 @@ async fn any_status_is_an_answer_and_no_redirect_is_followed() {
 
 #[tokio::test]
 async fn a_peer_that_is_not_there_is_unreachable_and_the_cause_is_told() {
-    let peer = peer_at(dead_peer().await, &patient());
+    let peer = peer_at(dead_peer().await, &generous_timeouts());
     let error = ask(&peer, "/").await.unwrap_err();
     assert!(matches!(&error, PeerError::Unreachable { peer: "users", cause } if cause.contains("refused")), "{error}");
     assert!(!peer.is_up().await);
@@ -160,7 +160,7 @@ async fn no_more_of_an_answer_is_taken_than_the_limit() {
         .route("/just", get(async || "x".repeat(1000)))
         .route("/over", get(async || "x".repeat(1001)))
         .route("/endless", get(async move || chunks()));
-    let settings = PeerSettings { max_answer_bytes: 1000, ..patient() };
+    let settings = PeerSettings { max_answer_bytes: 1000, ..generous_timeouts() };
     let peer = peer_at(stub_peer(routes).await, &settings);
     assert_eq!(ask(&peer, "/just").await.unwrap().body.len(), 1000);
     for path in ["/over", "/endless"] {
@@ -180,7 +180,7 @@ fn slow() -> Router {
 #[tokio::test]
 async fn a_call_has_so_much_time_its_answer_included() {
     let limit = Duration::from_millis(100);
-    let peer = peer_at(stub_peer(slow()).await, &PeerSettings { timeout: limit, ..patient() });
+    let peer = peer_at(stub_peer(slow()).await, &PeerSettings { timeout: limit, ..generous_timeouts() });
     for path in ["/silent", "/begun"] {
         let answer = ask(&peer, path).await;
         assert!(
@@ -195,18 +195,18 @@ async fn a_call_has_no_more_time_than_the_request_that_it_is_made_for() {
     let peer = peer(slow()).await; // which gives a call an hour
     let left = Duration::from_millis(100);
     for path in ["/silent", "/begun"] {
-        let answer = in_time("the end of the call", peer.get(path, &Context::background(left))).await;
+        let answer = with_timeout("the end of the call", peer.get(path, &RequestContext::background(left))).await;
         assert!(matches!(&answer, Err(PeerError::TimedOut { limit, .. }) if *limit <= left), "{path}: {answer:?}");
     }
-    let answer = peer.get("/silent", &Context::background(Duration::ZERO)).await;
-    assert!(matches!(&answer, Err(PeerError::NotAsked { .. })), "{answer:?}");
+    let answer = peer.get("/silent", &RequestContext::background(Duration::ZERO)).await;
+    assert!(matches!(&answer, Err(PeerError::NotSent { .. })), "{answer:?}");
 }
 
 #[tokio::test]
 async fn a_peer_is_told_how_much_time_is_left() {
-    let peer = peer_at(stub_peer(mirror()).await, &PeerSettings { timeout: 2 * MINUTE, ..patient() });
+    let peer = peer_at(stub_peer(mirror()).await, &PeerSettings { timeout: 2 * MINUTE, ..generous_timeouts() });
     for (left, told) in [(MINUTE, MINUTE), (HOUR, 2 * MINUTE)] {
-        let asked: Value = peer.get("/", &Context::background(left)).await.unwrap().json().unwrap();
+        let asked: Value = peer.get("/", &RequestContext::background(left)).await.unwrap().json().unwrap();
         let ms: u128 = asked["headers"]["x-deadline-ms"].as_str().and_then(|ms| ms.parse().ok()).expect("a number");
         assert!(ms <= told.as_millis() && ms > told.as_millis() / 2, "{ms} ms of {left:?}");
     }
@@ -217,7 +217,7 @@ async fn a_peer_is_told_how_much_time_is_left() {
 async fn clients_in_a_hurry_close_no_peer() {
     let peer = peer(slow().route("/", get(async || "well"))).await;
     for _ in 0..100 {
-        let answer = peer.get("/silent", &Context::background(Duration::from_millis(1))).await;
+        let answer = peer.get("/silent", &RequestContext::background(Duration::from_millis(1))).await;
         assert!(answer.is_err(), "{answer:?}");
     }
     assert_eq!(ask(&peer, "/").await.unwrap().status, StatusCode::OK);
@@ -225,15 +225,15 @@ async fn clients_in_a_hurry_close_no_peer() {
 
 #[tokio::test]
 async fn so_many_calls_wait_for_a_peer_and_the_next_does_not() {
-    let peer = peer_at(stub_peer(slow()).await, &PeerSettings { max_in_flight: 2, ..patient() });
-    let context = Context::background(HOUR);
+    let peer = peer_at(stub_peer(slow()).await, &PeerSettings { max_in_flight: 2, ..generous_timeouts() });
+    let context = RequestContext::background(HOUR);
     let waits = || Box::pin(peer.get("/silent", &context));
     let (mut one, mut two) = (waits(), waits());
     for waiting in [&mut one, &mut two] {
         assert!(waiting.as_mut().now_or_never().is_none());
     }
     let refused = ask(&peer, "/silent").await;
-    assert!(matches!(&refused, Err(PeerError::NotAsked { .. })), "{refused:?}");
+    assert!(matches!(&refused, Err(PeerError::NotSent { .. })), "{refused:?}");
     drop(one);
     assert!(waits().now_or_never().is_none(), "there is a place again");
 }
@@ -249,7 +249,7 @@ async fn a_connection_is_waited_for_only_so_long() {
     while let Ok(stream) = time::timeout(A_WHILE, TcpStream::connect(address)).await {
         waiting.push(stream.unwrap());
     }
-    let settings = PeerSettings { connect_timeout: A_WHILE, ..patient() };
+    let settings = PeerSettings { connect_timeout: A_WHILE, ..generous_timeouts() };
     let peer = peer_at(Url::parse(&format!("http://{address}")).unwrap(), &settings);
     let answer = time::timeout(100 * A_WHILE, ask(&peer, "/")).await; // by itself it would be given up after half a minute
     assert!(matches!(&answer, Ok(Err(PeerError::Unreachable { .. }))), "{answer:?}");

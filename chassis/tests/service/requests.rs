@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use chassis::client::Peer;
 use chassis::config::{Settings, defaults};
-use chassis::testing::{Client, dead_peer, in_time, stub_peer, until};
 use serde_json::json;
+use testing::{Client, dead_peer, eventually, stub_peer, with_timeout};
 use tokio::time;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -44,7 +44,7 @@ async fn the_log_has_the_words_of_a_panic_beside_the_id_of_its_request() {
 #[tokio::test]
 async fn a_handler_that_takes_too_long_is_given_up() {
     let client = client_with(&Settings { request_timeout: Duration::from_millis(50), ..settings() });
-    in_time("the end of the request", client.get("/hang")).await.expect_problem(503, "overloaded");
+    with_timeout("the end of the request", client.get("/hang")).await.expect_problem(503, "overloaded");
 }
 
 /// Only a browser's preflight is CORS's to answer; a good one is tested with the services.
@@ -76,13 +76,13 @@ async fn a_request_too_many_is_refused_at_once_and_health_never() {
         .collect();
     gate.entered().await;
     gate.entered().await;
-    in_time("a refusal", client.get("/id")).await.expect_problem(503, "overloaded");
+    with_timeout("a refusal", client.get("/id")).await.expect_problem(503, "overloaded");
     for path in ["/livez", "/readyz", "/metrics"] {
         client.get(path).await.expect(200);
     }
     for wait in waiting {
         gate.open();
-        in_time("the end of what was in work", wait).await.expect("no panic").expect(200);
+        with_timeout("the end of what was in work", wait).await.expect("no panic").expect(200);
     }
     client.get("/id").await.expect(200);
 }
@@ -105,10 +105,10 @@ async fn a_request_given_up_leaves_its_place() {
 async fn a_caller_may_set_a_shorter_limit_and_no_longer_one() {
     let patient = client_with(&settings());
     let told = patient.request("GET", "/hang").header("x-deadline-ms", "20").send();
-    in_time("the caller's limit", told).await.expect_problem(503, "overloaded");
+    with_timeout("the caller's limit", told).await.expect_problem(503, "overloaded");
     let hasty = client_with(&Settings { request_timeout: Duration::from_millis(20), ..settings() });
     let told = hasty.request("GET", "/hang").header("x-deadline-ms", "3600000").send();
-    in_time("our limit", told).await.expect_problem(503, "overloaded");
+    with_timeout("our limit", told).await.expect_problem(503, "overloaded");
     for nonsense in ["", "-1", "soon", "1.5"] {
         patient.request("GET", "/id").header("x-deadline-ms", nonsense).send().await.expect(200);
     }
@@ -188,7 +188,7 @@ async fn a_peer_that_is_away_is_told_of_but_does_not_make_a_service_unready() {
     let client = Client::new(tiny::service_in(World { store: Ok(()), peers }, &settings()).0);
     let ready = json!({"status": "ready", "peers": {"there": "up", "away": "down"}});
     let is_so = async || client.get("/readyz").await.expect(200).json() == ready;
-    until(&ready.to_string(), is_so).await; // half a second of silence can also be this machine's fault
+    eventually(&ready.to_string(), is_so).await; // half a second of silence can also be this machine's fault
 }
 
 #[tokio::test]
@@ -196,7 +196,7 @@ async fn a_silent_peer_does_not_hold_up_the_answer_of_readyz() {
     let silent = stub_peer(axum::Router::new().fallback(async || std::future::pending::<()>().await)).await;
     let peers = vec![Peer::new("silent", silent, &defaults()).unwrap()];
     let client = Client::new(tiny::service_in(World { store: Ok(()), peers }, &settings()).0);
-    let ready = in_time("the answer", client.get("/readyz")).await.expect(200).json();
+    let ready = with_timeout("the answer", client.get("/readyz")).await.expect(200).json();
     assert_eq!(ready["peers"]["silent"], "down");
 }
 
@@ -236,7 +236,7 @@ async fn a_request_that_its_client_gives_up_is_counted_and_no_longer_in_flight()
         _ = given_up => panic!("the gate is closed"),
         () = gate.entered() => {}
     }
-    until("the figures of a request given up", async || {
+    eventually("the figures of a request given up", async || {
         let page = client.get("/metrics").await.to_string();
         page.contains(r#"status="499"} 1"#) && page.contains("http_requests_in_flight 1")
     })
@@ -257,13 +257,16 @@ async fn the_document_is_served_as_it_is() {
 
 #[tokio::test]
 async fn the_deadline_of_a_context_only_comes_nearer() {
-    use chassis::context::Context;
+    use chassis::context::RequestContext;
     let hour = Duration::from_secs(3600);
-    let context = Context::background(hour);
-    let nearer = context.within(Duration::from_secs(60));
+    let context = RequestContext::background(hour);
+    let nearer = context.with_timeout(Duration::from_secs(60));
     assert!(nearer.time_left() <= Duration::from_secs(60) && nearer.request_id() == context.request_id());
-    assert!(nearer.within(hour).time_left() <= Duration::from_secs(60), "the time of a request is not made longer");
-    let over = context.within(Duration::ZERO);
+    assert!(
+        nearer.with_timeout(hour).time_left() <= Duration::from_secs(60),
+        "the time of a request is not made longer"
+    );
+    let over = context.with_timeout(Duration::ZERO);
     time::sleep(Duration::from_millis(1)).await;
     assert_eq!(over.time_left(), Duration::ZERO);
 }

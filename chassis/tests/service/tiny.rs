@@ -1,8 +1,8 @@
 //! A service with one route for each thing that can happen to a request.
 
-use chassis::testing::in_time;
 use std::future;
 use std::sync::Arc;
+use testing::with_timeout;
 
 use async_trait::async_trait;
 use axum::http::StatusCode;
@@ -11,9 +11,9 @@ use bytes::Bytes;
 use chassis::App;
 use chassis::client::Peer;
 use chassis::config::{Settings, defaults};
-use chassis::context::Context;
-use chassis::extract::Path;
-use chassis::health::Needs;
+use chassis::context::RequestContext;
+use chassis::http::extract::Path;
+use chassis::http::health::ReadinessChecks;
 use tokio::sync::Semaphore;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -44,7 +44,7 @@ impl Gate {
 
     /// Until one more request has come to the gate.
     pub(crate) async fn entered(&self) {
-        in_time("a request at the gate", self.entered.acquire()).await.expect("never closed").forget();
+        with_timeout("a request at the gate", self.entered.acquire()).await.expect("never closed").forget();
     }
 
     /// Lets one request through.
@@ -59,7 +59,7 @@ impl Gate {
 }
 
 #[async_trait]
-impl Needs for World {
+impl ReadinessChecks for World {
     async fn store(&self) -> Result<(), String> {
         self.store.clone()
     }
@@ -92,7 +92,7 @@ pub(crate) fn service_in(world: World, settings: &Settings) -> (App, Gate) {
     let routes = OpenApiRouter::new()
         .routes(routes!(number))
         .route("/echo", post(async |body: Bytes| body))
-        .route("/id", get(async |context: Context| context.request_id().to_owned()))
+        .route("/id", get(async |context: RequestContext| context.request_id().to_owned()))
         .route("/wait", get(wait))
         .route("/hang", get(async || future::pending::<()>().await))
         .route("/panic", get(async || -> () { panic!("{PANIC}") }))

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use bytes::{Bytes, BytesMut};
-use chassis::testing::{Received, in_time};
 use chassis::{App, Stop};
+use testing::{Received, with_timeout};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
@@ -64,7 +64,7 @@ impl Served {
 
     /// Until it has ended.
     pub(crate) async fn ended(self) {
-        in_time("the end of the server", self.serving).await.expect("it ends without a panic");
+        with_timeout("the end of the server", self.serving).await.expect("it ends without a panic");
     }
 }
 
@@ -77,7 +77,7 @@ pub(crate) struct Connection {
 impl Connection {
     /// Sends these bytes, or as many of them as the server takes before it hangs up.
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        let _ = in_time("room for what is sent", self.stream.write_all(bytes.as_ref())).await;
+        let _ = with_timeout("room for what is sent", self.stream.write_all(bytes.as_ref())).await;
     }
 
     /// Says that nothing more will be sent.
@@ -137,7 +137,7 @@ impl Connection {
 
     /// Reads more; `false` if the connection is closed.
     async fn more(&mut self) -> bool {
-        let read = in_time("more from the server", self.stream.read_buf(&mut self.read)).await;
+        let read = with_timeout("more from the server", self.stream.read_buf(&mut self.read)).await;
         read.is_ok_and(|bytes| bytes > 0)
     }
 }

@@ -1,9 +1,9 @@
 //! product-service, as far as this service asks it.
 
 use axum::http::StatusCode;
-use chassis::client::{Answer, Batched, Outcome, Peer, PeerError, Questions};
+use chassis::client::{Answer, BatchEndpoint, BatchedCalls, Outcome, Peer, PeerError};
 use chassis::config::PeerSettings;
-use chassis::context::Context;
+use chassis::context::RequestContext;
 use chassis::problem::FieldError;
 use serde::Deserialize;
 use serde_json::Value;
@@ -19,8 +19,8 @@ const MOST_OF_A_QUERY: usize = 8000;
 /// A client of product-service.
 pub struct Products {
     peer: Peer,
-    takes: Batched<Takes>,
-    releases: Batched<Releases>,
+    takes: BatchedCalls<Takes>,
+    releases: BatchedCalls<Releases>,
 }
 
 /// What came of a take. Lines are told by their index.
@@ -31,7 +31,7 @@ pub enum Take {
     /// These lines name products that do not exist.
     Unknown(Vec<usize>),
     /// These lines want more than is left, which is this much.
-    Short(Vec<(usize, i64)>),
+    InsufficientStock(Vec<(usize, i64)>),
     /// The order was given up meanwhile.
     Released,
 }
@@ -44,7 +44,7 @@ impl Products {
     pub fn at(base: Url, settings: &PeerSettings) -> Result<Self, PeerError> {
         let peer = Peer::retrying("product-service", base, settings)?;
         let (takes, releases) = (Takes(peer.clone()), Releases(peer.clone()));
-        Ok(Self { takes: Batched::new(&peer, takes), releases: Batched::new(&peer, releases), peer })
+        Ok(Self { takes: BatchedCalls::new(&peer, takes), releases: BatchedCalls::new(&peer, releases), peer })
     }
 
     /// Who is called.
@@ -56,7 +56,7 @@ impl Products {
     ///
     /// # Errors
     /// If it is unknown whether they were taken.
-    pub async fn take(&self, id: OrderId, wanted: &[WantedLine], context: &Context) -> Result<Take, PeerError> {
+    pub async fn take(&self, id: OrderId, wanted: &[WantedLine], context: &RequestContext) -> Result<Take, PeerError> {
         let lines = wanted.iter().map(|line| Line { product_id: line.product_id, quantity: line.quantity }).collect();
         self.takes.ask(ReserveFor { order_id: id, lines, request_id: None, traceparent: None }, context).await
     }
@@ -65,7 +65,7 @@ impl Products {
     ///
     /// # Errors
     /// If it is unknown whether it was released.
-    pub async fn release(&self, id: OrderId, context: &Context) -> Result<(), PeerError> {
+    pub async fn release(&self, id: OrderId, context: &RequestContext) -> Result<(), PeerError> {
         self.releases.ask(id, context).await
     }
 
@@ -95,7 +95,7 @@ struct Taking {
     errors: Option<Vec<FieldError>>,
 }
 
-impl Questions for Takes {
+impl BatchEndpoint for Takes {
     type Ask = ReserveFor;
     type Answer = Take;
 
@@ -113,7 +113,7 @@ impl Questions for Takes {
         EMPTY + take.lines.len() * LINE
     }
 
-    async fn one(&self, take: &ReserveFor, context: &Context) -> Result<Take, PeerError> {
+    async fn one(&self, take: &ReserveFor, context: &RequestContext) -> Result<Take, PeerError> {
         let body = Reserve { lines: take.lines.clone() };
         let answer = self.0.put(&format!("/reservations/{}", take.order_id), &body, context).await?;
         let taking = answer.json().map_err(|error| self.0.unexpected(&answer, error))?;
@@ -122,10 +122,10 @@ impl Questions for Takes {
 
     async fn several(
         &self,
-        takes: &[(&ReserveFor, &Context)],
-        context: &Context,
+        takes: &[(&ReserveFor, &RequestContext)],
+        context: &RequestContext,
     ) -> Result<Vec<Outcome<Take>>, PeerError> {
-        let item = |(take, context): &(&ReserveFor, &Context)| ReserveFor {
+        let item = |(take, context): &(&ReserveFor, &RequestContext)| ReserveFor {
             request_id: Some(context.request_id().to_owned()),
             traceparent: Some(context.traceparent()),
             ..ReserveFor::clone(take)
@@ -139,7 +139,7 @@ impl Questions for Takes {
         if outcomes.len() != takes.len() {
             return Err(self.0.unexpected(&answer, "another number of answers than of takes"));
         }
-        let outcome = |(OneOfSeveral { status, body }, (take, _)): (OneOfSeveral, &(&ReserveFor, &Context))| {
+        let outcome = |(OneOfSeveral { status, body }, (take, _)): (OneOfSeveral, &(&ReserveFor, &RequestContext))| {
             let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
             let peer = self.0.name();
             let unexpected = |why: &str| PeerError::Unexpected { peer, status, detail: why.to_owned() };
@@ -163,7 +163,7 @@ fn outcome(status: StatusCode, body: Taking, wanted: &[Line]) -> Result<Take, &'
         problems::PRODUCT_NOT_FOUND => Ok(Take::Unknown(errors?.iter().filter_map(line).collect())),
         problems::INSUFFICIENT_STOCK => {
             let short = |error: &FieldError| Some((line(error)?, error.actual.as_ref().and_then(Value::as_i64)?));
-            Ok(Take::Short(errors?.iter().filter_map(short).collect()))
+            Ok(Take::InsufficientStock(errors?.iter().filter_map(short).collect()))
         }
         problems::RESERVATION_RELEASED => Ok(Take::Released),
         _ => Err("neither a take nor a refusal that the contract has"),
@@ -186,7 +186,7 @@ fn taken(lines: Vec<ReservedLine>, wanted: &[Line]) -> Result<Vec<ReservedLine>,
 /// Releases of orders.
 struct Releases(Peer);
 
-impl Questions for Releases {
+impl BatchEndpoint for Releases {
     type Ask = OrderId;
     type Answer = ();
 
@@ -198,11 +198,15 @@ impl Questions for Releases {
         "01a2003e-e714-710e-a057-b9de0b11d83b,".len()
     }
 
-    async fn one(&self, id: &OrderId, context: &Context) -> Result<(), PeerError> {
+    async fn one(&self, id: &OrderId, context: &RequestContext) -> Result<(), PeerError> {
         self.released(&self.0.delete(&format!("/reservations/{id}"), context).await?)
     }
 
-    async fn several(&self, ids: &[(&OrderId, &Context)], context: &Context) -> Result<Vec<Outcome<()>>, PeerError> {
+    async fn several(
+        &self,
+        ids: &[(&OrderId, &RequestContext)],
+        context: &RequestContext,
+    ) -> Result<Vec<Outcome<()>>, PeerError> {
         let list: Vec<String> = ids.iter().map(|(id, _)| id.to_string()).collect();
         self.released(&self.0.delete(&format!("/reservations?ids={}", list.join(",")), context).await?)?;
         Ok(ids.iter().map(|_| Some(Ok(()))).collect())

@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 
 use axum::http::StatusCode;
-use chassis::client::{Batched, Outcome, Peer, PeerError, Questions};
+use chassis::client::{BatchEndpoint, BatchedCalls, Outcome, Peer, PeerError};
 use chassis::config::PeerSettings;
-use chassis::context::Context;
+use chassis::context::RequestContext;
 use serde::Deserialize;
 use shared::{Id, MAX_BATCH};
 use url::Url;
@@ -13,7 +13,7 @@ use url::Url;
 /// A client of user-service.
 pub struct Users {
     peer: Peer,
-    exist: Batched<Exist>,
+    exist: BatchedCalls<Exist>,
 }
 
 impl Users {
@@ -23,7 +23,7 @@ impl Users {
     /// If the HTTP client cannot be set up.
     pub fn at(base: Url, settings: &PeerSettings) -> Result<Self, PeerError> {
         let peer = Peer::retrying("user-service", base, settings)?;
-        Ok(Self { exist: Batched::new(&peer, Exist(peer.clone())), peer })
+        Ok(Self { exist: BatchedCalls::new(&peer, Exist(peer.clone())), peer })
     }
 
     /// Who is called.
@@ -35,7 +35,7 @@ impl Users {
     ///
     /// # Errors
     /// If user-service says neither yes nor no.
-    pub async fn exists(&self, id: Id, context: &Context) -> Result<bool, PeerError> {
+    pub async fn exists(&self, id: Id, context: &RequestContext) -> Result<bool, PeerError> {
         self.exist.ask(id, context).await
     }
 }
@@ -49,7 +49,7 @@ struct Found {
     id: Id,
 }
 
-impl Questions for Exist {
+impl BatchEndpoint for Exist {
     type Ask = Id;
     type Answer = bool;
 
@@ -62,7 +62,7 @@ impl Questions for Exist {
     }
 
     /// Nothing in the answer's body is relied on, so any service that keeps the path can stand in user-service's place.
-    async fn one(&self, id: &Id, context: &Context) -> Result<bool, PeerError> {
+    async fn one(&self, id: &Id, context: &RequestContext) -> Result<bool, PeerError> {
         let answer = self.0.get(&format!("/users/{id}"), context).await?;
         match answer.status {
             StatusCode::OK => Ok(true),
@@ -73,7 +73,11 @@ impl Questions for Exist {
 
     /// Who is in the list exists. Who is not is asked for alone, since another service may not know `ids` and answer some
     /// other list.
-    async fn several(&self, ids: &[(&Id, &Context)], context: &Context) -> Result<Vec<Outcome<bool>>, PeerError> {
+    async fn several(
+        &self,
+        ids: &[(&Id, &RequestContext)],
+        context: &RequestContext,
+    ) -> Result<Vec<Outcome<bool>>, PeerError> {
         let list: Vec<String> = ids.iter().map(|(id, _)| id.to_string()).collect();
         let answer = self.0.get(&format!("/users?ids={}", list.join(",")), context).await?;
         if answer.status != StatusCode::OK {

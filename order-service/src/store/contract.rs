@@ -2,14 +2,14 @@
 
 use std::collections::HashSet;
 
-use chassis::extract::Header;
+use chassis::http::extract::Header;
 use futures_util::future::join_all;
 use sqlx::postgres::PgConnectOptions;
 use uuid::Uuid;
 
 use super::*;
 
-chassis::store_contract! {
+testing::store_contract! {
     memory: memory();
     postgres: postgres_store;
     an_intent_is_shown_to_nobody
@@ -66,7 +66,7 @@ fn lines() -> Vec<OrderLine> {
 }
 
 async fn begin(store: &Store, intent: Intent) {
-    assert_eq!(store.begin(intent).await.unwrap(), Begun::Placing);
+    assert_eq!(store.begin(intent).await.unwrap(), BeginOutcome::Started);
 }
 
 async fn settle(store: &Store, id: OrderId) -> Option<Arc<Order>> {
@@ -130,18 +130,21 @@ async fn an_intent_is_settled_or_given_up_and_never_both(store: &Store) {
 
 async fn a_key_leads_to_one_order(store: &Store) {
     begin(store, keyed(1, "k", "{}")).await;
-    assert_eq!(store.begin(keyed(2, "k", "{}")).await.unwrap(), Begun::InProgress);
-    assert_eq!(store.begin(keyed(2, "k", "[]")).await.unwrap(), Begun::OtherBody);
+    assert_eq!(store.begin(keyed(2, "k", "{}")).await.unwrap(), BeginOutcome::InProgress);
+    assert_eq!(store.begin(keyed(2, "k", "[]")).await.unwrap(), BeginOutcome::KeyMismatch);
     begin(store, keyed(3, "other", "{}")).await;
     begin(store, intent(4)).await;
 
     let settled = settle(store, order(1)).await.expect("nobody else settles it");
-    assert_eq!(store.begin(keyed(2, "k", "{}")).await.unwrap(), Begun::Placed(settled));
-    assert_eq!(store.begin(keyed(2, "k", "[]")).await.unwrap(), Begun::OtherBody);
+    assert_eq!(store.begin(keyed(2, "k", "{}")).await.unwrap(), BeginOutcome::Replayed(settled));
+    assert_eq!(store.begin(keyed(2, "k", "[]")).await.unwrap(), BeginOutcome::KeyMismatch);
     let cancelled = store.step(order(1), OrderStatus::Pending, State::Cancelling).await.unwrap().unwrap();
-    assert_eq!(store.begin(keyed(2, "k", "{}")).await.unwrap(), Begun::Placed(cancelled), "as it stands now");
+    assert_eq!(store.begin(keyed(2, "k", "{}")).await.unwrap(), BeginOutcome::Replayed(cancelled), "as it stands now");
     store.released(order(1)).await.unwrap();
-    assert!(matches!(store.begin(keyed(2, "k", "{}")).await.unwrap(), Begun::Placed(_)), "a cancelled order keeps it");
+    assert!(
+        matches!(store.begin(keyed(2, "k", "{}")).await.unwrap(), BeginOutcome::Replayed(_)),
+        "a cancelled order keeps it"
+    );
 }
 
 async fn a_key_given_up_is_free_at_once(store: &Store) {
@@ -149,7 +152,11 @@ async fn a_key_given_up_is_free_at_once(store: &Store) {
     assert!(store.abort(order(1)).await.unwrap());
     begin(store, keyed(2, "k", "[]")).await;
     store.released(order(1)).await.unwrap();
-    assert_eq!(store.begin(keyed(3, "k", "[]")).await.unwrap(), Begun::InProgress, "the second attempt still holds it");
+    assert_eq!(
+        store.begin(keyed(3, "k", "[]")).await.unwrap(),
+        BeginOutcome::InProgress,
+        "the second attempt still holds it"
+    );
     assert!(settle(store, order(2)).await.is_some());
 }
 
@@ -175,9 +182,9 @@ async fn of_twenty_attempts_with_one_key_one_begins(store: &Store) {
         let store = Arc::clone(store);
         tokio::spawn(async move { store.begin(keyed(n, "k", "{}")).await.unwrap() })
     });
-    let begun: Vec<Begun> = join_all(attempts).await.into_iter().map(|begun| begun.unwrap()).collect();
-    assert_eq!(begun.iter().filter(|begun| **begun == Begun::Placing).count(), 1, "{begun:?}");
-    assert_eq!(begun.iter().filter(|begun| **begun == Begun::InProgress).count(), 19, "{begun:?}");
+    let begun: Vec<BeginOutcome> = join_all(attempts).await.into_iter().map(|begun| begun.unwrap()).collect();
+    assert_eq!(begun.iter().filter(|begun| **begun == BeginOutcome::Started).count(), 1, "{begun:?}");
+    assert_eq!(begun.iter().filter(|begun| **begun == BeginOutcome::InProgress).count(), 19, "{begun:?}");
 }
 
 /// Of three in a row two have the same key, and one of those that begin is given up.
@@ -189,14 +196,16 @@ async fn many_at_the_same_time_are_each_as_if_alone(store: &Store) {
             let key = format!("k{}", n / 3);
             let begun = store.begin(if n % 3 == 2 { intent(n) } else { keyed(n, &key, "{}") }).await.unwrap();
             match begun {
-                Begun::Placing if n % 7 == 0 => assert!(store.abort(order(n)).await.unwrap()),
-                Begun::Placing => {
+                BeginOutcome::Started if n % 7 == 0 => assert!(store.abort(order(n)).await.unwrap()),
+                BeginOutcome::Started => {
                     let settled =
                         store.settle(order(n), lines(), total(n)).await.unwrap().expect("nobody else settles it");
                     assert_eq!((settled.id, settled.total), (order(n), total(n)), "its own");
                 }
-                Begun::Placed(placed) => assert_eq!(placed.id.0.as_u128() / 3 * 3, n / 3 * 3, "of the same key"),
-                begun => assert_eq!(begun, Begun::InProgress),
+                BeginOutcome::Replayed(placed) => {
+                    assert_eq!(placed.id.0.as_u128() / 3 * 3, n / 3 * 3, "of the same key")
+                }
+                begun => assert_eq!(begun, BeginOutcome::InProgress),
             }
             (n, matches!(store.by_id(order(n)).await.unwrap(), Some(placed) if placed.total == total(n)))
         })

@@ -6,12 +6,12 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use chassis::page::{Page, Rows};
+use chassis::http::page::{Page, Rows};
 use jiff::Timestamp;
 use shared::orders::{Order, OrderLine, OrderStatus};
 use shared::{Id, Money, OrderId};
 
-use super::{Begun, Filter, Intent, OrderStore, StoreError};
+use super::{BeginOutcome, Filter, Intent, OrderStore, StoreError};
 use crate::idempotency::{Fingerprint, Key};
 use crate::order::{Released, State};
 
@@ -70,14 +70,14 @@ impl Row {
 
 impl Tables {
     /// What the key of `intent` has led to, if it is in use.
-    fn earlier(&self, intent: &Intent) -> Option<Begun> {
+    fn earlier(&self, intent: &Intent) -> Option<BeginOutcome> {
         let (key, fingerprint) = intent.key.as_ref()?;
         let row = self.rows.get(self.indexes.keys.get(key)?)?;
         let same_body = row.key.as_ref().is_some_and(|(_, earlier)| earlier == fingerprint);
         Some(match row.state.shown() {
-            _ if !same_body => Begun::OtherBody,
-            Some(_) => Begun::Placed(Arc::clone(&row.order)),
-            None => Begun::InProgress,
+            _ if !same_body => BeginOutcome::KeyMismatch,
+            Some(_) => BeginOutcome::Replayed(Arc::clone(&row.order)),
+            None => BeginOutcome::InProgress,
         })
     }
 
@@ -141,16 +141,16 @@ impl Indexes {
 
 #[async_trait]
 impl OrderStore for MemoryStore {
-    async fn begin(&self, intent: Intent) -> Result<Begun, StoreError> {
+    async fn begin(&self, intent: Intent) -> Result<BeginOutcome, StoreError> {
         let mut tables = self.write();
         if tables.rows.contains_key(&intent.id) {
-            return Ok(Begun::Placing);
+            return Ok(BeginOutcome::Started);
         }
         let earlier = tables.earlier(&intent);
         if earlier.is_none() {
             tables.insert(Row::placing(intent));
         }
-        Ok(earlier.unwrap_or(Begun::Placing))
+        Ok(earlier.unwrap_or(BeginOutcome::Started))
     }
 
     async fn settle(&self, id: OrderId, lines: Vec<OrderLine>, total: Money) -> Result<Option<Arc<Order>>, StoreError> {

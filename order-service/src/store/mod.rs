@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use chassis::config::DatabaseSettings;
-use chassis::page::{Page, Rows};
+use chassis::http::page::{Page, Rows};
 use jiff::Timestamp;
 use shared::orders::{Order, OrderLine, OrderStatus};
 use shared::{Id, Money, OrderId};
@@ -31,7 +31,7 @@ pub const POSTGRES: &str = "PostgreSQL";
 pub trait OrderStore: Send + Sync {
     /// Writes an intent down, [`State::Placing`], unless its key is held by another that is not given up. If it is written
     /// down already, its caller has asked twice, and it stays as it is.
-    async fn begin(&self, intent: Intent) -> Result<Begun, StoreError>;
+    async fn begin(&self, intent: Intent) -> Result<BeginOutcome, StoreError>;
 
     /// The intent becomes an order with these lines; `None` if it is an intent no more.
     async fn settle(&self, id: OrderId, lines: Vec<OrderLine>, total: Money) -> Result<Option<Arc<Order>>, StoreError>;
@@ -86,15 +86,15 @@ pub struct Intent {
 
 /// What came of an intent.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Begun {
+pub enum BeginOutcome {
     /// It is written down.
-    Placing,
+    Started,
     /// Its key has led to this order already.
-    Placed(Arc<Order>),
+    Replayed(Arc<Order>),
     /// Its key is being placed by another attempt.
     InProgress,
     /// Its key belongs to another body.
-    OtherBody,
+    KeyMismatch,
 }
 
 /// Which orders to list.

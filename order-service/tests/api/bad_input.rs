@@ -1,7 +1,7 @@
 //! Requests that are wrong in themselves: each row says why. Nobody is asked for anything, and nothing happens.
 
-use chassis::testing::{Received, Sending};
 use serde_json::{Value, json};
+use testing::{Received, Sending};
 
 use crate::support::{ANN, LAPTOP, PEN, World, expect_bad, id, order};
 

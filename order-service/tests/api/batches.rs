@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use futures_util::future::join_all;
 use serde_json::Value;
 
-use crate::fakes::{Knowledge, Mood};
+use crate::fakes::{Knowledge, StubBehaviour};
 use crate::support::{
-    ANN, BOB, HOUR, LAPTOP, Limits, NOBODY, NOTHING, PEN, PHONE, World, answer, begin, id, in_time, order,
+    ANN, BOB, HOUR, LAPTOP, Limits, NOBODY, NOTHING, PEN, PHONE, World, answer, begin, id, order, with_timeout,
 };
 
 const MANY: usize = 40;
@@ -86,12 +86,12 @@ async fn a_peer_that_knows_no_call_for_several_is_asked_one_by_one() {
 #[tokio::test]
 async fn a_call_whose_answer_is_lost_is_made_again_and_nothing_is_taken_twice() {
     let world = World::with(Limits { call: HOUR, order: HOUR }).await;
-    world.shop.takes.is(Mood::Hanging);
+    world.shop.takes.is(StubBehaviour::Hanging);
     let requests: Vec<_> = (0..MANY).map(|_| begin(world.posting(&order(ANN, &[(PEN, 1)])))).collect();
     world.shop.takes.called(MANY).await;
-    world.shop.takes.is(Mood::LosingAnswers);
+    world.shop.takes.is(StubBehaviour::LosingAnswers);
     world.shop.takes.called(MANY + 1).await;
-    world.shop.takes.is(Mood::Well);
+    world.shop.takes.is(StubBehaviour::Well);
     for request in requests {
         answer(request).await.expect(201);
     }
@@ -109,5 +109,5 @@ async fn the_last_units_go_to_some_of_those_in_one_call_and_to_no_others() {
     let taken = orders.iter().map(|order| world.shop.status(id(order)));
     assert!(taken.clone().all(|status| status == "taken"), "{:?}", taken.collect::<Vec<_>>());
     assert_eq!((orders.len(), world.shop.stock(LAPTOP)), (7, 0));
-    in_time("the end of what runs", world.placement.finish(HOUR)).await;
+    with_timeout("the end of what runs", world.placement.finish(HOUR)).await;
 }

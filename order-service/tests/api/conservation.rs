@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use chassis::testing::Received;
 use jiff::Timestamp;
 use proptest::prelude::*;
 use proptest::test_runner::Config;
 use serde_json::Value;
+use testing::Received;
 use tokio::runtime::{self, Runtime};
 use tokio::task::JoinHandle;
 
-use crate::fakes::Mood;
+use crate::fakes::StubBehaviour;
 use crate::support::{ANN, BOB, HOUR, LAPTOP, Limits, NOBODY, NOTHING, PHONE, World, answer, id, order};
 
 /// Units of each product: few, so that orders contend for them.
@@ -33,15 +33,21 @@ enum Act {
 /// What is done at once, and how the peers are meanwhile.
 #[derive(Clone, Debug)]
 struct Wave {
-    people: Mood,
-    takes: Mood,
-    releases: Mood,
+    people: StubBehaviour,
+    takes: StubBehaviour,
+    releases: StubBehaviour,
     acts: Vec<Act>,
 }
 
-fn mood() -> impl Strategy<Value = Mood> {
-    const FAULTS: [Mood; 5] = [Mood::Hanging, Mood::Broken, Mood::Babbling, Mood::LosingCalls, Mood::LosingAnswers];
-    prop_oneof![3 => Just(Mood::Well), 2 => prop::sample::select(&FAULTS[..])]
+fn mood() -> impl Strategy<Value = StubBehaviour> {
+    const FAULTS: [StubBehaviour; 5] = [
+        StubBehaviour::Hanging,
+        StubBehaviour::Broken,
+        StubBehaviour::Garbage,
+        StubBehaviour::LosingCalls,
+        StubBehaviour::LosingAnswers,
+    ];
+    prop_oneof![3 => Just(StubBehaviour::Well), 2 => prop::sample::select(&FAULTS[..])]
 }
 
 fn lines() -> impl Strategy<Value = Vec<(i64, i64)>> {
@@ -98,7 +104,7 @@ fn runtime() -> Runtime {
 async fn live_through(waves: Vec<Wave>, world: World) {
     world.shop.offer(LAPTOP, "Laptop", 99_999, STOCK);
     world.shop.offer(PHONE, "Phone", 59_900, STOCK);
-    let mut told = Told::default();
+    let mut told = ClientLog::default();
     for Wave { people, takes, releases, acts } in waves {
         let ids: Vec<String> = world.orders().await.iter().map(|order| id(order).to_owned()).collect();
         world.people.reads.is(people);
@@ -110,7 +116,7 @@ async fn live_through(waves: Vec<Wave>, world: World) {
         }
     }
     for door in [&world.people.reads, &world.shop.takes, &world.shop.releases] {
-        door.is(Mood::Well);
+        door.is(StubBehaviour::Well);
     }
     world.at_rest_with_help().await;
     check(&world, &told).await;
@@ -118,7 +124,7 @@ async fn live_through(waves: Vec<Wave>, world: World) {
 
 /// What clients were told.
 #[derive(Default)]
-struct Told {
+struct ClientLog {
     /// The orders that were answered with 201, by their ids.
     placed: BTreeSet<String>,
     /// The orders that were answered under each key.
@@ -162,7 +168,7 @@ fn begin(world: &World, act: Act, ids: &[String]) -> Acting {
     }
 }
 
-impl Told {
+impl ClientLog {
     async fn note(&mut self, act: Acting) {
         match act {
             Acting::Placing(request, key) => {
@@ -193,7 +199,7 @@ impl Told {
 }
 
 /// What must hold, by the names it has in the design.
-async fn check(world: &World, told: &Told) {
+async fn check(world: &World, told: &ClientLog) {
     let orders = world.orders().await;
     let all: BTreeSet<&str> = orders.iter().map(id).collect();
     let alive: BTreeMap<&str, Vec<(i64, i64)>> =

@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use chassis::config::defaults;
-use chassis::testing::{check_openapi, dead_peer};
 use order_service::config::Config;
 use order_service::{AppState, app, store};
 use serde_json::{Value, json};
+use testing::{check_openapi, dead_peer};
 
-use crate::fakes::Mood;
-use crate::support::{ANN, HOUR, Limits, PEN, World, client, id, order, placement, until};
+use crate::fakes::StubBehaviour;
+use crate::support::{ANN, HOUR, Limits, PEN, World, client, eventually, id, order, placement};
 
 #[tokio::test]
 async fn a_wrong_method_is_told_the_right_ones() {
@@ -73,16 +73,16 @@ async fn at_the_root_there_is_a_page_and_it_is_no_api() {
 #[tokio::test]
 async fn readiness_tells_of_the_peers_and_does_not_depend_on_them() {
     let world = World::new().await;
-    // Asked until it is so, since half a second of silence can also be this machine's fault.
-    let tells = async |client: &chassis::testing::Client, peers: Value| {
+    // BatchItem until it is so, since half a second of silence can also be this machine's fault.
+    let tells = async |client: &testing::Client, peers: Value| {
         let ready = json!({"status": "ready", "peers": peers});
         let is_so = async || client.get("/readyz").await.expect(200).json() == ready;
-        until(&ready.to_string(), is_so).await;
+        eventually(&ready.to_string(), is_so).await;
     };
     let both_up = json!({"user-service": "up", "product-service": "up"});
     tells(&world.client, both_up.clone()).await;
-    world.people.reads.is(Mood::Hanging);
-    world.shop.takes.is(Mood::Broken);
+    world.people.reads.is(StubBehaviour::Hanging);
+    world.shop.takes.is(StubBehaviour::Broken);
     tells(&world.client, both_up).await; // they are asked nothing but that
 
     let peers = world.placement.peers();

@@ -11,20 +11,20 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
-use chassis::testing::stub_peer;
 use futures_util::{future, stream};
 use serde_json::{Value, json};
+use testing::stub_peer;
 use tokio::sync::watch;
 use url::Url;
 
-use crate::support::until;
+use crate::support::eventually;
 
 /// More than order-service takes of an answer: its limit in these tests is half of it.
 pub(crate) const TOO_MUCH: usize = 64 << 10;
 
 /// How a fake treats a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mood {
+pub(crate) enum StubBehaviour {
     /// It does and answers what the contract says.
     Well,
     /// It waits until its mood is another, and then goes on in that, whether or not anybody still waits for it: so a
@@ -33,7 +33,7 @@ pub(crate) enum Mood {
     /// It answers 500.
     Broken,
     /// It answers 200 with something that means nothing.
-    Babbling,
+    Garbage,
     /// It answers 200 with more than anybody takes.
     Verbose,
     /// The connection breaks before it has done anything: the call is lost.
@@ -43,13 +43,18 @@ pub(crate) enum Mood {
 }
 
 /// All that can be wrong with a call. (One that hangs has to be waited for, so it is tested apart.)
-pub(crate) const FAULTS: [Mood; 5] =
-    [Mood::Broken, Mood::Babbling, Mood::Verbose, Mood::LosingCalls, Mood::LosingAnswers];
+pub(crate) const FAULTS: [StubBehaviour; 5] = [
+    StubBehaviour::Broken,
+    StubBehaviour::Garbage,
+    StubBehaviour::Verbose,
+    StubBehaviour::LosingCalls,
+    StubBehaviour::LosingAnswers,
+];
 
 /// Where one kind of call comes in.
 #[derive(Clone)]
-pub(crate) struct Door {
-    mood: watch::Sender<Mood>,
+pub(crate) struct StubEndpoint {
+    mood: watch::Sender<StubBehaviour>,
     calls: Arc<Mutex<Vec<Call>>>,
 }
 
@@ -60,13 +65,13 @@ pub(crate) struct Call {
     pub(crate) headers: HeaderMap,
 }
 
-impl Door {
+impl StubEndpoint {
     fn open() -> Self {
-        Self { mood: watch::Sender::new(Mood::Well), calls: Arc::default() }
+        Self { mood: watch::Sender::new(StubBehaviour::Well), calls: Arc::default() }
     }
 
     /// From now on, calls are treated like this; also those that hang.
-    pub(crate) fn is(&self, mood: Mood) {
+    pub(crate) fn is(&self, mood: StubBehaviour) {
         self.mood.send_replace(mood);
     }
 
@@ -77,7 +82,7 @@ impl Door {
 
     /// Until so many calls have come.
     pub(crate) async fn called(&self, times: usize) {
-        until("a call", async || lock(&self.calls).len() >= times).await;
+        eventually("a call", async || lock(&self.calls).len() >= times).await;
     }
 
     /// One call, or several in one.
@@ -89,14 +94,15 @@ impl Door {
         lock(&self.calls).extend(calls);
         let mut mood = self.mood.subscribe();
         let acting = tokio::spawn(async move {
-            let mood = *mood.wait_for(|mood| *mood != Mood::Hanging).await.expect("the door outlives its calls");
+            let mood =
+                *mood.wait_for(|mood| *mood != StubBehaviour::Hanging).await.expect("the door outlives its calls");
             match mood {
-                Mood::Well => act(),
-                Mood::Broken => (StatusCode::INTERNAL_SERVER_ERROR, "no problem+json").into_response(),
-                Mood::Babbling => "how do you do".into_response(),
-                Mood::Verbose => "x".repeat(TOO_MUCH).into_response(),
-                Mood::Hanging | Mood::LosingCalls => broken_off(StatusCode::INTERNAL_SERVER_ERROR),
-                Mood::LosingAnswers => match act().status() {
+                StubBehaviour::Well => act(),
+                StubBehaviour::Broken => (StatusCode::INTERNAL_SERVER_ERROR, "no problem+json").into_response(),
+                StubBehaviour::Garbage => "how do you do".into_response(),
+                StubBehaviour::Verbose => "x".repeat(TOO_MUCH).into_response(),
+                StubBehaviour::Hanging | StubBehaviour::LosingCalls => broken_off(StatusCode::INTERNAL_SERVER_ERROR),
+                StubBehaviour::LosingAnswers => match act().status() {
                     StatusCode::NO_CONTENT => broken_off(StatusCode::OK), // a 204 has nothing to break off
                     status => broken_off(status),
                 },
@@ -148,18 +154,18 @@ impl Batches {
 
 /// The fake user-service.
 #[derive(Clone)]
-pub(crate) struct People {
+pub(crate) struct FakeUserService {
     /// `GET /users/{id}`, at the root and under `/api/v2`; also each of those of `GET /users?ids=`.
-    pub(crate) reads: Door,
+    pub(crate) reads: StubEndpoint,
     /// How many were asked for in each call of `GET /users?ids=`.
     pub(crate) batches: Batches,
     known: Arc<[i64]>,
 }
 
-impl People {
+impl FakeUserService {
     /// A user-service that knows just these, and where it is.
     pub(crate) async fn serve(known: &[i64]) -> (Self, Url) {
-        let people = Self { reads: Door::open(), batches: Batches::default(), known: known.into() };
+        let people = Self { reads: StubEndpoint::open(), batches: Batches::default(), known: known.into() };
         let routes =
             Router::new().route("/users/{id}", get(read)).route("/users", get(list)).with_state(people.clone());
         (people, stub_peer(routes.clone().nest("/api/v2", routes)).await)
@@ -167,7 +173,7 @@ impl People {
 }
 
 async fn read(
-    State(people): State<People>,
+    State(people): State<FakeUserService>,
     OriginalUri(uri): OriginalUri,
     Path(id): Path<i64>,
     headers: HeaderMap,
@@ -179,7 +185,7 @@ async fn read(
 }
 
 async fn list(
-    State(people): State<People>,
+    State(people): State<FakeUserService>,
     OriginalUri(uri): OriginalUri,
     Query(query): Query<BTreeMap<String, String>>,
     headers: HeaderMap,
@@ -198,9 +204,9 @@ async fn list(
 #[derive(Clone)]
 pub(crate) struct Shop {
     /// `PUT /reservations/{id}`; also each of those of `POST /reservations`.
-    pub(crate) takes: Door,
+    pub(crate) takes: StubEndpoint,
     /// `DELETE /reservations/{id}`; also each of those of `DELETE /reservations?ids=`.
-    pub(crate) releases: Door,
+    pub(crate) releases: StubEndpoint,
     /// How many takes were in each call of `POST /reservations`.
     pub(crate) batches: Batches,
     /// How many releases were in each call of `DELETE /reservations`.
@@ -232,7 +238,7 @@ impl Shop {
     /// A product-service with nothing to sell yet, and where it is.
     pub(crate) async fn serve() -> (Self, Url) {
         let (batches, release_batches) = (Batches::default(), Batches::default());
-        let (takes, releases, shelves) = (Door::open(), Door::open(), Arc::default());
+        let (takes, releases, shelves) = (StubEndpoint::open(), StubEndpoint::open(), Arc::default());
         let shop = Self { takes, releases, batches, release_batches, shelves };
         let reservation = put(take).delete(release).get(reservation);
         let several = post(take_each).delete(release_each);

@@ -1,6 +1,6 @@
 //! Random requests: none is answered with a 5xx.
 
-use chassis::testing::{Language, fuzz};
+use testing::{Language, fuzz};
 
 use crate::support::World;
 

@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use tokio::{task, time};
 
-use crate::fakes::Mood;
-use crate::support::{ANN, LAPTOP, NOBODY, PEN, World, begin, expect_in_progress, id, ids, in_time, order, until};
+use crate::fakes::StubBehaviour;
+use crate::support::{
+    ANN, LAPTOP, NOBODY, PEN, World, begin, eventually, expect_in_progress, id, ids, order, with_timeout,
+};
 
 #[tokio::test]
 async fn an_order_is_placed_though_nobody_waits_for_it_any_more() {
@@ -15,15 +17,15 @@ async fn an_order_is_placed_though_nobody_waits_for_it_any_more() {
     let wanted = order(ANN, &[(LAPTOP, 1)]);
     for (number, hanging) in [&world.people.reads, &world.shop.takes].into_iter().enumerate() {
         let key = format!("k{number}");
-        hanging.is(Mood::Hanging);
+        hanging.is(StubBehaviour::Hanging);
         let request = begin(world.keyed(&key, &wanted));
         world.shop.takes.called(number + 1).await;
         world.people.reads.called(number + 1).await;
         request.abort();
         assert!(request.await.unwrap_err().is_cancelled());
         expect_in_progress(&world.keyed(&key, &wanted).send().await);
-        hanging.is(Mood::Well);
-        until("the order", async || world.orders().await.len() == number + 1).await;
+        hanging.is(StubBehaviour::Well);
+        eventually("the order", async || world.orders().await.len() == number + 1).await;
         let placed = world.orders().await.pop().unwrap();
         assert_eq!(world.shop.status(id(&placed)), "taken");
         let again = world.keyed(&key, &wanted).send().await.expect(201);
@@ -35,12 +37,12 @@ async fn an_order_is_placed_though_nobody_waits_for_it_any_more() {
 #[tokio::test]
 async fn an_order_is_given_up_though_nobody_waits_for_the_refusal() {
     let world = World::new().await;
-    world.people.reads.is(Mood::Hanging);
+    world.people.reads.is(StubBehaviour::Hanging);
     let request = begin(world.keyed("k", &order(NOBODY, &[(LAPTOP, 1)])));
     world.shop.takes.called(1).await;
     request.abort();
     assert!(request.await.unwrap_err().is_cancelled());
-    world.people.reads.is(Mood::Well);
+    world.people.reads.is(StubBehaviour::Well);
     world.shop.releases.called(1).await;
     world.nothing_happened().await;
     world.keyed("k", &order(ANN, &[(LAPTOP, 1)])).send().await.expect(201);
@@ -51,7 +53,7 @@ async fn an_order_is_given_up_though_nobody_waits_for_the_refusal() {
 async fn an_order_that_nobody_waits_for_takes_a_place_all_the_same() {
     let world = World::new().await;
     let client = world.client_of_a_small_replica(2);
-    world.people.reads.is(Mood::Hanging);
+    world.people.reads.is(StubBehaviour::Hanging);
     for number in 1..=2 {
         let request = begin(client.request("POST", "/orders").json(&order(ANN, &[(PEN, 1)])));
         world.people.reads.called(number).await;
@@ -59,9 +61,9 @@ async fn an_order_that_nobody_waits_for_takes_a_place_all_the_same() {
         assert!(request.await.unwrap_err().is_cancelled());
     }
     client.post("/orders", order(ANN, &[(PEN, 1)])).await.expect_problem(503, "overloaded");
-    world.people.reads.is(Mood::Well);
-    until("the two orders", async || world.orders().await.len() == 2).await;
-    until("a place", async || client.post("/orders", order(ANN, &[(PEN, 1)])).await.status == 201).await;
+    world.people.reads.is(StubBehaviour::Well);
+    eventually("the two orders", async || world.orders().await.len() == 2).await;
+    eventually("a place", async || client.post("/orders", order(ANN, &[(PEN, 1)])).await.status == 201).await;
 }
 
 #[tokio::test]
@@ -69,7 +71,7 @@ async fn an_order_whose_time_is_over_is_not_begun() {
     let world = World::new().await;
     let late = world.posting(&order(ANN, &[(PEN, 1)])).header("x-deadline-ms", "0").send().await;
     late.expect_problem(503, "overloaded");
-    in_time("the end of what runs", world.placement.finish(Duration::from_secs(60))).await;
+    with_timeout("the end of what runs", world.placement.finish(Duration::from_secs(60))).await;
     world.expect_no_calls();
 }
 
@@ -86,7 +88,7 @@ async fn give_up_after(polls: usize, happening: impl Future) {
 
 /// What is there in the end: what is taken is what is shown, and is taken for it.
 async fn expect_nothing_half_done(world: &World) {
-    in_time("the end of what runs", world.placement.finish(Duration::from_secs(60))).await;
+    with_timeout("the end of what runs", world.placement.finish(Duration::from_secs(60))).await;
     world.at_rest().await;
     let orders = world.orders().await;
     let alive: BTreeSet<&str> = orders.iter().filter(|order| order["status"] != "cancelled").map(id).collect();
@@ -121,7 +123,7 @@ async fn wherever_a_client_hangs_up_its_order_is_cancelled_or_not_and_never_half
 #[tokio::test]
 async fn the_end_waits_for_what_is_being_placed() {
     let world = World::new().await;
-    world.shop.takes.is(Mood::Hanging);
+    world.shop.takes.is(StubBehaviour::Hanging);
     let request = begin(world.posting(&order(ANN, &[(PEN, 1)])));
     world.shop.takes.called(1).await;
     request.abort();
@@ -134,8 +136,8 @@ async fn the_end_waits_for_what_is_being_placed() {
         task::yield_now().await;
     }
     assert!(!end.is_finished());
-    world.shop.takes.is(Mood::Well);
-    in_time("the end", end).await.unwrap();
+    world.shop.takes.is(StubBehaviour::Well);
+    with_timeout("the end", end).await.unwrap();
     let orders = world.orders().await;
     assert_eq!(ids(&orders), [world.last_taken()]);
 }
@@ -143,13 +145,13 @@ async fn the_end_waits_for_what_is_being_placed() {
 #[tokio::test]
 async fn the_end_waits_for_what_is_being_released() {
     let world = World::new().await;
-    world.shop.releases.is(Mood::Hanging);
+    world.shop.releases.is(StubBehaviour::Hanging);
     world.client.post("/orders", order(ANN, &[(LAPTOP, 51)])).await.expect(409);
     let placement = world.placement.clone();
     let end = tokio::spawn(async move { placement.finish(Duration::from_secs(3600)).await });
     world.shop.releases.called(1).await;
     assert!(!end.is_finished());
-    world.shop.releases.is(Mood::Well);
-    in_time("the end", end).await.unwrap();
+    world.shop.releases.is(StubBehaviour::Well);
+    with_timeout("the end", end).await.unwrap();
     world.nothing_happened().await;
 }

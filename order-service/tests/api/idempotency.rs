@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::fakes::Mood;
+use crate::fakes::StubBehaviour;
 use crate::support::{
-    ANN, BOB, HOUR, LAPTOP, Limits, NOBODY, PEN, PHONE, World, answer, begin, expect_in_progress, id, in_time, order,
-    until,
+    ANN, BOB, HOUR, LAPTOP, Limits, NOBODY, PEN, PHONE, World, answer, begin, eventually, expect_in_progress, id,
+    order, with_timeout,
 };
 
 #[tokio::test]
@@ -31,9 +31,9 @@ async fn a_replay_asks_no_peer() {
     let world = World::new().await;
     let wanted = order(ANN, &[(LAPTOP, 1)]);
     let first = world.keyed("k", &wanted).send().await.expect(201);
-    world.people.reads.is(Mood::Hanging);
-    world.shop.takes.is(Mood::Hanging);
-    let again = in_time("the replay", world.keyed("k", &wanted).send()).await.expect(201);
+    world.people.reads.is(StubBehaviour::Hanging);
+    world.shop.takes.is(StubBehaviour::Hanging);
+    let again = with_timeout("the replay", world.keyed("k", &wanted).send()).await.expect(201);
     assert_eq!(again.json(), first.json());
 }
 
@@ -144,15 +144,15 @@ async fn while_the_first_is_running_the_second_is_told_to_wait() {
     let wanted = order(ANN, &[(LAPTOP, 1)]);
     for (hanging, key) in [(&world.people.reads, "a"), (&world.shop.takes, "b")] {
         let before = world.shop.takes.calls().len();
-        hanging.is(Mood::Hanging);
+        hanging.is(StubBehaviour::Hanging);
         let first = begin(world.keyed(key, &wanted));
         world.shop.takes.called(before + 1).await;
         for _ in 0..3 {
-            expect_in_progress(&in_time("409", world.keyed(key, &wanted).send()).await);
+            expect_in_progress(&with_timeout("409", world.keyed(key, &wanted).send()).await);
         }
-        let other = in_time("422", world.keyed(key, &order(ANN, &[(LAPTOP, 2)])).send()).await;
+        let other = with_timeout("422", world.keyed(key, &order(ANN, &[(LAPTOP, 2)])).send()).await;
         other.expect_problem(422, "idempotency-key-reused");
-        hanging.is(Mood::Well);
+        hanging.is(StubBehaviour::Well);
         let first = answer(first).await.expect(201);
         let again = world.keyed(key, &wanted).send().await.expect(201);
         assert_eq!((again.header("idempotent-replayed"), again.json()), ("true", first.json()));
@@ -171,14 +171,14 @@ async fn a_failed_attempt_does_not_use_its_key_up() {
         (believing, 409, "price-changed"),
     ] {
         let world = World::new().await;
-        world.shop.releases.is(Mood::Hanging);
+        world.shop.releases.is(StubBehaviour::Hanging);
         for _ in 0..2 {
             world.keyed("k", &wanted).send().await.expect_problem(status, slug);
         }
         let good = world.keyed("k", &order(BOB, &[(LAPTOP, 1)])).send().await.expect(201);
         assert!(!good.headers.contains_key("idempotent-replayed"), "{good}");
         world.keyed("k", &wanted).send().await.expect_problem(422, "idempotency-key-reused");
-        world.shop.releases.is(Mood::Well);
+        world.shop.releases.is(StubBehaviour::Well);
         world.at_rest().await;
         let again = world.keyed("k", &order(BOB, &[(LAPTOP, 1)])).send().await.expect(201);
         assert_eq!(again.json(), good.json(), "the end of the failed attempts has not freed it");
@@ -189,11 +189,11 @@ async fn a_failed_attempt_does_not_use_its_key_up() {
 async fn after_503_the_same_request_under_the_same_key_places_the_order() {
     let world = World::with(Limits { call: HOUR, order: std::time::Duration::from_secs(5) }).await;
     let wanted = order(ANN, &[(LAPTOP, 1)]);
-    for fault in [Mood::Broken, Mood::LosingCalls, Mood::LosingAnswers] {
+    for fault in [StubBehaviour::Broken, StubBehaviour::LosingCalls, StubBehaviour::LosingAnswers] {
         world.shop.takes.is(fault);
         world.keyed("k", &wanted).send().await.expect_problem(503, "peer-unavailable");
     }
-    world.shop.takes.is(Mood::Well);
+    world.shop.takes.is(StubBehaviour::Well);
     let placed = world.keyed("k", &wanted).send().await.expect(201);
     assert!(!placed.headers.contains_key("idempotent-replayed"), "{placed}");
     world.at_rest().await;
@@ -233,11 +233,11 @@ async fn of_twenty_at_once_one_is_placed_over_postgres() {
 
 async fn one_of_twenty_is_placed(world: World) {
     let wanted = order(ANN, &[(LAPTOP, 3)]);
-    world.shop.takes.is(Mood::Hanging);
+    world.shop.takes.is(StubBehaviour::Hanging);
     let requests: Vec<_> = (0..20).map(|_| begin(world.keyed("k", &wanted))).collect();
     // Some come while the first is running, some perhaps later: each is told to wait, or of the one order.
-    until("some answers", async || requests.iter().filter(|request| request.is_finished()).count() >= 10).await;
-    world.shop.takes.is(Mood::Well);
+    eventually("some answers", async || requests.iter().filter(|request| request.is_finished()).count() >= 10).await;
+    world.shop.takes.is(StubBehaviour::Well);
     let mut shown = Vec::new();
     let mut new = 0;
     for request in requests {
@@ -289,7 +289,7 @@ async fn all_get_the_one_order(world: World) {
         };
         let told = futures_util::future::join_all((0..8).map(asking).collect::<Vec<_>>());
         let told: Vec<Value> =
-            in_time("eight answers", told).await.into_iter().map(|told| told.expect("no panic")).collect();
+            with_timeout("eight answers", told).await.into_iter().map(|told| told.expect("no panic")).collect();
         assert!(told.iter().all(|order| *order == told[0]), "{told:?}");
         assert_eq!((world.orders().await.len(), world.shop.stock(PEN)), (round + 1, 20_000 - 1 - round as i64));
     }

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use chassis::testing::{Received, dead_peer};
 use futures_util::future::join_all;
 use order_service::store::MemoryStore;
 use serde_json::{Value, json};
+use testing::{Received, dead_peer};
 
-use crate::fakes::{FAULTS, Mood};
+use crate::fakes::{FAULTS, StubBehaviour};
 use crate::support::{
-    ANN, ENOUGH, HOUR, LAPTOP, Limits, PEN, PHONE, SOON, World, answer, begin, client, id, in_time, order, placement,
-    until,
+    ANN, ENOUGH, HOUR, LAPTOP, Limits, PEN, PHONE, SOON, World, answer, begin, client, eventually, id, order,
+    placement, with_timeout,
 };
 
 /// For calls that fail by themselves: more time than that takes, and an end to trying again.
@@ -31,17 +31,17 @@ async fn a_fault_of_either_peer_is_503_and_nothing_is_sold() {
         world.shop.takes.is(fault);
         let answer = world.client.post("/orders", order(ANN, &[(LAPTOP, 5), (PEN, 1)])).await;
         expect_peer_problem(answer, "product-service");
-        world.shop.takes.is(Mood::Well);
+        world.shop.takes.is(StubBehaviour::Well);
         world.nothing_happened().await;
         world.place(order(ANN, &[(LAPTOP, 50)])).await;
     }
-    for fault in [Mood::Broken, Mood::LosingCalls] {
+    for fault in [StubBehaviour::Broken, StubBehaviour::LosingCalls] {
         println!("user-service {fault:?}");
         let world = World::with(PATIENT).await;
         world.people.reads.is(fault);
         let answer = world.client.post("/orders", order(ANN, &[(LAPTOP, 5), (PEN, 1)])).await;
         expect_peer_problem(answer, "user-service");
-        world.people.reads.is(Mood::Well);
+        world.people.reads.is(StubBehaviour::Well);
         world.nothing_happened().await;
         world.place(order(ANN, &[(LAPTOP, 50)])).await;
     }
@@ -49,9 +49,9 @@ async fn a_fault_of_either_peer_is_503_and_nothing_is_sold() {
 
 #[tokio::test]
 async fn both_peers_at_fault_are_503_too() {
-    for fault in [Mood::Broken, Mood::LosingCalls, Mood::LosingAnswers] {
+    for fault in [StubBehaviour::Broken, StubBehaviour::LosingCalls, StubBehaviour::LosingAnswers] {
         let world = World::with(PATIENT).await;
-        world.people.reads.is(Mood::Broken);
+        world.people.reads.is(StubBehaviour::Broken);
         world.shop.takes.is(fault);
         world.client.post("/orders", order(ANN, &[(LAPTOP, 5)])).await.expect_problem(503, "peer-unavailable");
         world.nothing_happened().await;
@@ -95,13 +95,13 @@ async fn an_answer_that_the_contract_does_not_have_is_none() {
         println!("{status} {body}: {why}");
         let status = axum::http::StatusCode::from_u16(status).unwrap();
         let routes = axum::Router::new().fallback(async move || (status, body));
-        let products = chassis::testing::stub_peer(routes).await;
+        let products = testing::stub_peer(routes).await;
         let client = client(placement(Arc::new(MemoryStore::default()), users.clone(), products, PATIENT));
         expect_peer_problem(client.post("/orders", order(ANN, &[(PEN, 2)])).await, "product-service");
         assert_eq!(client.get("/orders").await.expect(200).json(), json!([]));
     }
     let good = taken.to_string();
-    let products = chassis::testing::stub_peer(axum::Router::new().fallback(async move || good)).await;
+    let products = testing::stub_peer(axum::Router::new().fallback(async move || good)).await;
     let client = client(placement(Arc::new(MemoryStore::default()), users.clone(), products, PATIENT));
     client.post("/orders", order(ANN, &[(PEN, 2)])).await.expect(201); // so the rows say what they seem to say
 }
@@ -114,11 +114,11 @@ async fn a_user_exists_or_not_by_200_and_404_and_nothing_else() {
         println!("user-service answers {status}");
         let status = axum::http::StatusCode::from_u16(status).unwrap();
         let routes = axum::Router::new().fallback(async move || (status, [("location", "/users/1")]));
-        let users = chassis::testing::stub_peer(routes).await;
+        let users = testing::stub_peer(routes).await;
         let client = client(placement(Arc::new(MemoryStore::default()), users, products.clone(), PATIENT));
         expect_peer_problem(client.post("/orders", order(ANN, &[(PEN, 2)])).await, "user-service");
     }
-    until("all units", async || world.shop.stocks() == world.stocks).await;
+    eventually("all units", async || world.shop.stocks() == world.stocks).await;
 }
 
 #[tokio::test]
@@ -132,7 +132,7 @@ async fn a_peer_that_is_not_there_is_503() {
         expect_peer_problem(client.post("/orders", order(ANN, &[(LAPTOP, 5)])).await, to_blame);
         assert_eq!(client.get("/orders").await.expect(200).json(), json!([]));
     }
-    until("all units", async || world.shop.stocks() == world.stocks).await;
+    eventually("all units", async || world.shop.stocks() == world.stocks).await;
 }
 
 #[tokio::test]
@@ -140,11 +140,11 @@ async fn a_peer_that_hangs_is_503_within_the_time_of_a_call_or_of_an_order() {
     let hang = async |(limits, users_hang)| {
         let world = World::with(limits).await;
         let hanging = if users_hang { &world.people.reads } else { &world.shop.takes };
-        hanging.is(Mood::Hanging);
-        let answer = in_time("503", world.client.post("/orders", order(ANN, &[(LAPTOP, 5)]))).await;
+        hanging.is(StubBehaviour::Hanging);
+        let answer = with_timeout("503", world.client.post("/orders", order(ANN, &[(LAPTOP, 5)]))).await;
         expect_peer_problem(answer, if users_hang { "user-service" } else { "product-service" });
         assert_eq!(world.orders().await, [] as [Value; 0]);
-        hanging.is(Mood::Well);
+        hanging.is(StubBehaviour::Well);
         world.at_rest_with_help().await;
         world.nothing_happened().await;
     };
@@ -156,13 +156,13 @@ async fn a_peer_that_hangs_is_503_within_the_time_of_a_call_or_of_an_order() {
 #[tokio::test]
 async fn a_take_that_comes_after_its_release_takes_nothing() {
     let world = World::with(Limits { call: HOUR, order: ENOUGH }).await; // for the take to be sent
-    world.shop.takes.is(Mood::Hanging);
-    let answer = in_time("503", world.client.post("/orders", order(ANN, &[(LAPTOP, 5)]))).await;
+    world.shop.takes.is(StubBehaviour::Hanging);
+    let answer = with_timeout("503", world.client.post("/orders", order(ANN, &[(LAPTOP, 5)]))).await;
     expect_peer_problem(answer, "product-service");
     world.shop.releases.called(1).await;
     world.at_rest().await;
     assert_eq!(world.shop.status(&world.last_taken()), "released", "before anything was taken");
-    world.shop.takes.is(Mood::Well);
+    world.shop.takes.is(StubBehaviour::Well);
     world.nothing_happened().await;
 }
 
@@ -170,12 +170,12 @@ async fn a_take_that_comes_after_its_release_takes_nothing() {
 #[tokio::test]
 async fn a_refusal_does_not_wait_for_the_release() {
     let world = World::new().await;
-    world.shop.releases.is(Mood::Hanging);
-    let refused = in_time("409", world.client.post("/orders", order(ANN, &[(LAPTOP, 51)]))).await;
+    world.shop.releases.is(StubBehaviour::Hanging);
+    let refused = with_timeout("409", world.client.post("/orders", order(ANN, &[(LAPTOP, 51)]))).await;
     refused.expect_problem(409, "insufficient-stock");
     world.place(order(ANN, &[(LAPTOP, 50)])).await;
     world.shop.releases.called(1).await;
-    world.shop.releases.is(Mood::Well);
+    world.shop.releases.is(StubBehaviour::Well);
     world.at_rest().await;
     assert_eq!(world.shop.stock(LAPTOP), 0);
 }
@@ -184,9 +184,9 @@ async fn a_refusal_does_not_wait_for_the_release() {
 async fn orders_are_read_though_both_peers_are_away() {
     let world = World::with(PATIENT).await;
     let placed = world.place(order(ANN, &[(LAPTOP, 1)])).await;
-    world.people.reads.is(Mood::Hanging);
-    world.shop.takes.is(Mood::Hanging);
-    world.shop.releases.is(Mood::Hanging);
+    world.people.reads.is(StubBehaviour::Hanging);
+    world.shop.takes.is(StubBehaviour::Hanging);
+    world.shop.releases.is(StubBehaviour::Hanging);
     assert_eq!(world.read(id(&placed)).await, placed);
     assert_eq!(world.orders().await, std::slice::from_ref(&placed));
     world.step(id(&placed), "confirmed").await.expect(200);
@@ -198,12 +198,12 @@ async fn orders_are_read_though_both_peers_are_away() {
 #[tokio::test]
 async fn a_peer_that_hangs_for_many_at_once_is_503_for_each_and_nothing_is_sold() {
     let world = World::with(Limits { call: SOON, order: HOUR }).await;
-    world.shop.takes.is(Mood::Hanging);
+    world.shop.takes.is(StubBehaviour::Hanging);
     let requests: Vec<_> = (0..20).map(|_| begin(world.posting(&order(ANN, &[(LAPTOP, 1)])))).collect();
     for request in requests {
         expect_peer_problem(answer(request).await, "product-service");
     }
-    world.shop.takes.is(Mood::LosingAnswers);
+    world.shop.takes.is(StubBehaviour::LosingAnswers);
     world.at_rest_with_help().await;
     world.nothing_happened().await;
 }

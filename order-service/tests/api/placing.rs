@@ -1,16 +1,16 @@
 //! `POST /orders` when all is well.
 
-use chassis::testing::Received;
 use proptest::prelude::*;
 use proptest::test_runner::Config;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use shared::Money;
+use testing::Received;
 use tokio::runtime;
 use uuid::Uuid;
 
-use crate::fakes::{Mood, TOO_MUCH, money};
+use crate::fakes::{StubBehaviour, TOO_MUCH, money};
 use crate::support::{ANN, BOB, HOUR, LAPTOP, Limits, PEN, PHONE, World, answer, begin, client, id, order, placement};
 
 #[tokio::test]
@@ -137,7 +137,7 @@ async fn an_order_is_shown_to_nobody_before_it_is_one() {
     let world = World::new().await;
     for hanging in [&world.people.reads, &world.shop.takes] {
         let before = world.orders().await;
-        hanging.is(Mood::Hanging);
+        hanging.is(StubBehaviour::Hanging);
         let calls = world.shop.takes.calls().len();
         let placing = begin(world.posting(&order(ANN, &[(PEN, 1)])));
         world.shop.takes.called(calls + 1).await;
@@ -149,7 +149,7 @@ async fn an_order_is_shown_to_nobody_before_it_is_one() {
             let change = world.client.patch(&format!("{path}/{own}"), json!({"status": "cancelled"})).await;
             change.expect_problem(404, "not-found");
         }
-        hanging.is(Mood::Well);
+        hanging.is(StubBehaviour::Well);
         let placed = answer(placing).await.expect(201).json();
         assert_eq!(id(&placed), own);
         assert_eq!(world.orders().await.last(), Some(&placed));
@@ -160,23 +160,23 @@ async fn an_order_is_shown_to_nobody_before_it_is_one() {
 #[tokio::test]
 async fn user_and_stock_are_asked_for_at_the_same_time() {
     let world = World::new().await;
-    world.people.reads.is(Mood::Hanging);
-    world.shop.takes.is(Mood::Hanging);
+    world.people.reads.is(StubBehaviour::Hanging);
+    world.shop.takes.is(StubBehaviour::Hanging);
     let placing = begin(world.posting(&order(ANN, &[(PEN, 1)])));
     world.people.reads.called(1).await;
     world.shop.takes.called(1).await;
-    world.people.reads.is(Mood::Well);
-    world.shop.takes.is(Mood::Well);
+    world.people.reads.is(StubBehaviour::Well);
+    world.shop.takes.is(StubBehaviour::Well);
     answer(placing).await.expect(201);
 }
 
 #[tokio::test]
 async fn a_user_exists_when_the_answer_is_200_whatever_is_in_it() {
     let world = World::new().await;
-    world.people.reads.is(Mood::Babbling);
+    world.people.reads.is(StubBehaviour::Garbage);
     world.place(order(ANN, &[(PEN, 1)])).await;
     for body in ["", "null", "{}", "[]", "{\"error\":\"User not found\"}", "<html>", "\u{0}"] {
-        let users = chassis::testing::stub_peer(axum::Router::new().fallback(async move || body)).await;
+        let users = testing::stub_peer(axum::Router::new().fallback(async move || body)).await;
         let products = world.placement.peers()[1].base().clone();
         let limits = Limits { call: HOUR, order: HOUR };
         let client = client(placement(order_service::store::memory(), users, products, limits));

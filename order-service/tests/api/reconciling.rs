@@ -3,20 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use chassis::extract::Header;
+use chassis::http::extract::Header;
 use jiff::Timestamp;
 use order_service::idempotency::{Fingerprint, Key};
 use order_service::reconciler;
-use order_service::store::{Begun, Intent};
+use order_service::store::{BeginOutcome, Intent};
 use serde_json::{Value, json};
 use shared::{Id, OrderId};
 use uuid::Uuid;
 
-use crate::fakes::{FAULTS, Mood};
+use crate::fakes::{FAULTS, StubBehaviour};
 use crate::store_away::{Fault, Flaky};
 use crate::support::{
-    ANN, HOUR, LAPTOP, Limits, PEN, Pinned, SOON, World, answer, begin, client, expect_in_progress, id, in_time, order,
-    until,
+    ANN, HOUR, LAPTOP, Limits, PEN, Pinned, SOON, World, answer, begin, client, eventually, expect_in_progress, id,
+    order, with_timeout,
 };
 
 /// Rows that a test lets be finished at one go.
@@ -28,7 +28,7 @@ async fn leave_behind(world: &World, age: Duration, key: Option<&str>, took: boo
     let key = key.map(|key| (Key::parse(key).expect("a key"), Fingerprint::of(body.to_string().as_bytes())));
     let id = OrderId(Uuid::now_v7());
     let intent = Intent { id, user_id: Id::new(ANN).expect("an id"), key, created_at: Timestamp::now() - age };
-    assert_eq!(world.placement.store().begin(intent).await, Ok(Begun::Placing));
+    assert_eq!(world.placement.store().begin(intent).await, Ok(BeginOutcome::Started));
     if took {
         let (status, _) = world.shop.take(&id.to_string(), &json!({"lines": body["products"]}));
         assert_eq!(status, 201);
@@ -67,13 +67,13 @@ async fn an_intent_that_is_young_enough_is_left_in_peace() {
     let world = World::with(Limits { call: HOUR, order: HOUR }).await;
     let young = leave_behind(&world, HOUR - Duration::from_secs(60), Some("young"), true).await;
     let old = leave_behind(&world, HOUR + Duration::from_secs(1), Some("old"), true).await;
-    world.shop.takes.is(Mood::Hanging);
+    world.shop.takes.is(StubBehaviour::Hanging);
     let running = begin(world.keyed("running", &order(ANN, &[(PEN, 1)])));
     world.shop.takes.called(1).await;
     assert_eq!(world.placement.reconcile(MANY).await, Ok(1));
     assert_eq!((world.shop.status(&young), world.shop.status(&old)), ("taken", "released"));
     expect_in_progress(&world.keyed("young", &order(ANN, &[(LAPTOP, 5)])).send().await);
-    world.shop.takes.is(Mood::Well);
+    world.shop.takes.is(StubBehaviour::Well);
     answer(running).await.expect(201);
 }
 
@@ -98,12 +98,12 @@ async fn a_release_that_failed_is_done_when_product_service_is_back() {
         let world = World::with(Limits { call: HOUR, order: Duration::from_secs(5) }).await;
         world.shop.releases.is(fault);
         let waiting = unfinished(&world).await;
-        in_time("the releases to fail", world.placement.finish(HOUR)).await;
-        if fault != Mood::LosingAnswers {
+        with_timeout("the releases to fail", world.placement.finish(HOUR)).await;
+        if fault != StubBehaviour::LosingAnswers {
             assert!(waiting.iter().all(|id| world.shop.status(id) != "released"));
         }
 
-        world.shop.releases.is(Mood::Well);
+        world.shop.releases.is(StubBehaviour::Well);
         let another = world.replica(Limits { call: HOUR, order: HOUR }); // which has not seen it fail
         assert_eq!(another.reconcile(MANY).await, Ok(3), "until the release is acknowledged the row stays");
         assert!(waiting.iter().all(|id| world.shop.status(id) == "released"));
@@ -119,13 +119,13 @@ async fn a_release_that_failed_is_done_when_product_service_is_back() {
 async fn a_release_that_hangs_ends_and_is_done_later() {
     let world = World::new().await;
     let placed = world.place(order(ANN, &[(LAPTOP, 5)])).await;
-    world.shop.releases.is(Mood::Hanging);
+    world.shop.releases.is(StubBehaviour::Hanging);
     let hasty = world.replica(Limits { call: SOON, order: HOUR });
     let cancel = json!({"status": "cancelled"});
     client(hasty.clone()).patch(&format!("/orders/{}", id(&placed)), cancel).await.expect(200);
-    in_time("the release to be given up", hasty.finish(HOUR)).await;
+    with_timeout("the release to be given up", hasty.finish(HOUR)).await;
     assert_eq!(world.shop.status(id(&placed)), "taken");
-    world.shop.releases.is(Mood::Well); // now the first one comes as well, late
+    world.shop.releases.is(StubBehaviour::Well); // now the first one comes as well, late
     assert_eq!(world.placement.reconcile(MANY).await, Ok(1));
     world.at_rest().await;
     assert_eq!(world.shop.stocks(), world.stocks, "given back once");
@@ -136,7 +136,7 @@ async fn the_reconciler_does_it_by_itself() {
     let world = World::with(Limits { call: HOUR, order: Duration::from_secs(5) }).await;
     let reconciling = tokio::spawn(reconciler::run(world.placement.clone(), Duration::from_millis(10)));
     let died = leave_behind(&world, HOUR, Some("k"), true).await;
-    until("the release", async || world.shop.status(&died) == "released").await;
+    eventually("the release", async || world.shop.status(&died) == "released").await;
     world.nothing_happened().await;
     world.keyed("k", &order(ANN, &[(LAPTOP, 5)])).send().await.expect(201);
     assert!(!reconciling.is_finished());
@@ -150,7 +150,7 @@ async fn the_reconciler_does_not_wait_while_there_is_more_than_it_does_at_one_go
         leave_behind(&world, 3 * HOUR, None, false).await;
     }
     let reconciling = tokio::spawn(reconciler::run(world.placement.clone(), HOUR));
-    until("all of them", async || world.shop.reservations().len() == intents).await;
+    eventually("all of them", async || world.shop.reservations().len() == intents).await;
     world.nothing_happened().await;
     assert!(!reconciling.is_finished());
 }
@@ -162,10 +162,10 @@ async fn the_reconciler_outlives_an_outage_of_the_store() {
     let died = leave_behind(&world, 3 * HOUR, None, true).await;
     store.fails("claim", Fault::Away);
     let reconciling = tokio::spawn(reconciler::run(world.placement.clone(), Duration::from_millis(10)));
-    until("some looks in vain", async || store.failures() >= 3).await;
+    eventually("some looks in vain", async || store.failures() >= 3).await;
     assert_eq!(world.shop.status(&died), "taken");
     store.is_well();
-    until("the release", async || world.shop.status(&died) == "released").await;
+    eventually("the release", async || world.shop.status(&died) == "released").await;
     world.nothing_happened().await;
     assert!(!reconciling.is_finished());
 }
@@ -179,7 +179,7 @@ async fn what_one_replica_is_releasing_another_leaves_alone() {
     for _ in 0..3 {
         leave_behind(&world, 3 * HOUR, None, true).await;
     }
-    world.shop.releases.is(Mood::Hanging);
+    world.shop.releases.is(StubBehaviour::Hanging);
     let first = tokio::spawn({
         let placement = world.placement.clone();
         async move { placement.reconcile(2).await }
@@ -190,9 +190,9 @@ async fn what_one_replica_is_releasing_another_leaves_alone() {
     let [left] = claimed[..] else { panic!("{claimed:?}") };
     let second = tokio::spawn(async move { (replica.release(left).await.is_ok(), replica.reconcile(MANY).await) });
     world.shop.releases.called(3).await;
-    world.shop.releases.is(Mood::Well);
-    assert_eq!(in_time("the first", first).await.unwrap(), Ok(2));
-    assert_eq!(in_time("the second", second).await.unwrap(), (true, Ok(0)));
+    world.shop.releases.is(StubBehaviour::Well);
+    assert_eq!(with_timeout("the first", first).await.unwrap(), Ok(2));
+    assert_eq!(with_timeout("the second", second).await.unwrap(), (true, Ok(0)));
     world.nothing_happened().await;
 }
 
@@ -201,10 +201,10 @@ async fn what_one_replica_is_releasing_another_leaves_alone() {
 #[tokio::test]
 async fn a_claim_that_came_to_nothing_is_over_soon() {
     let world = World::with(Limits { call: HOUR, order: Duration::from_secs(5) }).await;
-    world.shop.releases.is(Mood::LosingCalls);
+    world.shop.releases.is(StubBehaviour::LosingCalls);
     let cancelled = world.place(order(ANN, &[(LAPTOP, 5)])).await;
     world.step(id(&cancelled), "cancelled").await.expect(200);
-    in_time("the release to fail", world.placement.finish(HOUR)).await;
+    with_timeout("the release to fail", world.placement.finish(HOUR)).await;
     assert_eq!(world.placement.reconcile(MANY).await, Ok(0), "claimed, and it failed again");
     let soon = Timestamp::now() + Duration::from_secs(2);
     let claimed = world.placement.store().claim(soon, Timestamp::MIN, Duration::ZERO, MANY).await.unwrap();
@@ -216,7 +216,7 @@ async fn a_claim_that_came_to_nothing_is_over_soon() {
 async fn acting_too_early_costs_a_request_a_503_and_nothing_else() {
     let world = World::new().await;
     for release_first in [true, false] {
-        world.shop.takes.is(Mood::Hanging);
+        world.shop.takes.is(StubBehaviour::Hanging);
         let before = world.shop.takes.calls().len();
         let running = begin(world.keyed("k", &order(ANN, &[(LAPTOP, 5)])));
         world.shop.takes.called(before + 1).await;
@@ -224,7 +224,8 @@ async fn acting_too_early_costs_a_request_a_503_and_nothing_else() {
         let claimed = store.claim(Timestamp::now(), Timestamp::MAX, Duration::ZERO, MANY).await.unwrap();
         assert_eq!(claimed.len(), 1);
         let release = async || world.placement.release(claimed[0]).await.unwrap();
-        let let_go: [Pinned<'_, ()>; 2] = [Box::pin(release()), Box::pin(async { world.shop.takes.is(Mood::Well) })];
+        let let_go: [Pinned<'_, ()>; 2] =
+            [Box::pin(release()), Box::pin(async { world.shop.takes.is(StubBehaviour::Well) })];
         if release_first {
             for act in let_go {
                 act.await;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::fakes::{FAULTS, Mood};
+use crate::fakes::{FAULTS, StubBehaviour};
 use crate::support::{ANN, ENOUGH, HOUR, LAPTOP, Limits, NOBODY, NOTHING, PEN, PHONE, World, answer, begin, id, order};
 
 /// Checks what is blamed: `(pointer, actual)` of each error.
@@ -86,7 +86,7 @@ async fn what_is_certainly_wrong_is_told_whatever_else_fails() {
     let short = order(ANN, &[(LAPTOP, 51)]);
     let unknown = order(ANN, &[(NOTHING, 1)]);
     let believed = json!({"userId": ANN, "products": [{"productId": PEN, "quantity": 1, "price": 99}]});
-    for fault in [Mood::Broken, Mood::LosingCalls] {
+    for fault in [StubBehaviour::Broken, StubBehaviour::LosingCalls] {
         for (order, status, slug) in [
             (&short, 409, "insufficient-stock"),
             (&unknown, 400, "product-not-found"),
@@ -112,14 +112,14 @@ async fn what_is_certainly_wrong_is_told_whatever_else_fails() {
 async fn what_is_certainly_wrong_is_told_though_the_other_peer_hangs() {
     let limits = Limits { call: HOUR, order: ENOUGH };
     let world = World::with(limits).await;
-    world.shop.takes.is(Mood::Hanging);
+    world.shop.takes.is(StubBehaviour::Hanging);
     let unknown_user = begin(world.posting(&order(NOBODY, &[(PEN, 1)])));
     let other = World::with(limits).await;
-    other.people.reads.is(Mood::Hanging);
+    other.people.reads.is(StubBehaviour::Hanging);
     let too_many = begin(other.posting(&order(ANN, &[(LAPTOP, 51)])));
     answer(unknown_user).await.expect_problem(400, "user-not-found");
     answer(too_many).await.expect_problem(409, "insufficient-stock");
-    world.shop.takes.is(Mood::Well); // the take is late
+    world.shop.takes.is(StubBehaviour::Well); // the take is late
     world.nothing_happened().await;
     other.nothing_happened().await;
 }

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use chassis::testing::Received;
 use serde_json::{Value, json};
+use testing::Received;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use crate::fakes::Mood;
+use crate::fakes::StubBehaviour;
 use crate::store_away::Flaky;
 use crate::support::{ANN, HOUR, LAPTOP, Limits, World, answer, begin, id, order};
 
@@ -81,7 +81,7 @@ async fn both_path_families_step() {
 #[tokio::test]
 async fn a_cancelled_order_reads_so_at_once_though_its_units_are_not_back_yet() {
     let world = World::new().await;
-    world.shop.releases.is(Mood::Hanging);
+    world.shop.releases.is(StubBehaviour::Hanging);
     let placed = order_that_is(&world, "pending").await;
     let cancelled = world.step(id(&placed), "cancelled").await.expect(200);
     world.shop.releases.called(1).await;
@@ -93,7 +93,7 @@ async fn a_cancelled_order_reads_so_at_once_though_its_units_are_not_back_yet() 
     for status in ALL {
         world.step(id(&placed), status).await.expect_problem(409, "illegal-status-step");
     }
-    world.shop.releases.is(Mood::Well);
+    world.shop.releases.is(StubBehaviour::Well);
     world.at_rest().await;
     let after = world.client.get(&format!("/orders/{}", id(&placed))).await.expect(200);
     assert_eq!(

@@ -7,18 +7,20 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use chassis::page::{Page, Rows};
-use chassis::testing::postgres;
+use chassis::http::page::{Page, Rows};
 use jiff::Timestamp;
 use order_service::order::State;
-use order_service::store::{Begun, Filter, Intent, MemoryStore, OrderStore, StoreError};
+use order_service::store::{BeginOutcome, Filter, Intent, MemoryStore, OrderStore, StoreError};
 use serde_json::{Value, json};
 use shared::orders::{Order, OrderLine, OrderStatus};
 use shared::{Money, OrderId};
+use testing::postgres;
 use tokio::sync::Barrier;
 
-use crate::fakes::Mood;
-use crate::support::{ANN, HOUR, LAPTOP, Limits, NOBODY, PEN, World, answer, begin, id, in_time, order, until};
+use crate::fakes::StubBehaviour;
+use crate::support::{
+    ANN, HOUR, LAPTOP, Limits, NOBODY, PEN, World, answer, begin, eventually, id, order, with_timeout,
+};
 
 const CAUSE: &str = "no route to 10.0.0.7";
 
@@ -95,7 +97,7 @@ impl Flaky {
 
 #[async_trait]
 impl OrderStore for Flaky {
-    async fn begin(&self, intent: Intent) -> Result<Begun, StoreError> {
+    async fn begin(&self, intent: Intent) -> Result<BeginOutcome, StoreError> {
         self.step("begin", self.store.begin(intent)).await
     }
 
@@ -150,7 +152,7 @@ async fn world() -> (World, Arc<Flaky>) {
 
 /// Gives up what `world` has left behind, as the reconciler would when it is old enough.
 async fn give_up_the_old(world: &World) {
-    in_time("the end of what runs", world.placement.finish(HOUR)).await;
+    with_timeout("the end of what runs", world.placement.finish(HOUR)).await;
     let store = world.placement.store();
     store.claim(Timestamp::now(), Timestamp::now(), Duration::ZERO, 1).await.expect("it is well again");
     while world.placement.reconcile(64).await.expect("it is well again") > 0 {}
@@ -230,7 +232,7 @@ async fn an_order_whose_settling_was_not_heard_of_is_found_and_answered() {
     store.fails("settle", Fault::AnswerLost);
     let placed = world.posting(&order(ANN, &[(LAPTOP, 5)])).send().await.expect(201);
     assert!(!placed.headers.contains_key("idempotent-replayed"), "{placed}");
-    in_time("the end of what runs", world.placement.finish(HOUR)).await;
+    with_timeout("the end of what runs", world.placement.finish(HOUR)).await;
     assert_eq!((world.orders().await, world.shop.stock(LAPTOP)), (vec![placed.json()], 45));
 }
 
@@ -257,13 +259,13 @@ async fn whichever_step_fails_a_cancellation_is_finished_or_was_none() {
             store.fails(step, fault);
             let answer = world.step(id(&placed), "cancelled").await;
             assert_eq!(answer.status, if step == "step" { 503 } else { 200 }, "{answer}");
-            in_time("the end of what runs", world.placement.finish(HOUR)).await;
+            with_timeout("the end of what runs", world.placement.finish(HOUR)).await;
             store.is_well();
             while world.placement.reconcile(64).await.unwrap() > 0 {}
             world.at_rest().await;
             let cancelled = world.read(id(&placed)).await["status"] == "cancelled";
             assert_eq!(cancelled, (step, fault) != ("step", Fault::Away));
-            until("the units", async || (world.shop.stock(LAPTOP) == 50) == cancelled).await;
+            eventually("the units", async || (world.shop.stock(LAPTOP) == 50) == cancelled).await;
             let again = world.step(id(&placed), "cancelled").await;
             assert_eq!(again.status, if cancelled { 409 } else { 200 }, "{again}");
         }
@@ -274,16 +276,16 @@ async fn whichever_step_fails_a_cancellation_is_finished_or_was_none() {
 #[tokio::test]
 async fn what_is_given_up_is_released_at_once_though_the_stores_answer_was_lost() {
     let Some(database) = postgres::database().await else { return };
-    let (database, wire) = postgres::behind_a_bad_wire(&database).await;
+    let (database, wire) = postgres::behind_a_faulty_connection(&database).await;
     let world = World::over_database(&database, Limits { call: HOUR, order: HOUR }).await;
-    world.shop.takes.is(Mood::Hanging);
+    world.shop.takes.is(StubBehaviour::Hanging);
     let refused = begin(world.posting(&order(NOBODY, &[(LAPTOP, 5)])));
     world.shop.takes.called(1).await;
     wire.lose_an_answer();
-    world.shop.takes.is(Mood::Well);
+    world.shop.takes.is(StubBehaviour::Well);
     answer(refused).await.expect_problem(400, "user-not-found");
     assert!(wire.has_lost_it());
-    in_time("the release", world.placement.finish(HOUR)).await;
+    with_timeout("the release", world.placement.finish(HOUR)).await;
     world.nothing_happened().await;
 }
 

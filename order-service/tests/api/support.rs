@@ -6,9 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chassis::config::{PeerSettings, Settings, defaults};
-use chassis::testing::postgres::patient;
-use chassis::testing::{Client, DEADLINE, Received, Sending};
-pub(crate) use chassis::testing::{expect_bad, in_time, next_page, until};
 use jiff::Timestamp;
 use order_service::peers::{Products, Users};
 use order_service::placement::Placement;
@@ -16,11 +13,14 @@ use order_service::store::{MemoryStore, OrderStore, PostgresStore};
 use order_service::{AppState, app};
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnectOptions;
+use testing::postgres::generous_timeouts;
+use testing::{Client, DEADLINE, Received, Sending};
+pub(crate) use testing::{eventually, expect_bad, next_page, with_timeout};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use url::Url;
 
-use crate::fakes::{People, Shop, TOO_MUCH};
+use crate::fakes::{FakeUserService, Shop, TOO_MUCH};
 
 /// A time limit that no test comes near.
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
@@ -49,7 +49,7 @@ pub(crate) const NOTHING: i64 = 404;
 #[derive(Clone)]
 pub(crate) struct World {
     pub(crate) client: Client,
-    pub(crate) people: People,
+    pub(crate) people: FakeUserService,
     pub(crate) shop: Shop,
     pub(crate) placement: Placement,
     store: Arc<dyn OrderStore>,
@@ -78,18 +78,18 @@ impl World {
 
     /// One over PostgreSQL, if that is installed here.
     pub(crate) async fn over_postgres(limits: Limits) -> Option<Self> {
-        Some(Self::over_database(&chassis::testing::postgres::database().await?, limits).await)
+        Some(Self::over_database(&testing::postgres::database().await?, limits).await)
     }
 
     /// One over this database, with these time limits.
     pub(crate) async fn over_database(url: &PgConnectOptions, limits: Limits) -> Self {
-        let store = PostgresStore::open(url, &patient()).await.expect("an empty database");
+        let store = PostgresStore::open(url, &generous_timeouts()).await.expect("an empty database");
         Self::over(Arc::new(store), limits).await
     }
 
     /// One over this store, with these time limits.
     pub(crate) async fn over(store: Arc<dyn OrderStore>, limits: Limits) -> Self {
-        let (people, users) = People::serve(&[ANN, BOB]).await;
+        let (people, users) = FakeUserService::serve(&[ANN, BOB]).await;
         let (shop, products) = Shop::serve().await;
         shop.offer(LAPTOP, "Laptop", 99_999, 50);
         shop.offer(PHONE, "Phone", 59_900, 100);
@@ -153,7 +153,7 @@ impl World {
     /// What a slow machine did not release in its time is left to another replica. Nobody helps where all that ran has ended
     /// before the time of a release can have been over: there, whoever begins a release has to bring it to its end.
     pub(crate) async fn at_rest(&self) {
-        in_time("the end of what runs", self.placement.finish(HOUR)).await;
+        with_timeout("the end of what runs", self.placement.finish(HOUR)).await;
         if self.began.elapsed() >= RELEASE {
             self.help().await;
         }
@@ -161,21 +161,21 @@ impl World {
             let store = self.placement.store();
             store.claim(Timestamp::now(), Timestamp::MAX, Duration::ZERO, 1000).await.expect("a store that answers")
         };
-        until("the end of all that was begun", async || unfinished().await.is_empty()).await;
+        eventually("the end of all that was begun", async || unfinished().await.is_empty()).await;
     }
 
     /// The same in a world with a short time limit for a call: what a slow machine did not release within that is left
     /// to a replica that has more time.
     pub(crate) async fn at_rest_with_help(&self) {
-        in_time("the end of what runs", self.placement.finish(HOUR)).await;
+        with_timeout("the end of what runs", self.placement.finish(HOUR)).await;
         self.help().await;
         self.at_rest().await;
     }
 
     /// Lets a replica with all the time of the world release what waits for it.
     async fn help(&self) {
-        let patient = self.replica(Limits { call: HOUR, order: HOUR });
-        patient.reconcile(1000).await.expect("a store that answers");
+        let generous_timeouts = self.replica(Limits { call: HOUR, order: HOUR });
+        generous_timeouts.reconcile(1000).await.expect("a store that answers");
     }
 
     /// Checks, after a request was refused, that nothing came of it: no order is there, and its units, if there were
@@ -253,7 +253,7 @@ pub(crate) fn begin(request: Sending) -> JoinHandle<Received> {
 
 /// The answer to a request that was begun.
 pub(crate) async fn answer(request: JoinHandle<Received>) -> Received {
-    in_time("an answer", request).await.expect("a request does not panic")
+    with_timeout("an answer", request).await.expect("a request does not panic")
 }
 
 /// Checks that it is the answer to a request whose first is still running. (It has a `Retry-After`, unlike other 409s.)

@@ -233,9 +233,9 @@ impl<const N: usize> World<N> {
 
     fn reconciler_asks_for_release(mut self, at: usize) -> Option<Self> {
         let wanted = self.attempts[at].row?.wants_release();
-        let attempt = self.releasing(at, &[Release::NotAsked]).filter(|_| wanted)?;
+        let attempt = self.releasing(at, &[Release::NotSent]).filter(|_| wanted)?;
         attempt.release_sent = true;
-        attempt.release = Release::Asked;
+        attempt.release = Release::BatchItem;
         if self.makes(Mistake::FinishBeforeReleased) {
             self.attempts[at].finish();
         }
@@ -243,13 +243,13 @@ impl<const N: usize> World<N> {
     }
 
     fn reconciler_stops_waiting(mut self, at: usize) -> Option<Self> {
-        self.releasing(at, &[Release::Asked, Release::Acknowledged])?.release = Release::NotAsked;
+        self.releasing(at, &[Release::BatchItem, Release::Acknowledged])?.release = Release::NotSent;
         Some(self)
     }
 
     fn release_is_acknowledged(mut self, at: usize) -> Option<Self> {
         self.release(at)?;
-        self.releasing(at, &[Release::Asked])?.release = Release::Acknowledged;
+        self.releasing(at, &[Release::BatchItem])?.release = Release::Acknowledged;
         Some(self)
     }
 

@@ -79,8 +79,8 @@ pub(crate) enum Task {
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Release {
     #[default]
-    NotAsked,
-    Asked,
+    NotSent,
+    BatchItem,
     Acknowledged,
 }
 

@@ -4,11 +4,11 @@ use std::collections::HashMap;
 
 use axum::http::{StatusCode, header};
 use bytes::Bytes;
-use chassis::batch::{Asked, Batcher, Limits};
+use chassis::batch::{BatchItem, Batcher, Limits};
 use chassis::client::{Answer, Peer, PeerError};
 use chassis::config::PeerSettings;
-use chassis::context::Context;
-use chassis::page;
+use chassis::context::RequestContext;
+use chassis::http::page;
 use chassis::problem::FieldError;
 use futures_util::future::join_all;
 use serde::de::IgnoredAny;
@@ -22,7 +22,7 @@ pub struct Users {
 }
 
 /// The query of a list, and for whom it is.
-type Wanted = (Option<String>, Context);
+type Wanted = (Option<String>, RequestContext);
 
 /// A list of users, or what is wrong with the question.
 #[derive(Clone, Debug)]
@@ -57,27 +57,27 @@ impl Users {
     ///
     /// # Errors
     /// If user-service does not answer, or not with a JSON array.
-    pub async fn list(&self, query: Option<&str>, context: &Context) -> Result<Listed, PeerError> {
+    pub async fn list(&self, query: Option<&str>, context: &RequestContext) -> Result<Listed, PeerError> {
         let patience = context.time_left();
         let answer = self.lists.ask((query.map(str::to_owned), context.clone()), Some(patience)).await;
         self.peer.answered(answer, patience)
     }
 }
 
-async fn ask_each_once(peer: Peer, batch: Vec<Asked<Wanted, Result<Listed, PeerError>>>) {
+async fn ask_each_once(peer: Peer, batch: Vec<BatchItem<Wanted, Result<Listed, PeerError>>>) {
     let mut same: HashMap<Option<String>, Vec<_>> = HashMap::new();
     for asked in batch {
         same.entry(asked.ask.0.clone()).or_default().push(asked);
     }
     join_all(same.into_iter().map(|(query, asked)| async {
-        let context = Context::together(asked.iter().map(|asked| &asked.ask.1));
+        let context = RequestContext::merge(asked.iter().map(|asked| &asked.ask.1));
         let listed = list(&peer, query, &context).await;
         asked.into_iter().for_each(|asked| asked.answer(listed.clone()));
     }))
     .await;
 }
 
-async fn list(peer: &Peer, query: Option<String>, context: &Context) -> Result<Listed, PeerError> {
+async fn list(peer: &Peer, query: Option<String>, context: &RequestContext) -> Result<Listed, PeerError> {
     let path = query.map_or_else(|| "/users".to_owned(), |query| format!("/users?{query}"));
     let answer = peer.get(&path, context).await?;
     match answer.status {

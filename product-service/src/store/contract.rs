@@ -2,19 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use chassis::testing::postgres::patient;
 use futures_util::future::join_all;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use shared::products::{Line, ReservationStatus};
 use sqlx::postgres::PgConnectOptions;
+use testing::postgres::generous_timeouts;
 use uuid::Uuid;
 
 use super::*;
 use crate::reservation::Refusal;
 
-chassis::store_contract! {
+testing::store_contract! {
     memory: (Arc::new(MemoryStore::default()) as Store);
     postgres: postgres;
     ids_rise_and_are_never_given_twice
@@ -41,7 +41,7 @@ chassis::store_contract! {
 type Store = Arc<dyn ProductStore>;
 
 async fn postgres(database: PgConnectOptions) -> Store {
-    Arc::new(PostgresStore::open(&database, &patient()).await.expect("a database"))
+    Arc::new(PostgresStore::open(&database, &generous_timeouts()).await.expect("a database"))
 }
 
 async fn add(store: &Store, name: &str, stock: i64) -> Id {
@@ -170,14 +170,23 @@ async fn a_change_of_any_version_leaves_the_rest_as_it_is_just_then(store: &Stor
 async fn a_take_is_all_or_nothing(store: &Store) {
     let (lamp, desk) = (add(store, "lamp", 5).await, add(store, "desk", 1).await);
     let refused = store.take(order(1), &lines(&[(lamp, 6), (no_product(), 1), (desk, 1)])).await.unwrap();
-    assert_eq!(refused, Taken::Refused(Refusal::Unknown(vec![1])), "an unknown product comes before a short one");
+    assert_eq!(
+        refused,
+        ReservationOutcome::Rejected(Refusal::Unknown(vec![1])),
+        "an unknown product comes before a short one"
+    );
     let refused = store.take(order(1), &lines(&[(lamp, 6), (desk, 1)])).await.unwrap();
-    assert_eq!(refused, Taken::Refused(Refusal::Short(vec![(0, 5)])));
+    assert_eq!(refused, ReservationOutcome::Rejected(Refusal::InsufficientStock(vec![(0, 5)])));
     let refused = store.take(order(1), &lines(&[(lamp, 6), (desk, 2)])).await.unwrap();
-    assert_eq!(refused, Taken::Refused(Refusal::Short(vec![(0, 5), (1, 1)])), "each short line is named");
+    assert_eq!(
+        refused,
+        ReservationOutcome::Rejected(Refusal::InsufficientStock(vec![(0, 5), (1, 1)])),
+        "each short line is named"
+    );
     assert_eq!((stock(store, lamp).await, stock(store, desk).await), (5, 1), "nothing was taken");
 
-    let Taken::Now(taken) = store.take(order(1), &lines(&[(lamp, 5), (desk, 1)])).await.unwrap() else {
+    let ReservationOutcome::Created(taken) = store.take(order(1), &lines(&[(lamp, 5), (desk, 1)])).await.unwrap()
+    else {
         panic!("all is there");
     };
     let told: Vec<_> = taken.lines.iter().map(|line| (line.name.as_str(), line.price.cents(), line.quantity)).collect();
@@ -187,14 +196,15 @@ async fn a_take_is_all_or_nothing(store: &Store) {
 
 async fn a_refused_take_leaves_its_id_free(store: &Store) {
     let lamp = add(store, "lamp", 1).await;
-    assert!(matches!(store.take(order(1), &lines(&[(lamp, 2)])).await.unwrap(), Taken::Refused(_)));
+    assert!(matches!(store.take(order(1), &lines(&[(lamp, 2)])).await.unwrap(), ReservationOutcome::Rejected(_)));
     assert!(store.reservation(order(1)).await.unwrap().is_none());
-    assert!(matches!(store.take(order(1), &lines(&[(lamp, 1)])).await.unwrap(), Taken::Now(_)));
+    assert!(matches!(store.take(order(1), &lines(&[(lamp, 1)])).await.unwrap(), ReservationOutcome::Created(_)));
 }
 
 async fn a_take_repeated_is_answered_as_the_first_time(store: &Store) {
     let (lamp, desk) = (add(store, "lamp", 5).await, add(store, "desk", 5).await);
-    let Taken::Now(first) = store.take(order(1), &lines(&[(lamp, 2), (desk, 1)])).await.unwrap() else {
+    let ReservationOutcome::Created(first) = store.take(order(1), &lines(&[(lamp, 2), (desk, 1)])).await.unwrap()
+    else {
         panic!("all is there");
     };
     let seen = store.by_id(lamp).await.unwrap().unwrap();
@@ -202,7 +212,11 @@ async fn a_take_repeated_is_answered_as_the_first_time(store: &Store) {
     (dearer.public.price, dearer.version) = (Money::from_cents(5000).unwrap(), seen.version + 1);
     store.replace(seen.version, dearer).await.unwrap().expect("nobody else was there");
     for again in [lines(&[(lamp, 2), (desk, 1)]), lines(&[(desk, 1), (lamp, 2)])] {
-        assert_eq!(store.take(order(1), &again).await.unwrap(), Taken::Already(first.clone()), "at the price of then");
+        assert_eq!(
+            store.take(order(1), &again).await.unwrap(),
+            ReservationOutcome::Existing(first.clone()),
+            "at the price of then"
+        );
     }
     assert_eq!(stock(store, lamp).await, 3, "taken once");
 }
@@ -211,7 +225,7 @@ async fn other_lines_under_a_taken_id_are_refused(store: &Store) {
     let (lamp, desk) = (add(store, "lamp", 5).await, add(store, "desk", 5).await);
     store.take(order(1), &lines(&[(lamp, 2)])).await.unwrap();
     for other in [lines(&[(lamp, 3)]), lines(&[(desk, 2)]), lines(&[(lamp, 2), (desk, 1)])] {
-        assert_eq!(store.take(order(1), &other).await.unwrap(), Taken::Refused(Refusal::Mismatch));
+        assert_eq!(store.take(order(1), &other).await.unwrap(), ReservationOutcome::Rejected(Refusal::Mismatch));
     }
     assert_eq!((stock(store, lamp).await, stock(store, desk).await), (3, 5));
 }
@@ -233,7 +247,7 @@ async fn a_released_id_can_never_be_taken(store: &Store) {
     for released in [order(1), order(2)] {
         store.release(released).await.unwrap(); // the second was never seen before
         let late = store.take(released, &lines(&[(lamp, 2)])).await.unwrap();
-        assert_eq!(late, Taken::Refused(Refusal::Released));
+        assert_eq!(late, ReservationOutcome::Rejected(Refusal::Released));
     }
     assert_eq!(stock(store, lamp).await, 5);
     assert_eq!(store.reservation(order(2)).await.unwrap().unwrap().lines, []);
@@ -273,7 +287,7 @@ async fn twenty_buyers_of_the_last_unit_and_one_gets_it(store: &Store) {
         tokio::spawn(async move { store.take(order(n), &lines(&[(lamp, 1)])).await.unwrap() })
     });
     let outcomes = join_all(buyers).await.into_iter().map(|outcome| outcome.unwrap());
-    assert_eq!(outcomes.filter(|taken| matches!(taken, Taken::Now(_))).count(), 1);
+    assert_eq!(outcomes.filter(|taken| matches!(taken, ReservationOutcome::Created(_))).count(), 1);
     assert_eq!(stock(store, lamp).await, 0);
 }
 
@@ -288,9 +302,11 @@ async fn an_order_that_is_taken_twice_at_the_same_time_is_taken_once(store: &Sto
         let mut reservations = Vec::new();
         for taken in join_all(takes).await {
             match taken.unwrap() {
-                Taken::Now(reserved) => (now, _) = (now + 1, reservations.push(reserved)),
-                Taken::Already(reserved) => reservations.push(reserved),
-                Taken::Refused(refusal) => panic!("{refusal:?}, though it is only itself that is in the way"),
+                ReservationOutcome::Created(reserved) => (now, _) = (now + 1, reservations.push(reserved)),
+                ReservationOutcome::Existing(reserved) => reservations.push(reserved),
+                ReservationOutcome::Rejected(refusal) => {
+                    panic!("{refusal:?}, though it is only itself that is in the way")
+                }
             }
         }
         assert_eq!(now, 1);
@@ -313,7 +329,12 @@ async fn a_take_and_a_release_at_the_same_time_end_released(store: &Store) {
         let (first, one, second, other) = tokio::join!(take(), release(), take(), release());
         one.and(other).unwrap();
         for taken in [first.unwrap(), second.unwrap()] {
-            let legal = matches!(taken, Taken::Now(_) | Taken::Already(_) | Taken::Refused(Refusal::Released));
+            let legal = matches!(
+                taken,
+                ReservationOutcome::Created(_)
+                    | ReservationOutcome::Existing(_)
+                    | ReservationOutcome::Rejected(Refusal::Released)
+            );
             assert!(legal, "{taken:?}");
         }
         let status = store.reservation(order(n)).await.unwrap().unwrap().status;
@@ -330,9 +351,9 @@ fn wanted() -> impl Strategy<Value = Wanted> {
     (0..8_u128, lines.prop_map(|lines| lines.into_iter().collect::<Vec<_>>()).prop_shuffle())
 }
 
-fn take((n, wanted): &Wanted, products: &[Id]) -> LinesFor {
+fn take((n, wanted): &Wanted, products: &[Id]) -> ReservationRequest {
     let wanted: Vec<_> = wanted.iter().map(|&(product, units)| (products[product], units)).collect();
-    LinesFor { order_id: order(*n), lines: lines(&wanted) }
+    ReservationRequest { order_id: order(*n), lines: lines(&wanted) }
 }
 
 /// What a client may do to the stock.
@@ -409,14 +430,14 @@ async fn run(store: Store, products: Vec<Id>, steps: Vec<Step>, round: u128) -> 
 }
 
 /// What came of a take, but for how much was left at which moment.
-fn outcome(taken: &Taken) -> &'static str {
+fn outcome(taken: &ReservationOutcome) -> &'static str {
     match taken {
-        Taken::Now(_) => "now",
-        Taken::Already(_) => "already",
-        Taken::Refused(Refusal::Unknown(_)) => "unknown",
-        Taken::Refused(Refusal::Short(_)) => "short",
-        Taken::Refused(Refusal::Released) => "released",
-        Taken::Refused(Refusal::Mismatch) => "mismatch",
+        ReservationOutcome::Created(_) => "now",
+        ReservationOutcome::Existing(_) => "already",
+        ReservationOutcome::Rejected(Refusal::Unknown(_)) => "unknown",
+        ReservationOutcome::Rejected(Refusal::InsufficientStock(_)) => "short",
+        ReservationOutcome::Rejected(Refusal::Released) => "released",
+        ReservationOutcome::Rejected(Refusal::Mismatch) => "mismatch",
     }
 }
 
@@ -434,7 +455,7 @@ async fn takes_together_come_to_what_they_would_one_by_one(store: &Store) {
         let batch = prop::collection::vec(wanted(), 1..30).new_tree(&mut runner).unwrap().current();
         // The same twice: the one for orders of which the first bit is set, and products of its own.
         let (together, single) = (scarce(store).await, scarce(store).await);
-        let of = |half: u128, products: &[Id]| -> Vec<LinesFor> {
+        let of = |half: u128, products: &[Id]| -> Vec<ReservationRequest> {
             let takes = batch.iter().map(|(n, wanted)| ((half << 100) + round * 8 + n, wanted.clone()));
             takes.map(|wanted| take(&wanted, products)).collect()
         };
@@ -448,10 +469,10 @@ async fn takes_together_come_to_what_they_would_one_by_one(store: &Store) {
             let alone = store.take(alone.order_id, &alone.lines).await.unwrap();
             assert_eq!(outcome(taken), outcome(&alone), "round {round}, take {n} of {batch:?}: {taken:?}, {alone:?}");
             *seen.entry(outcome(taken)).or_insert(0) += 1;
-            if let Taken::Now(reserved) | Taken::Already(reserved) = taken {
-                assert!(reserved.order_id == one.order_id && one.lines.are_those_of(&reserved.lines));
+            if let ReservationOutcome::Created(reserved) | ReservationOutcome::Existing(reserved) = taken {
+                assert!(reserved.order_id == one.order_id && one.lines.matches(&reserved.lines));
             }
-            if let Taken::Refused(Refusal::Short(at)) = taken {
+            if let ReservationOutcome::Rejected(Refusal::InsufficientStock(at)) = taken {
                 let wanted = |at: usize| i64::from(one.lines.as_slice()[at].quantity);
                 assert!(!at.is_empty() && at.iter().all(|&(at, left)| left < wanted(at)), "{at:?} of {one:?}");
             }
@@ -467,7 +488,7 @@ async fn releases_together_come_to_what_they_would_one_by_one(store: &Store) {
     let (lamp, desk) = (add(store, "lamp", 9).await, add(store, "desk", 9).await);
     for n in 0..4 {
         let wanted = lines(&[(lamp, 1), (desk, 2)]);
-        assert!(matches!(store.take(order(n), &wanted).await.unwrap(), Taken::Now(_)));
+        assert!(matches!(store.take(order(n), &wanted).await.unwrap(), ReservationOutcome::Created(_)));
     }
     store.release(order(1)).await.unwrap();
     let gone = [order(2), order(1), order(7), order(0), order(7), order(2)];
@@ -478,7 +499,7 @@ async fn releases_together_come_to_what_they_would_one_by_one(store: &Store) {
     for released in gone {
         assert_eq!(store.reservation(released).await.unwrap().unwrap().status, ReservationStatus::Released);
         let late = store.take(released, &lines(&[(lamp, 1)])).await.unwrap();
-        assert_eq!(late, Taken::Refused(Refusal::Released));
+        assert_eq!(late, ReservationOutcome::Rejected(Refusal::Released));
     }
     assert_eq!(store.reservation(order(3)).await.unwrap().unwrap().status, ReservationStatus::Taken);
     store.remove(lamp, None).await.unwrap();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use async_trait::async_trait;
-use chassis::page::{Page, Rows};
+use chassis::http::page::{Page, Rows};
 use chassis::table::Table;
 use jiff::Timestamp;
 use shared::products::{Line, Reserved, ReservedLine, Take};
@@ -13,7 +13,7 @@ use tokio::task;
 
 use super::{ProductStore, StoreError};
 use crate::product::{NewProduct, Product, ProductChange, fold};
-use crate::reservation::{Lines, LinesFor, Refusal, Reservation, ReservationStatus, Taken};
+use crate::reservation::{Lines, Refusal, Reservation, ReservationOutcome, ReservationRequest, ReservationStatus};
 
 /// Products looked at for a part of their name before others get the lock.
 const SEARCHED_AT_ONCE: usize = 4096;
@@ -64,7 +64,7 @@ impl Tables {
         let short: Vec<_> =
             short.filter(|&(_, wanted, left)| left < i64::from(wanted)).map(|(at, _, left)| (at, left)).collect();
         if !short.is_empty() {
-            return Err(Refusal::Short(short));
+            return Err(Refusal::InsufficientStock(short));
         }
         Ok(wanted().filter_map(|(_, (line, product))| Some(priced(line, product?))).collect())
     }
@@ -78,23 +78,23 @@ impl Tables {
         }
     }
 
-    fn take(&mut self, order_id: OrderId, lines: &Lines) -> Taken {
+    fn take(&mut self, order_id: OrderId, lines: &Lines) -> ReservationOutcome {
         let held = self.reservations.get(&order_id);
         match (ReservationStatus::on_take(held.map(|held| held.status)), held) {
-            (Take::Repeated, Some(held)) if lines.are_those_of(&held.lines) => {
-                Taken::Already(Reserved { order_id, lines: held.lines.clone() })
+            (Take::Repeated, Some(held)) if lines.matches(&held.lines) => {
+                ReservationOutcome::Existing(Reserved { order_id, lines: held.lines.clone() })
             }
-            (Take::Repeated, _) => Taken::Refused(Refusal::Mismatch),
-            (Take::Refused, _) => Taken::Refused(Refusal::Released),
+            (Take::Repeated, _) => ReservationOutcome::Rejected(Refusal::Mismatch),
+            (Take::Refused, _) => ReservationOutcome::Rejected(Refusal::Released),
             (Take::Fresh, _) => match self.price(lines) {
-                Err(refusal) => Taken::Refused(refusal),
+                Err(refusal) => ReservationOutcome::Rejected(refusal),
                 Ok(priced) => {
                     for line in &priced {
                         self.restock(line.product_id, -i64::from(line.quantity));
                     }
                     let held = Held { status: ReservationStatus::Taken, lines: priced.clone() };
                     self.reservations.insert(order_id, held);
-                    Taken::Now(Reserved { order_id, lines: priced })
+                    ReservationOutcome::Created(Reserved { order_id, lines: priced })
                 }
             },
         }
@@ -200,7 +200,10 @@ impl ProductStore for MemoryStore {
 
     // One lock for all: the lines that a request has room for are looked up in less than a millisecond.
 
-    async fn take_each(&self, takes: &[LinesFor]) -> Result<Vec<Result<Taken, StoreError>>, StoreError> {
+    async fn take_each(
+        &self,
+        takes: &[ReservationRequest],
+    ) -> Result<Vec<Result<ReservationOutcome, StoreError>>, StoreError> {
         let mut tables = self.write();
         Ok(takes.iter().map(|take| Ok(tables.take(take.order_id, &take.lines))).collect())
     }

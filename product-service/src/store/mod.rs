@@ -9,14 +9,14 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use chassis::config::DatabaseSettings;
-use chassis::page::{Page, Rows};
+use chassis::http::page::{Page, Rows};
 use jiff::Timestamp;
 use shared::{Id, Money, OrderId};
 
 pub use self::memory::MemoryStore;
 pub use self::postgres::PostgresStore;
 use crate::product::{NewProduct, Product, ProductChange};
-use crate::reservation::{Lines, LinesFor, Reservation, Taken};
+use crate::reservation::{Lines, Reservation, ReservationOutcome, ReservationRequest};
 
 /// What the start-up line says of the store in memory.
 pub const MEMORY: &str = "memory (a restart forgets everything)";
@@ -55,14 +55,17 @@ pub trait ProductStore: Send + Sync {
 
     /// Takes the units of all lines for an order, or of none. Safe to repeat: the same lines again are answered as the
     /// first time, with the names and prices of then. A refused take leaves no trace.
-    async fn take(&self, order_id: OrderId, lines: &Lines) -> Result<Taken, StoreError> {
-        let mut taken = self.take_each(&[LinesFor { order_id, lines: lines.clone() }]).await?;
+    async fn take(&self, order_id: OrderId, lines: &Lines) -> Result<ReservationOutcome, StoreError> {
+        let mut taken = self.take_each(&[ReservationRequest { order_id, lines: lines.clone() }]).await?;
         taken.pop().unwrap_or_else(|| Err(StoreError("it does not say what came of a take".to_owned())))
     }
 
     /// The same for several orders, each on its own and as if one came after the other: all in one step, unless somebody else
     /// keeps one of them waiting for too long. What came of each, in the order asked; an error for those that were kept waiting.
-    async fn take_each(&self, takes: &[LinesFor]) -> Result<Vec<Result<Taken, StoreError>>, StoreError>;
+    async fn take_each(
+        &self,
+        takes: &[ReservationRequest],
+    ) -> Result<Vec<Result<ReservationOutcome, StoreError>>, StoreError>;
 
     /// Releases a reservation for ever: what it holds goes back to the products that still exist, once; and no take
     /// under this id succeeds again, also if there was none yet. Safe to repeat.

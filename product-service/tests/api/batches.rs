@@ -1,7 +1,7 @@
 //! Several reservations in one call: each as if it had been asked for alone.
 
-use chassis::testing::Received;
 use serde_json::{Value, json};
+use testing::Received;
 
 use crate::reservations::impossible;
 use crate::support::{LAPTOP, NOTHING, PHONE, Shop, expect_bad, lines, order};

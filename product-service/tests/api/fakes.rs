@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use async_trait::async_trait;
-use chassis::page::{Page, Rows};
+use chassis::http::page::{Page, Rows};
 use jiff::Timestamp;
 use product_service::product::{NewProduct, Product, ProductChange};
-use product_service::reservation::{Lines, LinesFor, Reservation, Taken};
+use product_service::reservation::{Lines, Reservation, ReservationOutcome, ReservationRequest};
 use product_service::store::{self, ProductStore, StoreError};
 use shared::products::Line;
 use shared::{Id, OrderId};
@@ -82,7 +82,10 @@ impl ProductStore for ShakyStore {
         self.up()?.remove(id, version).await
     }
 
-    async fn take_each(&self, takes: &[LinesFor]) -> Result<Vec<Result<Taken, StoreError>>, StoreError> {
+    async fn take_each(
+        &self,
+        takes: &[ReservationRequest],
+    ) -> Result<Vec<Result<ReservationOutcome, StoreError>>, StoreError> {
         self.up()?.take_each(takes).await
     }
 

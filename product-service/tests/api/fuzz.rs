@@ -2,7 +2,7 @@
 
 use axum::Router;
 use axum::routing::get;
-use chassis::testing::{Language, fuzz, stub_peer};
+use testing::{Language, fuzz, stub_peer};
 
 use crate::support::{Shop, patience};
 

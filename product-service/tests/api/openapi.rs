@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use chassis::config::defaults;
-use chassis::testing::check_openapi;
 use product_service::peers::Users;
 use product_service::{AppState, app, store};
 use serde_json::Value;
+use testing::check_openapi;
 
 use crate::support::{Shop, patience};
 

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use chassis::testing::Received;
 use serde_json::value::RawValue;
+use testing::Received;
 
 use crate::support::{Shop, order};
 

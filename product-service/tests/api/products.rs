@@ -1,8 +1,8 @@
 //! Products one by one: what there is at the start, and adding, reading and removing.
 
-use chassis::testing::Received;
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use testing::Received;
 
 use crate::support::{LAPTOP, NOTHING, PHONE, Shop, expect_bad, ids, order};
 

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chassis::config::{PeerSettings, Settings, defaults};
-use chassis::testing::{Client, Received};
-pub(crate) use chassis::testing::{expect_bad, next_page};
 use product_service::peers::Users;
 use product_service::store::{self, ProductStore};
 use product_service::{AppState, app};
 use serde_json::{Value, json};
+use testing::{Client, Received};
+pub(crate) use testing::{expect_bad, next_page};
 use url::Url;
 
 /// The first product of a shop that has just opened: 50 laptops at 999.99.

@@ -11,8 +11,8 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Redirect, Response};
 use chassis::config::PeerSettings;
-use chassis::testing::{Received, dead_peer, stub_peer, until};
 use serde_json::{Value, json};
+use testing::{Received, dead_peer, eventually, stub_peer};
 use tokio::time;
 use url::Url;
 
@@ -20,9 +20,9 @@ use crate::support::{MINUTE, Shop, expect_bad, next_page, patience};
 
 /// What the stub was asked: the target of each request, and its headers.
 #[derive(Clone, Default)]
-struct Asked(Arc<Mutex<Vec<(String, HeaderMap)>>>);
+struct BatchItem(Arc<Mutex<Vec<(String, HeaderMap)>>>);
 
-impl Asked {
+impl BatchItem {
     /// The one request that came since the last look.
     fn once(&self) -> (String, HeaderMap) {
         let mut asked = self.0.lock().expect("no test panics with it").split_off(0);
@@ -32,8 +32,8 @@ impl Asked {
 }
 
 /// A user-service that answers everything in the same way, and remembers what it was asked.
-async fn users_answering<R: IntoResponse>(answer: impl Fn() -> R + Clone + Send + Sync + 'static) -> (Url, Asked) {
-    let asked = Asked::default();
+async fn users_answering<R: IntoResponse>(answer: impl Fn() -> R + Clone + Send + Sync + 'static) -> (Url, BatchItem) {
+    let asked = BatchItem::default();
     let heard = asked.clone();
     let handler = async move |request: Request| {
         let heard = &heard.0;
@@ -44,7 +44,7 @@ async fn users_answering<R: IntoResponse>(answer: impl Fn() -> R + Clone + Send 
 }
 
 /// A shop beside a user-service that answers everything in the same way.
-async fn shop_with_users<R: IntoResponse>(answer: impl Fn() -> R + Clone + Send + Sync + 'static) -> (Shop, Asked) {
+async fn shop_with_users<R: IntoResponse>(answer: impl Fn() -> R + Clone + Send + Sync + 'static) -> (Shop, BatchItem) {
     let (users, asked) = users_answering(answer).await;
     (Shop::beside(users, &patience()).await, asked)
 }
@@ -261,7 +261,7 @@ async fn readyz_tells_whether_the_peer_is_up_and_is_ready_either_way() {
         let shop = Shop::beside(users, &patience()).await;
         let ready = json!({"status": "ready", "peers": {"user-service": state}});
         let is_so = async || shop.get("/readyz").await.expect(200).json() == ready;
-        until(&ready.to_string(), is_so).await; // half a second of silence can also be this machine's fault
+        eventually(&ready.to_string(), is_so).await; // half a second of silence can also be this machine's fault
     }
 }
 

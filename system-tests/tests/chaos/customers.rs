@@ -71,7 +71,7 @@ pub(crate) enum Known {
 /// What a customer knows of the cancelling of its order.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cancel {
-    NotAsked,
+    NotSent,
     InTheDark,
     Done,
 }
@@ -158,7 +158,7 @@ impl Customer {
                         }
                         Known::Placed { .. } => {}
                         _ if !fits(&order, wanted) => self.outrages.push(format!("wanted {wanted}, got {order}")),
-                        _ => *state = Known::Placed { order, cancel: Cancel::NotAsked },
+                        _ => *state = Known::Placed { order, cancel: Cancel::NotSent },
                     }
                 }
                 Answer::Refused => {
@@ -186,7 +186,7 @@ impl Customer {
 
     async fn cancel_once(&mut self, at: usize) {
         let Known::Placed { order, cancel } = &mut self.purchases[at].state else { return };
-        let asked_before = *cancel != Cancel::NotAsked;
+        let asked_before = *cancel != Cancel::NotSent;
         *cancel = Cancel::InTheDark;
         let request = self.caller.request("PATCH", format!("{}/orders/{}", self.shop.orders, id(order)));
         let request = request.json(&json!({"status": "cancelled"}));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use system_tests::durable::Durable;
-use system_tests::invariants::Books;
+use system_tests::invariants::DatabaseSnapshot;
 
 use crate::customers::{Cancel, Customer, Known, Shop, id};
 
@@ -24,7 +24,7 @@ pub(crate) struct Verdict {
 
 /// Compares what the customers know with what there is.
 pub(crate) async fn of(durable: &Durable, customers: &[Customer], shop: &Shop, settled: Option<Duration>) -> Verdict {
-    let books = Books::read(durable).await.expect("the databases answer");
+    let books = DatabaseSnapshot::read(durable).await.expect("the databases answer");
     let orders = all_orders(durable).await;
     let mut violations: Vec<String> = customers.iter().flat_map(|customer| customer.outrages.clone()).collect();
     violations.extend(books.violations(&shop.units));
@@ -75,7 +75,7 @@ async fn all_orders(durable: &Durable) -> BTreeMap<String, Value> {
 fn is_as_promised(now: Option<&Value>, promised: &Value, cancel: Cancel) -> Result<(), String> {
     let Some(now) = now else { return Err(format!("lost: {promised}")) };
     let allowed: &[&str] = match cancel {
-        Cancel::NotAsked => &["pending"],
+        Cancel::NotSent => &["pending"],
         Cancel::InTheDark => return Err(format!("nobody can say whether {promised} is cancelled")),
         Cancel::Done => &["cancelled"],
     };

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use chassis::testing::postgres::{Durability, Server};
 use serde_json::{Value, json};
 use system_tests::durable::Databases;
-use system_tests::invariants::Books;
+use system_tests::invariants::DatabaseSnapshot;
 use system_tests::{Balancer, Launch, ORDERS, PRODUCTS, Service, Signal, USERS, eventually, order};
+use testing::postgres::{Durability, Server};
 
 use crate::SOON;
 use crate::clients::Clients;
@@ -51,7 +51,8 @@ async fn behind_a_load_balancer_every_replica_is_replaced_under_load_and_no_requ
     let initial = (1..=PRODUCTS_SOLD).map(|product| (product, STOCK)).collect();
     let violations = async || {
         let (orders, products) = (databases.connect(ORDERS).await, databases.connect(PRODUCTS).await);
-        let books = Books::read_from(&mut orders.expect("it answers"), &mut products.expect("it answers")).await;
+        let books =
+            DatabaseSnapshot::read_from(&mut orders.expect("it answers"), &mut products.expect("it answers")).await;
         books.expect("the databases answer").violations(&initial)
     };
     assert_eq!(eventually(vec![], violations).await, Vec::<String>::new());

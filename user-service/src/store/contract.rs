@@ -1,13 +1,13 @@
 //! The contract of [`UserStore`], one function a sentence, run against every store.
 
-use chassis::testing::postgres::patient;
 use futures_util::future::join_all;
 use sqlx::postgres::PgConnectOptions;
+use testing::postgres::generous_timeouts;
 
 use super::*;
 use crate::password::PasswordHash;
 
-chassis::store_contract! {
+testing::store_contract! {
     memory: (Arc::new(MemoryStore::default()) as Store);
     postgres: over;
     ids_rise_and_are_never_given_twice
@@ -29,7 +29,7 @@ chassis::store_contract! {
 type Store = Arc<dyn UserStore>;
 
 async fn over(database: PgConnectOptions) -> Store {
-    Arc::new(PostgresStore::open(&database, &patient()).await.expect("a database that is empty"))
+    Arc::new(PostgresStore::open(&database, &generous_timeouts()).await.expect("a database that is empty"))
 }
 
 fn draft(name: &str) -> Draft {

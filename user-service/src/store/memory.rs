@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use async_trait::async_trait;
-use chassis::page::{Page, Rows};
+use chassis::http::page::{Page, Rows};
 use chassis::table::Table;
 use hashbrown::HashTable;
 use jiff::Timestamp;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use chassis::config::DatabaseSettings;
-use chassis::page::{Page, Rows};
+use chassis::http::page::{Page, Rows};
 use jiff::Timestamp;
 use shared::Id;
 

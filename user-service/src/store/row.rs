@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use bytes::BufMut;
-use chassis::json::{self, ToJson, Writer};
+use chassis::http::json::{self, ToJson, Writer};
 use jiff::Timestamp;
 use shared::{Id, users};
 use smallvec::SmallVec;

@@ -1,7 +1,7 @@
 //! Usernames and e-mails: unique without case, and free again when they are given up.
 
-use chassis::testing::Sending;
 use serde_json::{Value, json};
+use testing::Sending;
 
 use crate::support::{add, everyone, ids, refused, seeded, service, sign_up};
 

@@ -1,7 +1,7 @@
 //! `ETag`, `If-None-Match` and `If-Match`.
 
-use chassis::testing::Client;
 use serde_json::json;
+use testing::Client;
 
 use crate::support::{add, everyone, refused, service};
 

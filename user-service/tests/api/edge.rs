@@ -2,8 +2,8 @@
 
 use axum::http::HeaderValue;
 use chassis::config::Settings;
-use chassis::testing::{Client, Received};
 use serde_json::json;
+use testing::{Client, Received};
 
 use crate::support::{add, add_many, everyone, refused, seeded, service, service_with, settings};
 

@@ -10,7 +10,7 @@ use crate::support::{hasher, service, settings};
 #[tokio::test]
 async fn the_committed_document_is_the_served_one() {
     let app = app(AppState::new(store::memory(false).await.unwrap(), hasher()), &settings());
-    chassis::testing::check_openapi(&app, &Path::new(env!("CARGO_MANIFEST_DIR")).join("openapi.json"));
+    testing::check_openapi(&app, &Path::new(env!("CARGO_MANIFEST_DIR")).join("openapi.json"));
 }
 
 #[tokio::test]

@@ -1,8 +1,8 @@
 //! Paging while the list changes, for any changes.
 
-use chassis::testing::Client;
 use proptest::prelude::*;
 use proptest::test_runner::Config;
+use testing::Client;
 use tokio::runtime;
 
 use crate::support::{add, add_many, everyone, ids, next_page, service};

@@ -3,8 +3,8 @@
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use chassis::testing::{Client, Received, Sending};
 use serde_json::json;
+use testing::{Client, Received, Sending};
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::support::service;

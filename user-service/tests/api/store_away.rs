@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use chassis::page::{Page, Rows};
-use chassis::testing::{Client, postgres};
+use chassis::http::page::{Page, Rows};
 use jiff::Timestamp;
 use serde_json::json;
 use shared::Id;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions};
+use testing::{Client, postgres};
 use user_service::store::{PostgresStore, Row, StoreError, UserStore};
 use user_service::user::{Draft, User};
 
@@ -103,7 +103,7 @@ async fn allow_connections(database: &PgConnectOptions, allowed: bool) {
 #[tokio::test]
 async fn a_database_that_comes_back_is_used_again() {
     let Some(database) = postgres::database().await else { return };
-    let store = PostgresStore::open(&database, &postgres::patient()).await.unwrap();
+    let store = PostgresStore::open(&database, &postgres::generous_timeouts()).await.unwrap();
     let client = service_over(Arc::new(store), &settings());
     let ada = add(&client, "Ada").await;
     for _ in 0..3 {
@@ -122,8 +122,8 @@ async fn a_database_that_comes_back_is_used_again() {
 #[tokio::test]
 async fn a_change_whose_answer_is_lost_is_made_once() {
     let Some(database) = postgres::database().await else { return };
-    let (database, wire) = postgres::behind_a_bad_wire(&database).await;
-    let store = PostgresStore::open(&database, &postgres::patient()).await.unwrap();
+    let (database, wire) = postgres::behind_a_faulty_connection(&database).await;
+    let store = PostgresStore::open(&database, &postgres::generous_timeouts()).await.unwrap();
     let client = service_over(Arc::new(store), &settings());
     add(&client, "Ada").await;
     for (method, path) in [("POST", "/users"), ("PATCH", "/users/1"), ("DELETE", "/users/1")] {

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use chassis::config::{Settings, defaults};
-use chassis::testing::{Client, Received, Sending};
-pub(crate) use chassis::testing::{expect_bad, next_page};
 use serde_json::{Value, json};
+use testing::{Client, Received, Sending};
+pub(crate) use testing::{expect_bad, next_page};
 use user_service::password::Hasher;
 use user_service::store::UserStore;
 use user_service::{AppState, app, store};

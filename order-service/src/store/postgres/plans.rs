@@ -2,10 +2,10 @@
 
 use std::cell::Cell;
 
-use chassis::extract::Header;
-use chassis::testing::postgres::{database, fill, patient};
-use chassis::testing::{Plans, explained};
+use chassis::http::extract::Header;
 use futures_util::future::join_all;
+use testing::postgres::{database, fill, generous_timeouts};
+use testing::{Plans, with_logged_plans};
 
 use super::*;
 use crate::idempotency::{Fingerprint, Key};
@@ -16,8 +16,8 @@ const ROWS: u32 = 1_000_000;
 #[tokio::test]
 async fn no_statement_reads_much_of_a_million_orders() {
     let Some(database) = database().await else { return };
-    let settings = DatabaseSettings { database_connections: 1, ..patient() };
-    let store = PostgresStore::open(&explained(&database), &settings).await.unwrap();
+    let settings = DatabaseSettings { database_connections: 1, ..generous_timeouts() };
+    let store = PostgresStore::open(&with_logged_plans(&database), &settings).await.unwrap();
     fill(&database, include_str!("../../../tests/many.sql"), ROWS).await;
     let nth = async |n: i64| -> OrderId {
         let nth = query_scalar("select id from orders where status is not null order by id offset $1 limit 1");
@@ -55,12 +55,12 @@ async fn no_statement_reads_much_of_a_million_orders() {
         last.set(OrderId(Uuid::now_v7()));
         Intent { id: last.get(), user_id: Id::new(1).unwrap(), key: None, created_at: chassis::now() }
     };
-    let begin = async || assert_eq!(store.begin(intent()).await.unwrap(), Begun::Placing);
+    let begin = async || assert_eq!(store.begin(intent()).await.unwrap(), BeginOutcome::Started);
     plans.expect(&[], 50, begin).await;
     let key = Some((Key::parse("order-600000").unwrap(), Fingerprint::of(b"{}")));
     let again = async || {
         let begun = store.begin(Intent { key: key.clone(), ..intent() }).await.unwrap();
-        assert_eq!(begun, Begun::OtherBody);
+        assert_eq!(begun, BeginOutcome::KeyMismatch);
     };
     plans.expect(&["orders_pkey", "orders_idempotency_key"], 50, again).await;
     let live = async || {
@@ -91,6 +91,6 @@ async fn no_statement_reads_much_of_a_million_orders() {
     };
     plans.expect(&["orders_pkey"], 5_000, together).await;
 
-    contract::every_case(explained).await;
+    contract::every_case(with_logged_plans).await;
     plans.expect_no_other_statement().await;
 }

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use chassis::extract::Header;
-use chassis::testing::postgres::{behind_a_bad_wire, database, deadlocks, patient};
+use chassis::http::extract::Header;
 use futures_util::future::join_all;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
+use testing::postgres::{behind_a_faulty_connection, database, deadlocks, generous_timeouts};
 
 use super::*;
 use crate::idempotency::{Fingerprint, Key};
@@ -13,7 +13,7 @@ use crate::order::Released;
 
 /// The store in this database, with patience for a slow machine.
 pub(in crate::store) async fn open(database: &PgConnectOptions) -> PostgresStore {
-    PostgresStore::open(database, &patient()).await.unwrap()
+    PostgresStore::open(database, &generous_timeouts()).await.unwrap()
 }
 
 /// Writes down an order as it stands in this state.
@@ -104,14 +104,14 @@ async fn a_claim_waits_for_nobody() {
 #[tokio::test]
 async fn a_step_whose_answer_is_lost_is_answered_all_the_same() {
     let Some(database) = database().await else { return };
-    let (database, wire) = behind_a_bad_wire(&database).await;
+    let (database, wire) = behind_a_faulty_connection(&database).await;
     let store = open(&database).await;
     let (lose, lost) = (|| wire.lose_an_answer(), || wire.has_lost_it());
     for key in [None, Some((Key::parse("k").unwrap(), Fingerprint::of(b"{}")))] {
         let id = OrderId(Uuid::now_v7());
         let intent = Intent { id, user_id: Id::new(1).unwrap(), key, created_at: chassis::now() };
         lose();
-        assert_eq!(store.begin(intent.clone()).await, Ok(Begun::Placing));
+        assert_eq!(store.begin(intent.clone()).await, Ok(BeginOutcome::Started));
         assert!(lost());
         lose();
         let settled = store.settle(id, Vec::new(), Money::default()).await.unwrap().expect("it was settled");
@@ -128,7 +128,7 @@ async fn a_step_whose_answer_is_lost_is_answered_all_the_same() {
         assert_eq!(read::<String>(&store, "state", id.0).await.as_deref(), Some("cancelled"));
 
         let id = OrderId(Uuid::now_v7());
-        assert_eq!(store.begin(Intent { id, key: None, ..intent }).await, Ok(Begun::Placing));
+        assert_eq!(store.begin(Intent { id, key: None, ..intent }).await, Ok(BeginOutcome::Started));
         lose();
         store.abort(id).await.unwrap();
         assert!(lost());
@@ -148,14 +148,14 @@ fn intents(keys: impl Iterator<Item = u32>) -> Vec<Intent> {
     keys.map(new).collect()
 }
 
-async fn begin_all(store: &PostgresStore, intents: &[Intent]) -> Vec<Result<Begun, StoreError>> {
+async fn begin_all(store: &PostgresStore, intents: &[Intent]) -> Vec<Result<BeginOutcome, StoreError>> {
     join_all(intents.iter().map(|intent| store.begin(intent.clone()))).await
 }
 
 /// The same, begun.
 async fn begun(store: &PostgresStore, keys: Range<u32>) -> Vec<Intent> {
     let intents = intents(keys);
-    assert!(begin_all(store, &intents).await.iter().all(|begun| *begun == Ok(Begun::Placing)));
+    assert!(begin_all(store, &intents).await.iter().all(|begun| *begun == Ok(BeginOutcome::Started)));
     intents
 }
 
@@ -167,7 +167,7 @@ async fn steps_at_the_same_time_share_a_statement_and_a_commit() {
     let commits = async || -> i64 {
         query_scalar("select count(distinct xmin::text) from orders").fetch_one(&store.pool).await.unwrap()
     };
-    assert!(begin_all(&store, &intents).await.iter().all(|begun| *begun == Ok(Begun::Placing)));
+    assert!(begin_all(&store, &intents).await.iter().all(|begun| *begun == Ok(BeginOutcome::Started)));
     assert!(commits().await <= 2);
     let (settled, aborted) = intents.split_at(50);
     let settle = join_all(settled.iter().map(|intent| store.settle(intent.id, Vec::new(), Money::default())));
@@ -200,11 +200,11 @@ async fn the_largest_orders_do_not_all_go_in_one_statement() {
 #[tokio::test]
 async fn steps_that_share_a_statement_whose_answer_is_lost_are_answered_all_the_same() {
     let Some(database) = database().await else { return };
-    let (database, wire) = behind_a_bad_wire(&database).await;
+    let (database, wire) = behind_a_faulty_connection(&database).await;
     let store = open(&database).await;
     let intents = intents(0..20);
     wire.lose_an_answer();
-    assert!(begin_all(&store, &intents).await.iter().all(|begun| *begun == Ok(Begun::Placing)));
+    assert!(begin_all(&store, &intents).await.iter().all(|begun| *begun == Ok(BeginOutcome::Started)));
     assert!(wire.has_lost_it());
     wire.lose_an_answer();
     let settled = join_all(intents.iter().map(|intent| store.settle(intent.id, Vec::new(), Money::default()))).await;
@@ -233,7 +233,7 @@ async fn who_shares_a_statement_with_what_the_database_refuses_is_not_refused() 
 #[tokio::test]
 async fn what_somebody_keeps_waiting_for_too_long_fails_and_nothing_else() {
     let Some(database) = database().await else { return };
-    let settings = DatabaseSettings { database_statement: Duration::from_secs(5), ..patient() }; // two of them for a row
+    let settings = DatabaseSettings { database_statement: Duration::from_secs(5), ..generous_timeouts() }; // two of them for a row
     let store = PostgresStore::open(&database, &settings).await.unwrap();
     let intents = begun(&store, 0..9).await;
     let mut connection = database.connect().await.unwrap();
@@ -260,7 +260,7 @@ async fn replicas_that_begin_with_the_same_keys_do_not_wait_for_each_other() {
             tokio::spawn(async move { begin_all(&replicas[replica], &intents).await })
         });
         let begun = join_all(attempts).await.into_iter().flat_map(|begun| begun.unwrap());
-        assert_eq!(begun.filter(|begun| *begun == Ok(Begun::Placing)).count(), 60, "one for each key");
+        assert_eq!(begun.filter(|begun| *begun == Ok(BeginOutcome::Started)).count(), 60, "one for each key");
         query("delete from orders").execute(&replicas[0].pool).await.unwrap();
     }
     join_all(replicas.iter().map(|replica| replica.pool.close())).await;

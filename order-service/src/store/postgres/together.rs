@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::slice;
 use std::sync::Arc;
 
-use chassis::batch::{Asked, Batcher, Limits, Unanswered};
-use chassis::postgres::{Pool, is_of_a_row};
+use chassis::batch::{BatchError, BatchItem, Batcher, Limits};
+use chassis::postgres::{Pool, is_row_error};
 use shared::OrderId;
 use sqlx::postgres::PgRow;
 use sqlx::{Error, Row};
@@ -52,21 +52,21 @@ impl<A: Send + Sync + 'static, T: Send + 'static> Together<A, T> {
     pub(super) async fn make(&self, ask: A) -> Made<T> {
         match self.0.ask(ask, None).await {
             Ok(made) => made,
-            Err(Unanswered::NoRoom) => Err(StoreError("too many steps wait for it".to_owned())),
-            Err(Unanswered::TooLate) => Err(StoreError("the steps before it take too long".to_owned())),
-            Err(Unanswered::Died) => Err(StoreError("the step has panicked".to_owned())),
+            Err(BatchError::QueueFull) => Err(StoreError("too many steps wait for it".to_owned())),
+            Err(BatchError::Timeout) => Err(StoreError("the steps before it take too long".to_owned())),
+            Err(BatchError::Panicked) => Err(StoreError("the step has panicked".to_owned())),
         }
     }
 }
 
 impl<A, T> Kind<A, T> {
-    async fn make(&self, pool: &Pool, mut batch: Vec<Asked<A, Made<T>>>) {
+    async fn make(&self, pool: &Pool, mut batch: Vec<BatchItem<A, Made<T>>>) {
         // All lock the rows of orders by ascending id, so that nobody waits for somebody who waits for him.
         batch.sort_unstable_by_key(|asked| (self.id)(&asked.ask));
         let made = self.try_make(pool, &batch).await;
-        if batch.len() > 1 && made.as_ref().is_err_and(is_of_a_row) {
+        if batch.len() > 1 && made.as_ref().is_err_and(is_row_error) {
             // For that one of them the others are not to blame.
-            let pool = pool.hurried();
+            let pool = pool.short_lock_timeout();
             for asked in batch {
                 let made = self.try_make(&pool, slice::from_ref(&asked)).await;
                 self.answer(vec![asked], made);
@@ -76,14 +76,15 @@ impl<A, T> Kind<A, T> {
         }
     }
 
-    async fn try_make(&self, pool: &Pool, batch: &[Asked<A, Made<T>>]) -> Result<(HashMap<Uuid, T>, bool), Error> {
+    async fn try_make(&self, pool: &Pool, batch: &[BatchItem<A, Made<T>>]) -> Result<(HashMap<Uuid, T>, bool), Error> {
         let asks: Vec<&A> = batch.iter().map(|asked| &asked.ask).collect();
-        let (rows, may_be_made) = pool.repeat_and_tell(self.name, || (self.statement)(&asks).fetch_all(pool)).await?;
+        let (rows, may_be_made) =
+            pool.retry_reporting_ambiguity(self.name, || (self.statement)(&asks).fetch_all(pool)).await?;
         let made = rows.iter().map(|row| Ok((row.try_get("id")?, (self.read)(row)?))).collect::<Result<_, Error>>()?;
         Ok((made, may_be_made))
     }
 
-    fn answer(&self, batch: Vec<Asked<A, Made<T>>>, made: Result<(HashMap<Uuid, T>, bool), Error>) {
+    fn answer(&self, batch: Vec<BatchItem<A, Made<T>>>, made: Result<(HashMap<Uuid, T>, bool), Error>) {
         let mut made = made.map_err(StoreError::from);
         for asked in batch {
             let id = (self.id)(&asked.ask).0;

@@ -3,9 +3,9 @@
 
 use std::cell::Cell;
 
-use chassis::testing::postgres::{database, fill, patient};
-use chassis::testing::{Plans, explained};
 use shared::products::Line;
+use testing::postgres::{database, fill, generous_timeouts};
+use testing::{Plans, with_logged_plans};
 
 use super::*;
 use crate::reservation::Lines;
@@ -16,8 +16,8 @@ const ROWS: u32 = 1_000_000;
 #[tokio::test]
 async fn no_statement_reads_much_of_a_million_products() {
     let Some(database) = database().await else { return };
-    let settings = DatabaseSettings { database_connections: 1, ..patient() };
-    let store = PostgresStore::open(&explained(&database), &settings).await.unwrap();
+    let settings = DatabaseSettings { database_connections: 1, ..generous_timeouts() };
+    let store = PostgresStore::open(&with_logged_plans(&database), &settings).await.unwrap();
     fill(&database, include_str!("../../../tests/many.sql"), ROWS).await;
     let mut plans = Plans::of(&database, &store.pool).await;
     let id = |number: i64| Id::new(number).unwrap();
@@ -65,7 +65,7 @@ async fn no_statement_reads_much_of_a_million_products() {
     let take = async || {
         taken.set(Uuid::now_v7());
         let lines = Lines::new([3, 1, 2].map(|_| Line { product_id: other(), quantity: 1 }).to_vec()).unwrap();
-        assert!(matches!(store.take(OrderId(taken.get()), &lines).await.unwrap(), Taken::Now(_)));
+        assert!(matches!(store.take(OrderId(taken.get()), &lines).await.unwrap(), ReservationOutcome::Created(_)));
     };
     let both = ["products_key", "reservations_key"];
     plans.expect(&both, 1_500, take).await; // the functions too are read, once for a connection
@@ -79,14 +79,16 @@ async fn no_statement_reads_much_of_a_million_products() {
 
     let batch = async || {
         let wanted = || Lines::new([2, 1].map(|_| Line { product_id: other(), quantity: 1 }).to_vec()).unwrap();
-        let takes: Vec<_> =
-            [(); 100].map(|()| LinesFor { order_id: OrderId(Uuid::now_v7()), lines: wanted() }).into_iter().collect();
+        let takes: Vec<_> = [(); 100]
+            .map(|()| ReservationRequest { order_id: OrderId(Uuid::now_v7()), lines: wanted() })
+            .into_iter()
+            .collect();
         let taken = store.take_each(&takes).await.unwrap();
-        assert!(taken.iter().all(|taken| matches!(taken, Ok(Taken::Now(_)))));
+        assert!(taken.iter().all(|taken| matches!(taken, Ok(ReservationOutcome::Created(_)))));
         store.release_each(&takes.iter().map(|take| take.order_id).collect::<Vec<_>>()).await.unwrap();
     };
     plans.expect(&both, 10_000, batch).await;
 
-    contract::every_case(explained).await;
+    contract::every_case(with_logged_plans).await;
     plans.expect_no_other_statement().await;
 }

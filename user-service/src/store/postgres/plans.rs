@@ -2,8 +2,8 @@
 
 use std::cell::Cell;
 
-use chassis::testing::postgres::{database, fill, patient};
-use chassis::testing::{Plans, explained};
+use testing::postgres::{database, fill, generous_timeouts};
+use testing::{Plans, with_logged_plans};
 
 use super::*;
 use crate::store::contract;
@@ -13,8 +13,8 @@ const ROWS: u32 = 1_000_000;
 #[tokio::test]
 async fn no_statement_reads_much_of_a_million_users() {
     let Some(database) = database().await else { return };
-    let settings = DatabaseSettings { database_connections: 1, ..patient() };
-    let store = PostgresStore::open(&explained(&database), &settings).await.unwrap();
+    let settings = DatabaseSettings { database_connections: 1, ..generous_timeouts() };
+    let store = PostgresStore::open(&with_logged_plans(&database), &settings).await.unwrap();
     fill(&database, include_str!("../../../tests/many.sql"), ROWS).await;
     let id = |number: i64| Id::new(number).unwrap();
     let somebody = store.by_id(id(500_001)).await.unwrap().unwrap().user().public;
@@ -51,6 +51,6 @@ async fn no_statement_reads_much_of_a_million_users() {
     };
     plans.expect(&["users_pkey"], 50, remove).await;
 
-    contract::every_case(explained).await;
+    contract::every_case(with_logged_plans).await;
     plans.expect_no_other_statement().await;
 }

@@ -4,6 +4,8 @@
 //! than the wire's. Here a type says how it is read ([`FromJson`], [`FromQuery`]): each member is parsed on its own, each
 //! mistake is noted with the place it stands at, and the value exists only if there was none.
 
+pub mod values;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -14,8 +16,8 @@ use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use url::form_urlencoded;
 
+use crate::http::body::values::Detail;
 use crate::problem::{FieldError, MALFORMED_JSON, Problem};
-use crate::values::Detail;
 
 /// A type that is read from a JSON object.
 pub trait FromJson: Sized {
@@ -293,7 +295,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::values::any;
+    use crate::http::body::values::any;
 
     /// An order of sorts: with one member of each kind.
     #[derive(Debug, PartialEq)]

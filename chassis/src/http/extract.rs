@@ -9,9 +9,9 @@ use axum::http::{HeaderMap, HeaderName, header};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 
-use crate::fields::{self, FromJson, FromQuery};
+use crate::http::body::values::Detail;
+use crate::http::body::{self, FromJson, FromQuery};
 use crate::problem::{FieldError, Problem, UNSUPPORTED_MEDIA_TYPE};
-use crate::values::Detail;
 
 /// A body that is a JSON object. Its type may be any `application/json` or `…+json`.
 #[derive(Debug)]
@@ -21,19 +21,19 @@ impl<S: Send + Sync, T: FromJson> FromRequest<S> for Json<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
-        fields::read_object(&json_bytes(request).await?).map(Self)
+        body::read_object(&json_bytes(request).await?).map(Self)
     }
 }
 
 /// A body that is a JSON array of objects, each read on its own.
 #[derive(Debug)]
-pub struct JsonEach<T, const MOST: usize>(pub Vec<Result<T, Problem>>);
+pub struct JsonList<T, const MOST: usize>(pub Vec<Result<T, Problem>>);
 
-impl<S: Send + Sync, T: FromJson, const MOST: usize> FromRequest<S> for JsonEach<T, MOST> {
+impl<S: Send + Sync, T: FromJson, const MOST: usize> FromRequest<S> for JsonList<T, MOST> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
-        fields::read_each(&json_bytes(request).await?, 1..=MOST).map(Self)
+        body::read_each(&json_bytes(request).await?, 1..=MOST).map(Self)
     }
 }
 
@@ -76,7 +76,7 @@ impl<S: Sync, T: FromQuery> FromRequestParts<S> for Query<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        fields::read_query(parts.uri.query().unwrap_or_default()).map(Self)
+        body::read_query(parts.uri.query().unwrap_or_default()).map(Self)
     }
 }
 

@@ -10,9 +10,9 @@ use std::time::Duration;
 use axum::http::{Method, StatusCode};
 use tokio::time::Instant;
 
-use crate::context::Context;
-use crate::metrics::{Metrics, Route};
+use crate::context::RequestContext;
 use crate::problem::Problem;
+use crate::telemetry::metrics::{Metrics, Route};
 
 /// Nobody calls this quick.
 const LONG: Duration = Duration::from_secs(1);
@@ -40,7 +40,7 @@ pub(crate) struct Record<'a> {
     access: &'a Access,
     method: Method,
     route: &'a Route,
-    context: &'a Context,
+    context: &'a RequestContext,
     began: Instant,
     over: bool,
 }
@@ -56,7 +56,7 @@ impl Access {
         &'a self,
         method: &Method,
         route: &'a Route,
-        context: &'a Context,
+        context: &'a RequestContext,
         began: Instant,
     ) -> Record<'a> {
         self.metrics.begin();

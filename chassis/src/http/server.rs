@@ -20,7 +20,8 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::{App, layers};
+use crate::App;
+use crate::http::pipeline;
 
 /// How long to leave the listener alone when it cannot accept: out of descriptors, most likely, which takes a while.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -47,10 +48,10 @@ struct Connections {
 /// grace time nothing more is accepted; what runs is finished, within its limit. Answers what is left of that.
 pub async fn serve(listener: TcpListener, app: &App, stop: impl Future<Output = Stop>) -> Duration {
     let connections = Connections::default();
-    let settings = &app.edge.settings;
+    let settings = &app.pipeline.settings;
     let end = async {
         let stop = stop.await;
-        app.edge.draining.begin();
+        app.pipeline.draining.begin();
         if stop == Stop::Gracefully {
             tracing::info!(
                 seconds = settings.drain.as_secs_f64(),
@@ -67,7 +68,7 @@ pub async fn serve(listener: TcpListener, app: &App, stop: impl Future<Output = 
     drop(listener);
     let began = Instant::now();
     if time::timeout(settings.shutdown, finish(stop, app, &connections)).await.is_err() {
-        tracing::warn!(running = app.edge.running.len(), "some requests did not end in time");
+        tracing::warn!(running = app.pipeline.running.len(), "some requests did not end in time");
     }
     settings.shutdown.saturating_sub(began.elapsed())
 }
@@ -78,27 +79,27 @@ async fn finish(stop: Stop, app: &App, connections: &Connections) {
     connections.tasks.close();
     if stop == Stop::Gracefully {
         // The last to be accepted are about to send their request: closed now, they would see it fail.
-        let _ = time::timeout(app.edge.settings.linger, connections.tasks.wait()).await;
+        let _ = time::timeout(app.pipeline.settings.linger, connections.tasks.wait()).await;
     }
     connections.closing.cancel();
     loop {
-        app.edge.running.wait().await;
-        let all_ended = time::timeout(app.edge.settings.linger, connections.tasks.wait()).await.is_ok();
-        if all_ended || app.edge.running.is_empty() {
+        app.pipeline.running.wait().await;
+        let all_ended = time::timeout(app.pipeline.settings.linger, connections.tasks.wait()).await.is_ok();
+        if all_ended || app.pipeline.running.is_empty() {
             return;
         }
     }
 }
 
 async fn accept(listener: &TcpListener, app: &App, connections: &Connections) -> Infallible {
-    let settings = &app.edge.settings;
+    let settings = &app.pipeline.settings;
     let places = Arc::new(Semaphore::new(room_for(settings.max_connections as usize)));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(settings.header_timeout) // and the limit for an idle connection
         // Twice the limit, so that a header over it can be told so; hyper itself would only hang up.
         .max_buf_size((2 * settings.max_header_bytes as usize).max(MIN_BUFFER));
-    let service = TowerToHyperService::new(layers::stack(Arc::clone(&app.edge)));
+    let service = TowerToHyperService::new(pipeline::stack(Arc::clone(&app.pipeline)));
     loop {
         // A place first: what cannot be served waits in the kernel's queue, at no cost to us.
         let place = Arc::clone(&places).acquire_owned().await.expect("it is never closed");
@@ -113,7 +114,7 @@ async fn accept(listener: &TcpListener, app: &App, connections: &Connections) ->
         };
         let stream = TokioIo::new(impatient(stream, settings.header_timeout));
         let (http, service, closing) = (http.clone(), service.clone(), connections.closing.clone());
-        let open = app.edge.metrics.connections.clone();
+        let open = app.pipeline.metrics.connections.clone();
         open.inc();
         connections.tasks.spawn(async move {
             let mut connection = pin!(http.serve_connection(stream, service)); // made here: moved, it would be there twice

@@ -5,7 +5,7 @@ mod plans;
 
 use async_trait::async_trait;
 use chassis::config::DatabaseSettings;
-use chassis::page::{Page, Rows};
+use chassis::http::page::{Page, Rows};
 use chassis::postgres::{self, Pool};
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
@@ -20,7 +20,7 @@ use crate::password::PasswordHash;
 use crate::user::{Draft, User, fold};
 
 /// Each with what it is for. One that has been released is never changed: a database may be past it.
-const MIGRATIONS: [(&str, &str); 1] = [("users", include_str!("../../migrations/0001_users.sql"))];
+const MIGRATIONS: [(&str, &str); 1] = [("users", include_str!("../../../migrations/0001_users.sql"))];
 
 const INSERT: &str = "insert into users \
     (name, username, username_folded, email, email_folded, password_hash, created_at, version) \
@@ -73,7 +73,9 @@ impl PostgresStore {
     async fn is_anothers(&self, id: Option<Id>, username: Option<&str>) -> Result<bool, Error> {
         let sql = "select exists (select from users where username_folded = $1 and id is distinct from $2)";
         self.pool
-            .repeat("is_anothers", || query_scalar(sql).bind(username).bind(id.map(Id::get)).fetch_one(&self.pool))
+            .retry_idempotent("is_anothers", || {
+                query_scalar(sql).bind(username).bind(id.map(Id::get)).fetch_one(&self.pool)
+            })
             .await
     }
 }
@@ -89,7 +91,7 @@ impl UserStore for PostgresStore {
             let insert = insert.bind(&email).bind(&email_folded).bind(password.as_ref().map(PasswordHash::expose));
             insert.bind(created_at.to_sqlx()).bind(FIRST).fetch_one(&self.pool)
         };
-        match self.pool.once("insert", insert).await {
+        match self.pool.retry_if_not_executed("insert", insert).await {
             Ok(id) => {
                 let public = users::User { id: to_id(id)?, name, username, email, created_at };
                 Ok(Row::from(&User { public, password, version: FIRST }))
@@ -101,7 +103,7 @@ impl UserStore for PostgresStore {
     async fn by_id(&self, id: Id) -> Result<Option<Row>, StoreError> {
         let row = self
             .pool
-            .repeat("by_id", || query_as(select!("where id = $1")).bind(id.get()).fetch_optional(&self.pool))
+            .retry_idempotent("by_id", || query_as(select!("where id = $1")).bind(id.get()).fetch_optional(&self.pool))
             .await?;
         Ok(row.map(to_user).transpose()?)
     }
@@ -109,7 +111,7 @@ impl UserStore for PostgresStore {
     async fn by_ids(&self, ids: &[Id]) -> Result<Vec<Row>, StoreError> {
         let ids: Vec<i64> = ids.iter().map(|id| id.get()).collect();
         let select = || query_as(select!("where id = any($1) order by id")).bind(&ids).fetch_all(&self.pool);
-        to_users(self.pool.repeat("by_ids", select).await?)
+        to_users(self.pool.retry_idempotent("by_ids", select).await?)
     }
 
     async fn by_username(&self, username: &str) -> Result<Option<Row>, StoreError> {
@@ -118,14 +120,15 @@ impl UserStore for PostgresStore {
         }
         let username = fold(username);
         let select = || query_as(select!("where username_folded = $1")).bind(&username).fetch_optional(&self.pool);
-        Ok(self.pool.repeat("by_username", select).await?.map(to_user).transpose()?)
+        Ok(self.pool.retry_idempotent("by_username", select).await?.map(to_user).transpose()?)
     }
 
     async fn page(&self, page: Page<Id>) -> Result<Rows<Row>, StoreError> {
         let after = page.after.map_or(0, Id::get);
         let limit = i64::try_from(page.limit).map_or(i64::MAX, |limit| limit.saturating_add(1)); // do more follow?
         let sql = select!("where id > $1 order by id limit $2");
-        let rows = self.pool.repeat("page", || query_as(sql).bind(after).bind(limit).fetch_all(&self.pool)).await?;
+        let rows =
+            self.pool.retry_idempotent("page", || query_as(sql).bind(after).bind(limit).fetch_all(&self.pool)).await?;
         Ok(Rows::cut(to_users(rows)?.into_iter(), page.limit))
     }
 
@@ -138,7 +141,7 @@ impl UserStore for PostgresStore {
             let replace = replace.bind(public.created_at.to_sqlx()).bind(user.version);
             replace.bind(public.id.get()).bind(version).execute(&self.pool)
         };
-        match self.pool.once("replace", replace).await {
+        match self.pool.retry_if_not_executed("replace", replace).await {
             Ok(done) => Ok((done.rows_affected() == 1).then(|| Row::from(&user))),
             Err(error) => Err(self.refusal(error, Some(public.id), username.as_deref()).await),
         }
@@ -146,7 +149,10 @@ impl UserStore for PostgresStore {
 
     async fn remove(&self, id: Id, version: i64) -> Result<bool, StoreError> {
         let sql = "delete from users where id = $1 and version = $2";
-        let done = self.pool.once("remove", || query(sql).bind(id.get()).bind(version).execute(&self.pool)).await?;
+        let done = self
+            .pool
+            .retry_if_not_executed("remove", || query(sql).bind(id.get()).bind(version).execute(&self.pool))
+            .await?;
         Ok(done.rows_affected() == 1)
     }
 

@@ -1,6 +1,6 @@
 //! A PostgreSQL database of a service's own: connections on which nothing waits without end, and migrations at the start.
 
-mod failures;
+mod retry;
 
 use std::fmt;
 use std::future::Future;
@@ -23,10 +23,10 @@ use sqlx::{ConnectOptions, Connection, Either, Error, Execute, Executor, Postgre
 use tokio::time::{self, Instant};
 use tracing::Instrument;
 
-pub use self::failures::is_of_a_row;
-use self::failures::{again_if, casts_doubt, is_answer, may_pass, was_undone};
+pub use self::retry::is_row_error;
+use self::retry::{invalidates_connections, is_answer, is_transient, not_executed, retry_if};
 use crate::config::DatabaseSettings;
-use crate::metrics::{self, Counter, Durations, Family, Gauge, Labels};
+use crate::telemetry::metrics::{self, Counter, Durations, Family, Gauge, Labels};
 use crate::telemetry::traces;
 
 /// How long a service waits for its database at the start, before it gives up: for those who start both at once.
@@ -73,9 +73,9 @@ pub async fn open(
         ("lock_timeout", limit(settings.database_statement.mul_f64(OF_THE_LIMIT))), // which says why
         ("idle_in_transaction_session_timeout", limit(IDLE_IN_TRANSACTION)),
     ]);
-    let hurried = options.clone().options([("lock_timeout", limit(SHORTLY))]);
-    let doubted = Arc::new(Mutex::new(Instant::now()));
-    let last_doubt = Arc::clone(&doubted);
+    let short_lock_timeout = options.clone().options([("lock_timeout", limit(SHORTLY))]);
+    let suspect_since = Arc::new(Mutex::new(Instant::now()));
+    let last_doubt = Arc::clone(&suspect_since);
     let connections = PgPoolOptions::new()
         .max_connections(settings.database_connections)
         .acquire_timeout(settings.database_acquire)
@@ -96,11 +96,11 @@ pub async fn open(
             })
         });
     let statement = settings.database_statement + SILENT;
-    let hurried = connections.clone().max_connections(1).connect_lazy_with(hurried);
+    let short_lock_timeout = connections.clone().max_connections(1).connect_lazy_with(short_lock_timeout);
     let connections = connections.connect_lazy_with(options);
     metrics::register_collector(Use(connections.clone()));
     let step = settings.database_acquire + statement;
-    Ok(Pool { connections, hurried, lookout: Arc::default(), statement, step, doubted })
+    Ok(Pool { connections, short_lock_timeout, health_connection: Arc::default(), statement, step, suspect_since })
 }
 
 /// On a connection without the limits that [`open`] sets: it may have to wait for another replica to be done.
@@ -124,7 +124,9 @@ async fn connect(options: &PgConnectOptions) -> Result<PgConnection, String> {
         let connected = time::timeout(START_TRY, options.connect()).await;
         match connected.unwrap_or_else(|_| Err(silent())) {
             Ok(connection) => return Ok(connection),
-            Err(error) if began.elapsed() < START_PATIENCE && (may_pass(&error) || matches!(error, Error::Io(_))) => {
+            Err(error)
+                if began.elapsed() < START_PATIENCE && (is_transient(&error) || matches!(error, Error::Io(_))) =>
+            {
                 tracing::warn!(%error, "the database does not answer yet");
                 time::sleep(START_PAUSE).await;
             }
@@ -138,16 +140,16 @@ async fn connect(options: &PgConnectOptions) -> Result<PgConnection, String> {
 #[derive(Clone, Debug)]
 pub struct Pool {
     connections: PgPool,
-    /// The one of [`Pool::hurried`], if it was ever needed.
-    hurried: PgPool,
+    /// The one of [`Pool::short_lock_timeout`], if it was ever needed.
+    short_lock_timeout: PgPool,
     /// The connection of [`Pool::ping`], if it has one.
-    lookout: Arc<tokio::sync::Mutex<Option<PgConnection>>>,
+    health_connection: Arc<tokio::sync::Mutex<Option<PgConnection>>>,
     /// The longest that a statement takes, and a connection to come back.
     statement: Duration,
     /// The longest that a step takes, all its tries.
     step: Duration,
     /// When the database was last found gone or silent: no connection that was idle then is used again.
-    doubted: Arc<Mutex<Instant>>,
+    suspect_since: Arc<Mutex<Instant>>,
 }
 
 impl Pool {
@@ -156,36 +158,36 @@ impl Pool {
     ///
     /// # Errors
     /// As the last try; or when the limits for a connection and for a statement, one after the other, are over.
-    pub async fn repeat<T, F: Future<Output = Result<T, Error>>>(
+    pub async fn retry_idempotent<T, F: Future<Output = Result<T, Error>>>(
         &self,
         name: &'static str,
         step: impl Fn() -> F,
     ) -> Result<T, Error> {
-        Ok(self.repeat_and_tell(name, step).await?.0)
+        Ok(self.retry_reporting_ambiguity(name, step).await?.0)
     }
 
     /// The same, and whether an earlier try may have done the work.
     ///
     /// # Errors
     /// As [`Pool::repeat`].
-    pub async fn repeat_and_tell<T, F: Future<Output = Result<T, Error>>>(
+    pub async fn retry_reporting_ambiguity<T, F: Future<Output = Result<T, Error>>>(
         &self,
         name: &'static str,
         step: impl Fn() -> F,
     ) -> Result<(T, bool), Error> {
-        self.watch(name, again_if(may_pass, step)).await
+        self.watch(name, retry_if(is_transient, step)).await
     }
 
     /// The same for a step that is not safe to repeat: it is tried again only after a try that certainly did nothing.
     ///
     /// # Errors
     /// As [`Pool::repeat`].
-    pub async fn once<T, F: Future<Output = Result<T, Error>>>(
+    pub async fn retry_if_not_executed<T, F: Future<Output = Result<T, Error>>>(
         &self,
         name: &'static str,
         step: impl Fn() -> F,
     ) -> Result<T, Error> {
-        Ok(self.watch(name, again_if(was_undone, step)).await?.0)
+        Ok(self.watch(name, retry_if(not_executed, step)).await?.0)
     }
 
     /// A step within its limit, counted and traced.
@@ -205,8 +207,8 @@ impl Pool {
     /// The same database by one connection apart, on which nobody waits for a row that somebody has held for long. For steps
     /// that failed together and are tried one after the other, to see which of them need it: the others have better to do than
     /// to wait for that.
-    pub fn hurried(&self) -> Self {
-        Self { connections: self.hurried.clone(), ..self.clone() }
+    pub fn short_lock_timeout(&self) -> Self {
+        Self { connections: self.short_lock_timeout.clone(), ..self.clone() }
     }
 
     /// Whether the database answers. It is asked on a connection apart: that all others are busy is no sign of an outage.
@@ -215,22 +217,22 @@ impl Pool {
     /// If it does not answer in the time of a step.
     pub async fn ping(&self) -> Result<(), Error> {
         let ask = || async {
-            let mut lookout = self.lookout.lock().await;
-            let mut connection = match lookout.take() {
+            let mut health_connection = self.health_connection.lock().await;
+            let mut connection = match health_connection.take() {
                 Some(connection) => connection,
                 None => self.connections.connect_options().connect().await?,
             };
             connection.ping().await?;
-            *lookout = Some(connection);
+            *health_connection = Some(connection);
             Ok(())
         };
-        self.repeat("ping", ask).await
+        self.retry_idempotent("ping", ask).await
     }
 
     /// Closes all connections, once nobody uses them.
     pub async fn close(&self) {
         self.connections.close().await;
-        self.hurried.close().await;
+        self.short_lock_timeout.close().await;
     }
 
     async fn acquire(&self) -> Result<Borrowed, Error> {
@@ -238,13 +240,13 @@ impl Pool {
         Ok(Borrowed { connection: acquired?, limit: self.statement })
     }
 
-    async fn in_time<T>(&self, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    async fn with_timeout<T>(&self, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         self.learn(time::timeout(self.statement, answer).await.unwrap_or_else(|_| Err(silent())))
     }
 
     fn learn<T>(&self, outcome: Result<T, Error>) -> Result<T, Error> {
-        if outcome.as_ref().is_err_and(casts_doubt) {
-            *self.doubted.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        if outcome.as_ref().is_err_and(invalidates_connections) {
+            *self.suspect_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         }
         outcome
     }
@@ -283,7 +285,7 @@ struct Borrowed {
 impl Borrowed {
     /// What became of a statement, told when a failed one has let go of its rows: PostgreSQL says first that it fails. Who tries
     /// again at once, on another connection, would meet with his own.
-    async fn settled<T>(&mut self, outcome: Result<T, Error>) -> Result<T, Error> {
+    async fn wait_for_rollback<T>(&mut self, outcome: Result<T, Error>) -> Result<T, Error> {
         if let Err(Error::Database(_)) = outcome {
             let _ = time::timeout(self.limit, self.connection.ping()).await; // it answers when it is done
         }
@@ -309,8 +311,8 @@ impl<'p> Executor<'p> for &'p Pool {
     {
         let fetched = async move {
             let mut borrowed = self.acquire().await?;
-            let fetched = self.in_time(borrowed.connection.fetch_many(query).try_collect()).await;
-            let fetched: Vec<_> = borrowed.settled(fetched).await?;
+            let fetched = self.with_timeout(borrowed.connection.fetch_many(query).try_collect()).await;
+            let fetched: Vec<_> = borrowed.wait_for_rollback(fetched).await?;
             Ok(stream::iter(fetched.into_iter().map(Ok)))
         };
         fetched.try_flatten_stream().boxed()
@@ -325,8 +327,8 @@ impl<'p> Executor<'p> for &'p Pool {
     {
         let fetched = async move {
             let mut borrowed = self.acquire().await?;
-            let fetched = self.in_time(borrowed.connection.fetch_optional(query)).await;
-            borrowed.settled(fetched).await
+            let fetched = self.with_timeout(borrowed.connection.fetch_optional(query)).await;
+            borrowed.wait_for_rollback(fetched).await
         };
         fetched.boxed()
     }
@@ -337,8 +339,8 @@ impl<'p> Executor<'p> for &'p Pool {
     {
         let prepared = async move {
             let mut borrowed = self.acquire().await?;
-            let prepared = self.in_time(borrowed.connection.prepare_with(sql, parameters)).await;
-            borrowed.settled(prepared).await
+            let prepared = self.with_timeout(borrowed.connection.prepare_with(sql, parameters)).await;
+            borrowed.wait_for_rollback(prepared).await
         };
         prepared.boxed()
     }
@@ -347,13 +349,18 @@ impl<'p> Executor<'p> for &'p Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::postgres::patient;
-    use crate::testing::until;
+    use testing::eventually;
+
+    /// As `testing::postgres::generous_timeouts`, which returns the type of the chassis that `testing` links.
+    fn generous_timeouts() -> DatabaseSettings {
+        const MINUTE: Duration = Duration::from_secs(60);
+        DatabaseSettings { database_acquire: MINUTE, database_statement: MINUTE, ..crate::config::defaults() }
+    }
 
     #[tokio::test]
     async fn a_statement_has_time_to_wait_for_two_rows_and_a_hurried_one_waits_for_less() {
-        let Some(database) = crate::testing::postgres::database().await else { return };
-        let pool = pool(&database, 1, patient()).await;
+        let Some(database) = testing::postgres::database().await else { return };
+        let pool = pool(&database, 1, generous_timeouts()).await;
         let waits = async |pool: &Pool| -> (bool, bool) {
             let limit = |name| format!("extract(epoch from current_setting('{name}')::interval)");
             let (lock, statement) = (limit("lock_timeout"), limit("statement_timeout"));
@@ -361,15 +368,15 @@ mod tests {
             sqlx::query_as(sqlx::AssertSqlSafe(sql)).fetch_one(pool).await.unwrap()
         };
         assert_eq!(waits(&pool).await, (true, false));
-        assert_eq!(waits(&pool.hurried()).await, (true, true));
+        assert_eq!(waits(&pool.short_lock_timeout()).await, (true, true));
     }
 
     const THINGS: (&str, &str) = ("a table", "create table things (id bigint primary key); select pg_sleep(0.2)");
 
     #[tokio::test]
     async fn replicas_that_start_together_migrate_once() {
-        let Some(database) = crate::testing::postgres::database().await else { return };
-        let settings = patient();
+        let Some(database) = testing::postgres::database().await else { return };
+        let settings = generous_timeouts();
         let open = || open("tiny", &database, &settings, &[THINGS]);
         let (one, two, three) = tokio::join!(open(), open(), open());
         for pool in [one.unwrap(), two.unwrap(), three.unwrap()] {
@@ -379,8 +386,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_release_that_is_rolled_back_finds_the_database_ahead_and_starts() {
-        let Some(database) = crate::testing::postgres::database().await else { return };
-        let settings = patient();
+        let Some(database) = testing::postgres::database().await else { return };
+        let settings = generous_timeouts();
         let newer = [THINGS, ("a column", "alter table things add name text")];
         for migrations in [&newer[..], &newer[..1]] {
             open("tiny", &database, &settings, migrations).await.unwrap();
@@ -396,36 +403,37 @@ mod tests {
     }
 
     fn hasty() -> DatabaseSettings {
-        DatabaseSettings { database_acquire: SILENT, database_statement: SILENT, ..patient() }
+        DatabaseSettings { database_acquire: SILENT, database_statement: SILENT, ..generous_timeouts() }
     }
 
     /// Steps that keep so many connections busy at once; whether all of them succeed.
     async fn crowd(pool: &Pool, crowd: usize) -> bool {
-        let sleep = || pool.repeat("test", || sqlx::query("select pg_sleep(0.05)").execute(pool));
+        let sleep = || pool.retry_idempotent("test", || sqlx::query("select pg_sleep(0.05)").execute(pool));
         futures_util::future::join_all((0..crowd).map(|_| sleep())).await.iter().all(Result::is_ok)
     }
 
     #[tokio::test]
     async fn a_silent_database_ends_a_step_and_keeps_no_connection() {
-        let Some(database) = crate::testing::postgres::database().await else { return };
-        let (database, wire) = crate::testing::postgres::behind_a_bad_wire(&database).await;
+        let Some(database) = testing::postgres::database().await else { return };
+        let (database, wire) = testing::postgres::behind_a_faulty_connection(&database).await;
         let pool = pool(&database, 2, hasty()).await;
-        until("two connections", async || crowd(&pool, 2).await).await;
+        eventually("two connections", async || crowd(&pool, 2).await).await;
         wire.set_silent(true);
         let silent = time::timeout(Duration::from_secs(30), async { (crowd(&pool, 4).await, pool.ping().await) });
         let (answered, pinged) = silent.await.expect("the end of each step");
         assert!(!answered && pinged.is_err());
         wire.set_silent(false);
-        until("as many connections as before", async || crowd(&pool, 2).await && pool.ping().await.is_ok()).await;
+        eventually("as many connections as before", async || crowd(&pool, 2).await && pool.ping().await.is_ok()).await;
     }
 
     #[tokio::test]
     async fn one_dead_connection_is_enough_to_know_of_the_others() {
-        let Some(database) = crate::testing::postgres::database().await else { return };
-        let pool = pool(&database, 10, patient()).await;
-        until("ten idle connections", async || {
+        let Some(database) = testing::postgres::database().await else { return };
+        let pool = pool(&database, 10, generous_timeouts()).await;
+        eventually("ten idle connections", async || {
             crowd(&pool, 10).await;
-            until("all to be back", async || pool.connections.num_idle() == pool.connections.size() as usize).await;
+            eventually("all to be back", async || pool.connections.num_idle() == pool.connections.size() as usize)
+                .await;
             pool.connections.size() == 10
         })
         .await;
@@ -441,8 +449,8 @@ mod tests {
     /// Who tries the same at once, elsewhere, need not wait for what he had himself. So much is undone here that it takes time.
     #[tokio::test]
     async fn a_statement_has_let_go_of_its_rows_when_its_failure_is_told() {
-        let Some(database) = crate::testing::postgres::database().await else { return };
-        let pool = open("tiny", &database, &patient(), &[THINGS]).await.unwrap();
+        let Some(database) = testing::postgres::database().await else { return };
+        let pool = open("tiny", &database, &generous_timeouts(), &[THINGS]).await.unwrap();
         sqlx::query("insert into things values (0)").execute(&pool).await.unwrap();
         let fail = "do $$ begin
             update things set id = 0;
@@ -459,8 +467,8 @@ mod tests {
 
     #[tokio::test]
     async fn the_database_is_there_though_all_connections_are_busy() {
-        let Some(database) = crate::testing::postgres::database().await else { return };
-        let pool = pool(&database, 1, patient()).await;
+        let Some(database) = testing::postgres::database().await else { return };
+        let pool = pool(&database, 1, generous_timeouts()).await;
         let _busy = pool.acquire().await.unwrap();
         assert!(pool.acquire().now_or_never().is_none(), "all connections are busy");
         pool.ping().await.unwrap();

@@ -13,7 +13,7 @@ const MAX_TRIES: u32 = 4;
 const BASE_WAIT: Duration = Duration::from_millis(10);
 
 /// What the step gives in the end, and whether a try before that may have done the work.
-pub(super) async fn again_if<T, F: Future<Output = Result<T, Error>>>(
+pub(super) async fn retry_if<T, F: Future<Output = Result<T, Error>>>(
     helps: fn(&Error) -> bool,
     step: impl Fn() -> F,
 ) -> Result<(T, bool), Error> {
@@ -21,7 +21,7 @@ pub(super) async fn again_if<T, F: Future<Output = Result<T, Error>>>(
     loop {
         match step().await {
             Err(error) if tries < MAX_TRIES && helps(&error) => {
-                may_be_done |= !was_undone(&error);
+                may_be_done |= !not_executed(&error);
                 time::sleep((BASE_WAIT * 2_u32.pow(tries - 1)).mul_f64(rand::random())).await;
                 tries += 1;
             }
@@ -32,7 +32,7 @@ pub(super) async fn again_if<T, F: Future<Output = Result<T, Error>>>(
 
 /// Whether the statement was certainly not carried out, for a reason that may pass: the database has said so (SQLSTATE,
 /// PostgreSQL's manual, appendix A), or had closed the connection before it was sent.
-pub(super) fn was_undone(error: &Error) -> bool {
+pub(super) fn not_executed(error: &Error) -> bool {
     if let Error::Io(error) = error {
         return error.kind() == io::ErrorKind::BrokenPipe;
     }
@@ -54,23 +54,23 @@ pub(super) fn is_answer(error: &Error) -> bool {
 
 /// Whether the database is there, and would do the like for another row: it has said no because of what it was given (that, or
 /// a value that it cannot take, class 22), or somebody holds the row for too long.
-pub fn is_of_a_row(error: &Error) -> bool {
+pub fn is_row_error(error: &Error) -> bool {
     const LOCK_NOT_AVAILABLE: &str = "55P03";
     let code = error.as_database_error().and_then(|error| error.code());
     is_answer(error) || code.is_some_and(|code| code.starts_with("22") || code == LOCK_NOT_AVAILABLE)
 }
 
 /// Whether another try may help. A wait that was cut off by its limit has been long enough.
-pub(super) fn may_pass(error: &Error) -> bool {
+pub(super) fn is_transient(error: &Error) -> bool {
     let is_broken = match error {
         Error::Io(error) => error.kind() != io::ErrorKind::TimedOut,
         error => matches!(error, Error::Protocol(_) | Error::WorkerCrashed),
     };
-    is_broken || was_undone(error)
+    is_broken || not_executed(error)
 }
 
 /// Whether other connections are likely to have met with the same.
-pub(super) fn casts_doubt(error: &Error) -> bool {
+pub(super) fn invalidates_connections(error: &Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     // Not that all are busy: to throw good ones away would make it worse.
     matches!(error, Error::Io(_) | Error::Protocol(_)) || code.is_some_and(|code| code.starts_with("57P")) // the database ends
@@ -92,25 +92,25 @@ mod tests {
             tries.set(tries.get() + 1);
             if tries.get() <= fails { Err(Error::Io(how.into())) } else { Ok(()) }
         };
-        let outcome = again_if(helps, step).await;
+        let outcome = retry_if(helps, step).await;
         (tries.get(), outcome.ok().map(|((), may_be_done)| may_be_done))
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_safe_to_repeat_outlives_three_broken_connections_and_no_more() {
-        assert_eq!(tries(may_pass, 3, LOST).await, (4, Some(true)));
-        assert_eq!(tries(may_pass, 4, LOST).await, (4, None));
+        assert_eq!(tries(is_transient, 3, LOST).await, (4, Some(true)));
+        assert_eq!(tries(is_transient, 4, LOST).await, (4, None));
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_not_safe_to_repeat_is_not_repeated_when_nobody_knows_what_it_did() {
-        assert_eq!(tries(was_undone, 1, LOST).await, (1, None));
-        assert_eq!(tries(was_undone, 1, NEVER_SENT).await, (2, Some(false)));
+        assert_eq!(tries(not_executed, 1, LOST).await, (1, None));
+        assert_eq!(tries(not_executed, 1, NEVER_SENT).await, (2, Some(false)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_certainly_did_nothing_is_not_told_as_perhaps_done() {
-        assert_eq!(tries(may_pass, 3, NEVER_SENT).await, (4, Some(false)));
-        assert_eq!(tries(may_pass, 0, LOST).await, (1, Some(false)));
+        assert_eq!(tries(is_transient, 3, NEVER_SENT).await, (4, Some(false)));
+        assert_eq!(tries(is_transient, 0, LOST).await, (1, Some(false)));
     }
 }

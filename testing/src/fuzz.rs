@@ -17,7 +17,7 @@ use rand::{RngExt, SeedableRng};
 use tokio::time;
 
 use super::{Client, Received, Sending, seed};
-use crate::problem;
+use chassis::problem;
 
 /// No request takes nearly as long.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -43,7 +43,7 @@ pub struct Language {
 /// any of them: then the requests are no good.
 pub async fn fuzz(service: &str, client: &Client, language: Language, requests: usize, reached: &[u16]) {
     let seed = seed();
-    let mut speaker = Speaker { dice: Dice::new(seed), language, made: Vec::new() };
+    let mut speaker = Speaker { dice: Random::new(seed), language, made: Vec::new() };
     let mut tally = BTreeMap::<u16, usize>::new();
     for number in 1..=requests {
         let request = speaker.request();
@@ -79,7 +79,7 @@ fn tell((request, body): &(Request<()>, Bytes)) -> String {
 
 /// Who makes the requests.
 struct Speaker {
-    dice: Dice,
+    dice: Random,
     language: Language,
     /// The ids and tags of things that were made.
     made: Vec<(String, HeaderValue)>,
@@ -228,9 +228,9 @@ fn percent_encoded(bytes: &[u8]) -> Vec<u8> {
 
 /// Chance, the same for the same seed.
 #[derive(Debug)]
-pub struct Dice(Xoshiro256PlusPlus);
+pub struct Random(Xoshiro256PlusPlus);
 
-impl Dice {
+impl Random {
     /// Those of this seed.
     pub fn new(seed: u64) -> Self {
         Self(Xoshiro256PlusPlus::seed_from_u64(seed))

@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use chassis::config::DatabaseSettings;
+use chassis::http::page::{Page, Rows};
 use chassis::mistake;
-use chassis::page::{Page, Rows};
-use chassis::postgres::{self, Pool, is_of_a_row};
+use chassis::postgres::{self, Pool, is_row_error};
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
 use serde::de::Error as _;
@@ -24,12 +24,12 @@ use sqlx::{Error, FromRow, Row};
 use super::{ProductStore, StoreError};
 use crate::SERVICE;
 use crate::product::{NewProduct, Product, ProductChange, fold};
-use crate::reservation::{LinesFor, Refusal, Reservation, ReservationStatus, Taken};
+use crate::reservation::{Refusal, Reservation, ReservationOutcome, ReservationRequest, ReservationStatus};
 
 const MIGRATIONS: [(&str, &str); 3] = [
-    ("products", include_str!("../../migrations/0001_products.sql")),
-    ("reservations", include_str!("../../migrations/0002_reservations.sql")),
-    ("batches", include_str!("../../migrations/0003_batches.sql")),
+    ("products", include_str!("../../../migrations/0001_products.sql")),
+    ("reservations", include_str!("../../../migrations/0002_reservations.sql")),
+    ("batches", include_str!("../../../migrations/0003_batches.sql")),
 ];
 
 /// Products, chosen by the rest of a statement.
@@ -77,7 +77,7 @@ impl PostgresStore {
         Ok(Self { pool: postgres::open(SERVICE, &url, settings, &MIGRATIONS).await? })
     }
 
-    async fn take_together(&self, takes: &[LinesFor]) -> Result<Vec<Taken>, Error> {
+    async fn take_together(&self, takes: &[ReservationRequest]) -> Result<Vec<ReservationOutcome>, Error> {
         let order_ids: Vec<Uuid> = takes.iter().map(|take| take.order_id.0).collect();
         let lines = takes.iter().zip(1..).flat_map(|(take, whose)| {
             let lines = take.lines.as_slice().iter().zip(0..);
@@ -87,7 +87,7 @@ impl PostgresStore {
         let sql = if mistake!("read then write") { READ_THEN_WRITE } else { TAKE_EACH };
         let take = || sqlx::query_scalar(sql).bind(&order_ids).bind(&whose).bind(&indexes);
         let take = || take().bind(&product_ids).bind(&quantities).fetch_all(&self.pool);
-        let answers: Vec<Json<Answer>> = self.pool.repeat("take", take).await?;
+        let answers: Vec<Json<Answer>> = self.pool.retry_idempotent("take", take).await?;
         if answers.len() != takes.len() {
             return Err(Error::Decode(format!("{} answers to {} takes", answers.len(), takes.len()).into()));
         }
@@ -98,7 +98,7 @@ impl PostgresStore {
         let order_ids: Vec<Uuid> = order_ids.iter().map(|order_id| order_id.0).collect();
         let sql = if mistake!("no tombstone") { RELEASE_TAKEN } else { "select release_each($1)" };
         let release = || sqlx::query(sql).bind(&order_ids);
-        self.pool.repeat("release", || release().execute(&self.pool)).await?;
+        self.pool.retry_idempotent("release", || release().execute(&self.pool)).await?;
         Ok(())
     }
 }
@@ -163,18 +163,18 @@ enum Answer {
 }
 
 impl Answer {
-    fn to(self, LinesFor { order_id, lines }: &LinesFor) -> Taken {
+    fn to(self, ReservationRequest { order_id, lines }: &ReservationRequest) -> ReservationOutcome {
         let order_id = *order_id;
         match self {
-            Self::Now(taken) => Taken::Now(Reserved { order_id, lines: reserved(taken) }),
-            Self::Unknown(at) => Taken::Refused(Refusal::Unknown(at)),
-            Self::Short(at) => Taken::Refused(Refusal::Short(at)),
+            Self::Now(taken) => ReservationOutcome::Created(Reserved { order_id, lines: reserved(taken) }),
+            Self::Unknown(at) => ReservationOutcome::Rejected(Refusal::Unknown(at)),
+            Self::Short(at) => ReservationOutcome::Rejected(Refusal::InsufficientStock(at)),
             Self::Found(status, held) => {
                 let held = reserved(held);
                 match ReservationStatus::on_take(Some(status)) {
-                    Take::Refused => Taken::Refused(Refusal::Released),
-                    _ if lines.are_those_of(&held) => Taken::Already(Reserved { order_id, lines: held }),
-                    _ => Taken::Refused(Refusal::Mismatch),
+                    Take::Refused => ReservationOutcome::Rejected(Refusal::Released),
+                    _ if lines.matches(&held) => ReservationOutcome::Existing(Reserved { order_id, lines: held }),
+                    _ => ReservationOutcome::Rejected(Refusal::Mismatch),
                 }
             }
         }
@@ -194,21 +194,23 @@ impl ProductStore for PostgresStore {
         let sql = "insert into products (name, folded_name, price, stock, version, created_at) \
                    values ($1, $2, $3, $4, 1, $5) returning id, name, price, stock, version, created_at";
         let insert = || sqlx::query_as(sql).bind(&name).bind(fold(&name)).bind(price.cents()).bind(stock);
-        let Stored(product) =
-            self.pool.once("insert", || insert().bind(created_at.to_sqlx()).fetch_one(&self.pool)).await?;
+        let Stored(product) = self
+            .pool
+            .retry_if_not_executed("insert", || insert().bind(created_at.to_sqlx()).fetch_one(&self.pool))
+            .await?;
         Ok(Arc::new(product))
     }
 
     async fn by_id(&self, id: Id) -> Result<Option<Arc<Product>>, StoreError> {
         let by_id = || sqlx::query_as(products!("where id = $1")).bind(id.get());
-        let found = self.pool.repeat("by_id", || by_id().fetch_optional(&self.pool)).await?;
+        let found = self.pool.retry_idempotent("by_id", || by_id().fetch_optional(&self.pool)).await?;
         Ok(found.map(|Stored(product)| Arc::new(product)))
     }
 
     async fn by_ids(&self, ids: &[Id]) -> Result<Vec<Arc<Product>>, StoreError> {
         let ids: Vec<i64> = ids.iter().map(|id| id.get()).collect();
         let by_ids = || sqlx::query_as(products!("where id = any ($1) order by id")).bind(&ids);
-        let found = self.pool.repeat("by_ids", || by_ids().fetch_all(&self.pool)).await?;
+        let found = self.pool.retry_idempotent("by_ids", || by_ids().fetch_all(&self.pool)).await?;
         Ok(found.into_iter().map(|Stored(product)| Arc::new(product)).collect())
     }
 
@@ -219,12 +221,12 @@ impl ProductStore for PostgresStore {
         }
         let page_of = |sql| sqlx::query_as(sql).bind(page.after.map_or(0, Id::get)).bind(one_more_than(page.limit));
         let found = if name.is_empty() {
-            self.pool.repeat("page", || page_of(PAGE).fetch_all(&self.pool)).await?
+            self.pool.retry_idempotent("page", || page_of(PAGE).fetch_all(&self.pool)).await?
         } else {
             let pattern = pattern(&name);
             // Planned anew each time: which index is the better one depends on what is looked for.
             self.pool
-                .repeat("search", || page_of(SEARCH).bind(&pattern).persistent(false).fetch_all(&self.pool))
+                .retry_idempotent("search", || page_of(SEARCH).bind(&pattern).persistent(false).fetch_all(&self.pool))
                 .await?
         };
         Ok(Rows::cut(found.into_iter().map(|Stored(product)| Arc::new(product)), page.limit))
@@ -237,7 +239,10 @@ impl ProductStore for PostgresStore {
         let seen = || sqlx::query(sql).bind(id.get()).bind(version);
         let replace = || seen().bind(name).bind(fold(name)).bind(price.cents()).bind(stock).bind(product.version);
         // Who repeats a change may find it made and take it for another's; so too below.
-        let replaced = self.pool.once("replace", || replace().bind(created_at.to_sqlx()).execute(&self.pool)).await?;
+        let replaced = self
+            .pool
+            .retry_if_not_executed("replace", || replace().bind(created_at.to_sqlx()).execute(&self.pool))
+            .await?;
         Ok((replaced.rows_affected() == 1).then(|| Arc::new(product)))
     }
 
@@ -248,21 +253,24 @@ impl ProductStore for PostgresStore {
                    returning id, name, price, stock, version, created_at";
         let change = || sqlx::query_as(sql).bind(id.get()).bind(name).bind(name.as_deref().map(fold));
         let change = || change().bind(price.map(Money::cents)).bind(stock).fetch_optional(&self.pool);
-        Ok(self.pool.once("change", change).await?.map(|Stored(product)| Arc::new(product)))
+        Ok(self.pool.retry_if_not_executed("change", change).await?.map(|Stored(product)| Arc::new(product)))
     }
 
     async fn remove(&self, id: Id, version: Option<i64>) -> Result<bool, StoreError> {
         let sql = "delete from products where id = $1 and version = coalesce($2, version)";
         let remove = || sqlx::query(sql).bind(id.get()).bind(version);
-        Ok(self.pool.once("remove", || remove().execute(&self.pool)).await?.rows_affected() == 1)
+        Ok(self.pool.retry_if_not_executed("remove", || remove().execute(&self.pool)).await?.rows_affected() == 1)
     }
 
-    async fn take_each(&self, takes: &[LinesFor]) -> Result<Vec<Result<Taken, StoreError>>, StoreError> {
+    async fn take_each(
+        &self,
+        takes: &[ReservationRequest],
+    ) -> Result<Vec<Result<ReservationOutcome, StoreError>>, StoreError> {
         match self.take_together(takes).await {
             Ok(taken) => Ok(taken.into_iter().map(Ok).collect()),
             // For that one of them the others are not to blame. One after the other: one that waits for the row has others.
-            Err(error) if takes.len() > 1 && is_of_a_row(&error) => {
-                let alone = Self { pool: self.pool.hurried() };
+            Err(error) if takes.len() > 1 && is_row_error(&error) => {
+                let alone = Self { pool: self.pool.short_lock_timeout() };
                 let mut taken = Vec::with_capacity(takes.len());
                 for take in takes {
                     taken.push(alone.take(take.order_id, &take.lines).await);
@@ -275,8 +283,8 @@ impl ProductStore for PostgresStore {
 
     async fn release_each(&self, order_ids: &[OrderId]) -> Result<(), StoreError> {
         match self.release_together(order_ids).await {
-            Err(error) if order_ids.len() > 1 && is_of_a_row(&error) => {
-                let alone = Self { pool: self.pool.hurried() };
+            Err(error) if order_ids.len() > 1 && is_row_error(&error) => {
+                let alone = Self { pool: self.pool.short_lock_timeout() };
                 let mut released = Ok(());
                 for order_id in order_ids {
                     released = alone.release(*order_id).await.and(released);
@@ -291,7 +299,7 @@ impl ProductStore for PostgresStore {
         let sql = "select jsonb_build_array(status, lines) from reservations where order_id = $1";
         let held = || sqlx::query_scalar(sql).bind(order_id.0);
         let held: Option<Json<(ReservationStatus, Vec<Line>)>> =
-            self.pool.repeat("reservation", || held().fetch_optional(&self.pool)).await?;
+            self.pool.retry_idempotent("reservation", || held().fetch_optional(&self.pool)).await?;
         Ok(held.map(|Json((status, lines))| Reservation { order_id, status, lines: reserved(lines) }))
     }
 
@@ -304,16 +312,16 @@ impl ProductStore for PostgresStore {
 mod tests {
     use std::time::Duration;
 
-    use chassis::testing::postgres::{behind_a_bad_wire, database, deadlocks, patient};
     use futures_util::future::join_all;
     use shared::products::Line;
     use sqlx::{Connection, PgConnection, Postgres, Transaction};
+    use testing::postgres::{behind_a_faulty_connection, database, deadlocks, generous_timeouts};
 
     use super::*;
     use crate::reservation::Lines;
 
     async fn open(database: &PgConnectOptions) -> PostgresStore {
-        PostgresStore::open(database, &patient()).await.expect("a database")
+        PostgresStore::open(database, &generous_timeouts()).await.expect("a database")
     }
 
     fn lines(wanted: &[(i64, u32)]) -> Lines {
@@ -336,8 +344,8 @@ mod tests {
         assert!(store.by_id(Id::new(lamp).unwrap()).await.is_err());
 
         let store = open(&database).await;
-        let Taken::Now(reserved) = taken else { panic!("{taken:?}") };
-        assert_eq!(store.take(order_id, &lines(&[(lamp, 2)])).await.unwrap(), Taken::Already(reserved));
+        let ReservationOutcome::Created(reserved) = taken else { panic!("{taken:?}") };
+        assert_eq!(store.take(order_id, &lines(&[(lamp, 2)])).await.unwrap(), ReservationOutcome::Existing(reserved));
         assert_eq!(store.by_id(Id::new(lamp).unwrap()).await.unwrap().unwrap().public.stock, 3);
     }
 
@@ -345,7 +353,7 @@ mod tests {
     #[tokio::test]
     async fn a_change_whose_answer_is_lost_is_made_once() {
         let Some(database) = database().await else { return };
-        let (database, wire) = behind_a_bad_wire(&database).await;
+        let (database, wire) = behind_a_faulty_connection(&database).await;
         let store = open(&database).await;
         let id = Id::new(add_lamp(&store, 5).await).unwrap();
         let version = async || store.by_id(id).await.unwrap().map(|product| product.version);
@@ -377,8 +385,9 @@ mod tests {
         let Some(database) = database().await else { return };
         let store = open(&database).await;
         let lamp = add_lamp(&store, 10).await;
-        let takes: Vec<_> =
-            (0..10).map(|n| LinesFor { order_id: OrderId(Uuid::from_u128(n)), lines: lines(&[(lamp, 1)]) }).collect();
+        let takes: Vec<_> = (0..10)
+            .map(|n| ReservationRequest { order_id: OrderId(Uuid::from_u128(n)), lines: lines(&[(lamp, 1)]) })
+            .collect();
         let commits = async || -> (i64, i64) {
             let sql = "select count(*), count(distinct xmin::text) from reservations";
             sqlx::query_as(sql).fetch_one(&store.pool).await.unwrap()
@@ -396,13 +405,13 @@ mod tests {
         let lamp = add_lamp(&store, 1).await;
         let takes = [lines(&[(lamp, 2)]), lines(&[(lamp, 1), (999, 1)])];
         let takes: Vec<_> =
-            takes.into_iter().map(|lines| LinesFor { order_id: OrderId(Uuid::now_v7()), lines }).collect();
+            takes.into_iter().map(|lines| ReservationRequest { order_id: OrderId(Uuid::now_v7()), lines }).collect();
         let mut connection = PgConnection::connect_with(&database).await.unwrap();
         let mut somebody = connection.begin().await.unwrap();
         sqlx::query("select id from products for update").execute(&mut *somebody).await.unwrap();
         let taken = tokio::time::timeout(Duration::from_secs(20), store.take_each(&takes)).await.expect("it waits");
-        let short = Taken::Refused(Refusal::Short(vec![(0, 1)]));
-        assert_eq!(taken.unwrap(), [short, Taken::Refused(Refusal::Unknown(vec![1]))].map(Ok));
+        let short = ReservationOutcome::Rejected(Refusal::InsufficientStock(vec![(0, 1)]));
+        assert_eq!(taken.unwrap(), [short, ReservationOutcome::Rejected(Refusal::Unknown(vec![1]))].map(Ok));
     }
 
     /// Somebody who holds the row of this product.
@@ -418,23 +427,23 @@ mod tests {
         let Some(database) = database().await else { return };
         // Two seconds of them for a row.
         let database_statement = Duration::from_secs(5);
-        let settings = DatabaseSettings { database_connections: 2, database_statement, ..patient() };
+        let settings = DatabaseSettings { database_connections: 2, database_statement, ..generous_timeouts() };
         let store = PostgresStore::open(&database, &settings).await.unwrap();
         let (lamp, desk) = (add_lamp(&store, 9).await, add_lamp(&store, 9).await);
         let [on_lamp, on_both, on_desk] = [&[lamp][..], &[lamp, desk], &[desk]].map(|wanted| {
             let wanted: Vec<_> = wanted.iter().map(|id| (*id, 1)).collect();
-            LinesFor { order_id: OrderId(Uuid::now_v7()), lines: lines(&wanted) }
+            ReservationRequest { order_id: OrderId(Uuid::now_v7()), lines: lines(&wanted) }
         });
         let stock = async |id| store.by_id(Id::new(id).unwrap()).await.unwrap().unwrap().public.stock;
         let mut connection = PgConnection::connect_with(&database).await.unwrap();
         let somebody = hold(&mut connection, desk).await;
         // More that wait than there are connections, and one that has what another wants while it waits for the desk.
         let mut takes: Vec<_> =
-            (0..20).map(|_| LinesFor { order_id: OrderId(Uuid::now_v7()), ..on_both.clone() }).collect();
-        takes.extend([&on_lamp, &on_desk].map(LinesFor::clone));
+            (0..20).map(|_| ReservationRequest { order_id: OrderId(Uuid::now_v7()), ..on_both.clone() }).collect();
+        takes.extend([&on_lamp, &on_desk].map(ReservationRequest::clone));
         let mut taken = store.take_each(&takes).await.unwrap();
         let innocent = taken.remove(20);
-        assert!(matches!(innocent, Ok(Taken::Now(_))), "{innocent:?}");
+        assert!(matches!(innocent, Ok(ReservationOutcome::Created(_))), "{innocent:?}");
         assert!(taken.iter().all(Result::is_err), "{taken:?}");
         somebody.rollback().await.unwrap();
         assert_eq!((stock(lamp).await, stock(desk).await), (8, 9));
@@ -480,10 +489,10 @@ mod tests {
         let store = Arc::new(open(&database).await);
         let (lamp, desk, vase) =
             (add_lamp(&store, 1000).await, add_lamp(&store, 1000).await, add_lamp(&store, 1000).await);
-        let each = |n: u128, wanted: [i64; 3]| -> Vec<LinesFor> {
+        let each = |n: u128, wanted: [i64; 3]| -> Vec<ReservationRequest> {
             let orders = (0..12).map(|order| OrderId(Uuid::from_u128((1 << 100) + n / 4 * 12 + order)));
             let wanted = wanted.into_iter().cycle().map(|id| lines(&[(id, 1)]));
-            orders.zip(wanted).map(|(order_id, lines)| LinesFor { order_id, lines }).collect()
+            orders.zip(wanted).map(|(order_id, lines)| ReservationRequest { order_id, lines }).collect()
         };
         let orders = [[lamp, desk, vase], [vase, desk, lamp], [desk, vase, lamp], [vase, lamp, desk]];
         let clients = (0..).zip(orders.into_iter().cycle().take(8)).map(|(client, wanted)| {

@@ -1,4 +1,4 @@
-//! Accidents and mistakes on demand, for those who check the checkers. Without the feature `sabotage` there are none: the
+//! Accidents and mistakes on demand, for those who check the checkers. Without the feature `fault-injection` there are none: the
 //! macros here are nothing, and nobody who serves has the feature.
 //!
 //! That a crash does no harm is shown by crashing at every step, and not where a signal happens to arrive: [`crash_point!`]
@@ -10,32 +10,32 @@
 
 /// Ends the process here, as if by a power failure, when it comes by for the n-th time and `CRASH_AT=name:n` is in its
 /// environment.
-#[cfg(feature = "sabotage")]
+#[cfg(feature = "fault-injection")]
 #[macro_export]
 macro_rules! crash_point {
     ($name:literal) => {
-        $crate::sabotage::crash_point($name)
+        $crate::fault_injection::crash_point($name)
     };
 }
 
 /// Nothing: this is a build to be served.
-#[cfg(not(feature = "sabotage"))]
+#[cfg(not(feature = "fault-injection"))]
 #[macro_export]
 macro_rules! crash_point {
     ($name:literal) => {{}};
 }
 
 /// Whether to make this mistake: `MISTAKE=name` is in the environment, or several, parted by commas.
-#[cfg(feature = "sabotage")]
+#[cfg(feature = "fault-injection")]
 #[macro_export]
 macro_rules! mistake {
     ($name:literal) => {
-        $crate::sabotage::mistake($name)
+        $crate::fault_injection::mistake($name)
     };
 }
 
 /// No: this is a build to be served.
-#[cfg(not(feature = "sabotage"))]
+#[cfg(not(feature = "fault-injection"))]
 #[macro_export]
 macro_rules! mistake {
     ($name:literal) => {
@@ -43,10 +43,10 @@ macro_rules! mistake {
     };
 }
 
-#[cfg(feature = "sabotage")]
+#[cfg(feature = "fault-injection")]
 pub use self::asked::{crash_point, mistake};
 
-#[cfg(feature = "sabotage")]
+#[cfg(feature = "fault-injection")]
 mod asked {
     use std::env;
     use std::process;

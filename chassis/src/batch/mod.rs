@@ -16,8 +16,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::{task, time};
 use tracing::{Instrument, Span};
 
-use crate::metrics::{self, Counter, Family, Labels};
 use crate::mistake;
+use crate::telemetry::metrics::{self, Counter, Family, Labels};
 
 /// So many calls are on their way at once, so that one that is a little slow does not hold up all that comes.
 const SLOTS: usize = 2;
@@ -43,7 +43,7 @@ struct Parts<A, R> {
     batches: Counter,
 }
 
-type Sender<A, R> = dyn Fn(Vec<Asked<A, R>>) -> BoxFuture<'static, ()> + Send + Sync;
+type Sender<A, R> = dyn Fn(Vec<BatchItem<A, R>>) -> BoxFuture<'static, ()> + Send + Sync;
 
 /// How much there may be.
 pub struct Limits<A> {
@@ -58,7 +58,7 @@ pub struct Limits<A> {
 }
 
 struct Queue<A, R> {
-    waiting: VecDeque<Asked<A, R>>,
+    waiting: VecDeque<BatchItem<A, R>>,
     /// How many have asked so far.
     asked: u64,
     /// The slots that are taken.
@@ -77,7 +77,7 @@ enum Begin {
 }
 
 /// Something that is asked, and who waits for the answer.
-pub struct Asked<A, R> {
+pub struct BatchItem<A, R> {
     /// What is asked.
     pub ask: A,
     number: u64,
@@ -89,16 +89,16 @@ pub struct Asked<A, R> {
 
 /// Why there is no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unanswered {
+pub enum BatchError {
     /// It was not asked: too many wait already.
-    NoRoom,
+    QueueFull,
     /// Others have been on their way for too long.
-    TooLate,
+    Timeout,
     /// Whoever should have answered did not: it has panicked.
-    Died,
+    Panicked,
 }
 
-impl<A, R> Asked<A, R> {
+impl<A, R> BatchItem<A, R> {
     /// Answers it. Nobody may be waiting any more.
     pub fn answer(self, answer: R) {
         let _ = self.reply.send(answer);
@@ -110,7 +110,7 @@ impl<A: Send + 'static, R: Send + 'static> Batcher<A, R> {
     pub fn new<F: Future<Output = ()> + Send + 'static>(
         what: &'static str,
         limits: Limits<A>,
-        send: impl Fn(Vec<Asked<A, R>>) -> F + Send + Sync + 'static,
+        send: impl Fn(Vec<BatchItem<A, R>>) -> F + Send + Sync + 'static,
     ) -> Self {
         let room = Arc::new(Semaphore::new(limits.room));
         let queue = Mutex::new(Queue { waiting: VecDeque::new(), asked: 0, slots: 0, taken: 0, watched: false });
@@ -124,21 +124,21 @@ impl<A: Send + 'static, R: Send + 'static> Batcher<A, R> {
     /// # Errors
     /// If there is none; or not yet, when the calls of others have taken longer than `patience`. A call that is the
     /// caller's alone has whatever limit `send` gives it.
-    pub async fn ask(&self, ask: A, patience: Option<Duration>) -> Result<R, Unanswered> {
+    pub async fn ask(&self, ask: A, patience: Option<Duration>) -> Result<R, BatchError> {
         let parts = &self.0;
-        let place = parts.place().ok_or(Unanswered::NoRoom)?;
+        let place = parts.place().ok_or(BatchError::QueueFull)?;
         let (reply, answer) = oneshot::channel();
         parts.asks.inc();
-        match parts.enqueue(Asked { ask, number: 0, reply, span: Span::current(), _place: place }) {
+        match parts.enqueue(BatchItem { ask, number: 0, reply, span: Span::current(), _place: place }) {
             Begin::Work { number } => Slot::of(parts).begin(number).await,
             Begin::Watch => drop(tokio::spawn(Arc::clone(parts).watch())),
             Begin::Nothing => {}
         }
         let answered = match patience {
-            Some(patience) => time::timeout(patience, answer).await.map_err(|_| Unanswered::TooLate)?,
+            Some(patience) => time::timeout(patience, answer).await.map_err(|_| BatchError::Timeout)?,
             None => answer.await,
         };
-        answered.map_err(|_| Unanswered::Died)
+        answered.map_err(|_| BatchError::Panicked)
     }
 }
 
@@ -169,7 +169,7 @@ impl<A: Send + 'static, R: Send + 'static> Slot<A, R> {
     }
 
     /// Sends this and then one batch after the other, until nothing waits.
-    async fn work(mut self, mut batch: Vec<Asked<A, R>>) {
+    async fn work(mut self, mut batch: Vec<BatchItem<A, R>>) {
         loop {
             if batch.is_empty() {
                 batch = self.next_batch().await;
@@ -181,7 +181,7 @@ impl<A: Send + 'static, R: Send + 'static> Slot<A, R> {
         }
     }
 
-    async fn next_batch(&self) -> Vec<Asked<A, R>> {
+    async fn next_batch(&self) -> Vec<BatchItem<A, R>> {
         task::yield_now().await; // whoever is about to ask goes with it
         if mistake!("wait for company") {
             self.parts.wait_for_company().await;
@@ -206,7 +206,7 @@ impl<A, R> Drop for Slot<A, R> {
 }
 
 impl<A: Send + 'static, R: Send + 'static> Parts<A, R> {
-    async fn send(&self, batch: Vec<Asked<A, R>>) {
+    async fn send(&self, batch: Vec<BatchItem<A, R>>) {
         let Some(first) = batch.first() else { return };
         self.batches.inc();
         let span = first.span.clone();
@@ -248,7 +248,7 @@ impl<A: Send + 'static, R: Send + 'static> Parts<A, R> {
         let _ = time::timeout(patience, alone).await;
     }
 
-    fn enqueue(&self, mut asked: Asked<A, R>) -> Begin {
+    fn enqueue(&self, mut asked: BatchItem<A, R>) -> Begin {
         let mut queue = self.queue();
         queue.asked += 1;
         let number = queue.asked;
@@ -266,7 +266,7 @@ impl<A: Send + 'static, R: Send + 'static> Parts<A, R> {
     }
 
     /// What goes out next, in the order asked.
-    fn next_batch(&self) -> Vec<Asked<A, R>> {
+    fn next_batch(&self) -> Vec<BatchItem<A, R>> {
         let (mut batch, mut bytes) = (Vec::new(), 0);
         let most = if mistake!("one by one") { 1 } else { self.limits.asks };
         let mut queue = self.queue();
@@ -315,7 +315,7 @@ mod tests {
 
     use super::*;
 
-    type Batch = Vec<Asked<u32, u32>>;
+    type Batch = Vec<BatchItem<u32, u32>>;
 
     /// A batch on its way: until it is dropped.
     struct Call {
@@ -355,7 +355,7 @@ mod tests {
     }
 
     /// Asks this in a task of its own.
-    fn ask(batcher: &Batcher<u32, u32>, ask: u32) -> JoinHandle<Result<u32, Unanswered>> {
+    fn ask(batcher: &Batcher<u32, u32>, ask: u32) -> JoinHandle<Result<u32, BatchError>> {
         let batcher = batcher.clone();
         tokio::spawn(async move { batcher.ask(ask, None).await })
     }
@@ -498,7 +498,7 @@ mod tests {
         let (batcher, mut calls) = by_hand(LIMITS);
         let _taken = all_slots(&batcher, &mut calls).await;
         let began = time::Instant::now();
-        assert_eq!(batcher.ask(7, Some(LONG / 2)).await, Err(Unanswered::TooLate));
+        assert_eq!(batcher.ask(7, Some(LONG / 2)).await, Err(BatchError::Timeout));
         assert!(began.elapsed() < LONG);
     }
 
@@ -507,7 +507,7 @@ mod tests {
         let (batcher, mut calls) = by_hand(Limits { room: 2, ..LIMITS });
         let asked = [ask(&batcher, 1), ask(&batcher, 2)];
         let call = calls.recv().await.unwrap();
-        assert_eq!(batcher.ask(3, None).await, Err(Unanswered::NoRoom));
+        assert_eq!(batcher.ask(3, None).await, Err(BatchError::QueueFull));
         call.answer();
         for asked in asked {
             asked.await.unwrap().unwrap();
@@ -531,7 +531,7 @@ mod tests {
             answer(batch);
         });
         for _ in 0..2 * SLOTS {
-            assert_eq!(batcher.ask(13, None).await, Err(Unanswered::Died));
+            assert_eq!(batcher.ask(13, None).await, Err(BatchError::Panicked));
         }
         assert_eq!(batcher.ask(1, None).await, Ok(10));
     }
@@ -539,6 +539,6 @@ mod tests {
     #[tokio::test]
     async fn whoever_is_not_answered_is_told_so() {
         let batcher = Batcher::new("test", LIMITS, |batch: Batch| async { drop(batch) });
-        assert_eq!(batcher.ask(1, None).await, Err(Unanswered::Died));
+        assert_eq!(batcher.ask(1, None).await, Err(BatchError::Panicked));
     }
 }

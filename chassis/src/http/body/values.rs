@@ -1,4 +1,4 @@
-//! What a member or a parameter may hold: parsers to be handed to [`crate::fields`].
+//! What a member or a parameter may hold: parsers to be handed to [`crate::http::body`].
 
 use std::borrow::Cow;
 use std::fmt;

@@ -8,13 +8,13 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnectOptions;
 
-use crate::postgres::Pool;
+use chassis::postgres::Pool;
 
 /// So often a call is made: from the sixth time on PostgreSQL may have one plan for whatever is asked.
 const TIMES: u32 = 7;
 
 /// This database, with the plan of every statement written to the log of its server, which is a throw-away one.
-pub fn explained(database: &PgConnectOptions) -> PgConnectOptions {
+pub fn with_logged_plans(database: &PgConnectOptions) -> PgConnectOptions {
     database.clone().options([
         ("session_preload_libraries", "auto_explain"),
         ("auto_explain.log_min_duration", "0"),
@@ -26,7 +26,7 @@ pub fn explained(database: &PgConnectOptions) -> PgConnectOptions {
     ])
 }
 
-/// Reads the plans of the statements that a store sends to an [`explained`] database.
+/// Reads the plans of the statements that a store sends to an [`with_logged_plans`] database.
 pub struct Plans {
     pool: Pool,
     log: PathBuf,

@@ -12,7 +12,7 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 ///
 /// # Panics
 /// If it does not come; that `what` was waited for is said.
-pub async fn in_time<T>(what: &str, happening: impl Future<Output = T>) -> T {
+pub async fn with_timeout<T>(what: &str, happening: impl Future<Output = T>) -> T {
     time::timeout(DEADLINE, happening).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }
 
@@ -20,11 +20,11 @@ pub async fn in_time<T>(what: &str, happening: impl Future<Output = T>) -> T {
 ///
 /// # Panics
 /// As [`in_time`].
-pub async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
+pub async fn eventually(what: &str, is_so: impl AsyncFn() -> bool) {
     let asked = async {
         while !is_so().await {
             time::sleep(Duration::from_millis(5)).await;
         }
     };
-    in_time(what, asked).await;
+    with_timeout(what, asked).await;
 }

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use chassis::config::DatabaseSettings;
+use chassis::http::page::{Page, Rows};
 use chassis::mistake;
-use chassis::page::{Page, Rows};
 use chassis::postgres::{self, Pool};
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
@@ -29,13 +29,13 @@ use sqlx::{Error, Postgres, Row, query, query_scalar};
 use uuid::Uuid;
 
 use self::together::{Kind, Together};
-use super::{Begun, Filter, Intent, OrderStore, StoreError};
+use super::{BeginOutcome, Filter, Intent, OrderStore, StoreError};
 use crate::SERVICE;
 use crate::order::State;
 
 type PgQuery = Query<'static, Postgres, PgArguments>;
 
-const MIGRATIONS: [(&str, &str); 1] = [("orders", include_str!("../../migrations/0001_orders.sql"))];
+const MIGRATIONS: [(&str, &str); 1] = [("orders", include_str!("../../../migrations/0001_orders.sql"))];
 
 /// How often an intent may find something in its way that is gone when it is looked at: each time an attempt with the
 /// same key has failed just then.
@@ -122,7 +122,7 @@ const GIVE_UP: &str = "with abandoned as materialized
 
 /// First what was never claimed, then what was claimed longest ago: rows that cannot be released keep none waiting. What
 /// another replica is claiming just now is passed over.
-const CLAIM: &str = "with waiting as materialized
+const CLAIM_LEASE: &str = "with waiting as materialized
         (select id from orders where state in ('aborting', 'cancelling') and claimed_until <= $1
         order by claimed_until, id limit $3 for update skip locked),
     claimed as
@@ -194,21 +194,21 @@ impl PostgresStore {
     }
 
     /// What has come of that which was in the way of an intent; `None` if it is gone by now.
-    async fn earlier(&self, intent: &Intent) -> Result<Option<Begun>, Error> {
+    async fn earlier(&self, intent: &Intent) -> Result<Option<BeginOutcome>, Error> {
         let (key, fingerprint) = columns_of_key(intent);
         let earlier = self
             .pool
-            .repeat("earlier", || query(EARLIER).bind(intent.id.0).bind(key).fetch_optional(&self.pool))
+            .retry_idempotent("earlier", || query(EARLIER).bind(intent.id.0).bind(key).fetch_optional(&self.pool))
             .await?;
         let Some(row) = earlier else { return Ok(None) };
         Ok(Some(if row.try_get::<Uuid, _>("id")? == intent.id.0 {
-            Begun::Placing
+            BeginOutcome::Started
         } else if row.try_get::<Option<&[u8]>, _>("fingerprint")? != fingerprint {
-            Begun::OtherBody
+            BeginOutcome::KeyMismatch
         } else if row.try_get::<Option<&str>, _>("status")?.is_none() {
-            Begun::InProgress
+            BeginOutcome::InProgress
         } else {
-            Begun::Placed(order(&row)?)
+            BeginOutcome::Replayed(order(&row)?)
         }))
     }
 
@@ -229,10 +229,10 @@ impl PostgresStore {
 
 #[async_trait]
 impl OrderStore for PostgresStore {
-    async fn begin(&self, intent: Intent) -> Result<Begun, StoreError> {
+    async fn begin(&self, intent: Intent) -> Result<BeginOutcome, StoreError> {
         for _ in 0..MAX_TURNS {
             if let (Some(()), _) = self.inserts.make(intent.clone()).await? {
-                return Ok(Begun::Placing);
+                return Ok(BeginOutcome::Started);
             }
             if let Some(begun) = self.earlier(&intent).await? {
                 return Ok(begun);
@@ -262,7 +262,8 @@ impl OrderStore for PostgresStore {
 
     async fn step(&self, id: OrderId, from: OrderStatus, to: State) -> Result<Option<Arc<Order>>, StoreError> {
         let step = || query(STEP).bind(id.0).bind(from.name()).bind(to.name());
-        let (row, may_be_made) = self.pool.repeat_and_tell("step", || step().fetch_optional(&self.pool)).await?;
+        let (row, may_be_made) =
+            self.pool.retry_reporting_ambiguity("step", || step().fetch_optional(&self.pool)).await?;
         let made = (row.as_ref().map(order).transpose()?, may_be_made);
         self.moved(id, made, |order| Some(order.status) == to.shown()).await
     }
@@ -273,13 +274,15 @@ impl OrderStore for PostgresStore {
     }
 
     async fn by_id(&self, id: OrderId) -> Result<Option<Arc<Order>>, StoreError> {
-        let row = self.pool.repeat("by_id", || query(BY_ID).bind(id.0).fetch_optional(&self.pool)).await?;
+        let row = self.pool.retry_idempotent("by_id", || query(BY_ID).bind(id.0).fetch_optional(&self.pool)).await?;
         Ok(row.as_ref().map(order).transpose()?)
     }
 
     async fn page(&self, page: Page<OrderId>, filter: Filter) -> Result<Rows<Arc<Order>>, StoreError> {
-        let rows =
-            self.pool.repeat("page", || bind(query(page_sql(filter)), page, filter).fetch_all(&self.pool)).await?;
+        let rows = self
+            .pool
+            .retry_idempotent("page", || bind(query(page_sql(filter)), page, filter).fetch_all(&self.pool))
+            .await?;
         let orders: Vec<Arc<Order>> = rows.iter().map(order).collect::<Result<_, _>>()?;
         Ok(Rows::cut(orders.into_iter(), page.limit))
     }
@@ -292,17 +295,17 @@ impl OrderStore for PostgresStore {
         most: usize,
     ) -> Result<Vec<OrderId>, StoreError> {
         // Two statements, for what is given up and not claimed yet is as any other that waits.
-        self.pool.repeat("give_up", || query(GIVE_UP).bind(abandoned.to_sqlx()).execute(&self.pool)).await?;
+        self.pool.retry_idempotent("give_up", || query(GIVE_UP).bind(abandoned.to_sqlx()).execute(&self.pool)).await?;
         let until = now.checked_add(lease).unwrap_or(Timestamp::MAX);
         let claim = || {
-            let claim = query_scalar(CLAIM).bind(now.to_sqlx()).bind(until.to_sqlx()).bind(limit(most));
+            let claim = query_scalar(CLAIM_LEASE).bind(now.to_sqlx()).bind(until.to_sqlx()).bind(limit(most));
             claim.fetch_all(&self.pool)
         };
-        Ok(self.pool.repeat("claim", claim).await?.into_iter().map(OrderId).collect())
+        Ok(self.pool.retry_idempotent("claim", claim).await?.into_iter().map(OrderId).collect())
     }
 
     async fn unsettled(&self) -> Result<i64, StoreError> {
-        Ok(self.pool.repeat("unsettled", || query_scalar(UNSETTLED).fetch_one(&self.pool)).await?)
+        Ok(self.pool.retry_idempotent("unsettled", || query_scalar(UNSETTLED).fetch_one(&self.pool)).await?)
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

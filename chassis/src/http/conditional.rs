@@ -9,11 +9,14 @@ use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use crate::extract::Header;
+use serde::Serialize;
+
 use crate::hex::Hex;
-use crate::json::{ToJson, Writer};
+use crate::http::body::values::Detail;
+use crate::http::entity::Entity;
+use crate::http::extract::Header;
+use crate::http::json::{ToJson, Writer};
 use crate::problem::{PRECONDITION_FAILED, Problem};
-use crate::values::Detail;
 
 /// How many bytes an entity gets at once; few are larger.
 const ROOM: usize = 256;
@@ -37,6 +40,42 @@ pub fn check(if_match: Option<&IfMatch>, entity: &impl ToJson) -> Result<(), Pro
     let (_, tag) = represent(entity)?;
     let matches = seen.split(',').map(str::trim).any(|given| given == "*" || given == tag);
     if matches { Ok(()) } else { Err(Problem::new(&PRECONDITION_FAILED, "It has changed since you read it")) }
+}
+
+/// Refuses with 412 unless `If-Match`, if the client sent it, names the tag of `entity` or is `*`.
+///
+/// Tags are compared strongly: a weak tag never matches.
+pub fn check_if_match<T: Serialize>(if_match: Option<&IfMatch>, entity: &Entity<T>) -> Result<(), Problem> {
+    let Some(IfMatch(expected)) = if_match else { return Ok(()) };
+    let tag = entity.etag();
+    let matches = expected.split(',').map(str::trim).any(|expected| expected == "*" || expected == tag);
+    if matches { Ok(()) } else { Err(Problem::new(&PRECONDITION_FAILED, "It has changed since you read it")) }
+}
+
+/// Returns the response with one entity and its `ETag`: 200, or 304 if `If-None-Match` names the tag (compared weakly).
+pub fn respond<T: Serialize>(entity: &Entity<T>, request: &HeaderMap) -> Response {
+    let tag = entity.etag();
+    let known = request.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+    let mut known = known.flat_map(|value| value.split(',')).map(str::trim);
+    if known.any(|known| known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag) {
+        return (StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response();
+    }
+    let mut response = Response::new(Body::from(entity.json().clone()));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(header::ETAG, tag);
+    response
+}
+
+/// Returns the response to a creation: 201 with the entity, its `ETag` and its address.
+///
+/// # Errors
+/// If `location` is not a header value.
+pub fn respond_created<T: Serialize>(entity: &Entity<T>, location: &str) -> Result<Response, Problem> {
+    let location = HeaderValue::from_str(location).map_err(Problem::internal)?;
+    let mut response = respond(entity, &HeaderMap::new());
+    *response.status_mut() = StatusCode::CREATED;
+    response.headers_mut().insert(header::LOCATION, location);
+    Ok(response)
 }
 
 /// The answer that shows one entity, with its `ETag`: 200, or 304 if the client has it already.

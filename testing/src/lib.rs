@@ -14,13 +14,12 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use serde_json::Value;
 use tokio::net::TcpListener;
-use tower::ServiceExt;
 use url::Url;
 
-pub use self::fuzz::{Dice, Language, fuzz};
-pub use self::plans::{Plans, explained};
-pub use self::wait::{DEADLINE, in_time, until};
-use crate::{App, layers};
+pub use self::fuzz::{Language, Random, fuzz};
+pub use self::plans::{Plans, with_logged_plans};
+pub use self::wait::{DEADLINE, eventually, with_timeout};
+use chassis::App;
 
 /// Stamps every case of a store's contract as a test of each store: first how each is made, in memory and over the
 /// address of an empty database, then the cases, which are functions that take the store.
@@ -48,7 +47,7 @@ macro_rules! store_contract {
             $(#[tokio::test(flavor = "multi_thread")]
             async fn $case() {
                 use super::*;
-                if let Some(database) = $crate::testing::postgres::database().await {
+                if let Some(database) = $crate::postgres::database().await {
                     super::$case(&$postgres(database).await).await;
                 }
             })*
@@ -57,7 +56,7 @@ macro_rules! store_contract {
         /// All cases over PostgreSQL, one after the other, for what is to be seen of every one: each over a database that
         /// is empty, with these options.
         pub(super) async fn every_case(options: fn(&sqlx::postgres::PgConnectOptions) -> sqlx::postgres::PgConnectOptions) {
-            $(if let Some(database) = $crate::testing::postgres::database().await {
+            $(if let Some(database) = $crate::postgres::database().await {
                 $case(&$postgres(options(&database)).await).await;
             })*
         }
@@ -152,7 +151,7 @@ impl Sending {
 
     /// Sends it and waits for the whole answer.
     pub async fn send(self) -> Received {
-        let Ok(response) = layers::stack(self.app.edge).oneshot(self.request).await;
+        let response = self.app.call(self.request).await;
         let (parts, body) = response.into_parts();
         let body = body.collect().await.expect("an answer from memory").to_bytes();
         Received { status: parts.status, headers: parts.headers, body }

@@ -1,6 +1,6 @@
 //! The one stack of middleware: everything that happens to every request, outermost first.
 //!
-//! Compression is tower-http's. All the rest is one function around the router, [`Edge::handle`], to be read
+//! Compression is tower-http's. All the rest is one function around the router, [`Pipeline::handle`], to be read
 //! from top to bottom; as a stack of separate layers the same steps cost several times as much a request.
 
 use std::any::Any;
@@ -27,13 +27,13 @@ use tower_http::compression::predicate::SizeAbove;
 use tower_http::compression::{CompressionBody, CompressionLayer};
 use tracing::Instrument;
 
-use crate::access::Access;
 use crate::config::Settings;
-use crate::context::{Context, X_REQUEST_ID};
-use crate::cors::{self, Cors};
-use crate::health::Draining;
-use crate::metrics::{Metrics, Route};
+use crate::context::{RequestContext, X_REQUEST_ID};
+use crate::http::access_log::Access;
+use crate::http::cors::{self, Cors};
+use crate::http::health::Draining;
 use crate::problem::{HEADERS_TOO_LARGE, INVALID_REQUEST, OVERLOADED, PAYLOAD_TOO_LARGE, Problem, REQUEST_TIMEOUT};
+use crate::telemetry::metrics::{Metrics, Route};
 use crate::telemetry::traces;
 
 /// Answers of at least so many bytes are compressed for clients that ask for it.
@@ -46,7 +46,7 @@ const NEVER_SHED: [&str; 3] = ["/livez", "/readyz", "/metrics"];
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Where requests come in: what every one of them needs on its way.
-pub(crate) struct Edge {
+pub(crate) struct Pipeline {
     pub(crate) router: Router,
     pub(crate) routes: Routes,
     pub(crate) cors: Cors,
@@ -62,7 +62,7 @@ pub(crate) struct Edge {
 
 /// The whole stack as one service, for requests with any kind of body.
 pub(crate) fn stack<B>(
-    edge: Arc<Edge>,
+    pipeline: Arc<Pipeline>,
 ) -> impl Service<
     Request<B>,
     Response = Response<CompressionBody<Body>>,
@@ -76,9 +76,9 @@ where
         .map_request(accept_plain)
         .layer(CompressionLayer::new().compress_when(SizeAbove::new(COMPRESS_FROM)))
         .service(service_fn(move |request| {
-            let edge = Arc::clone(&edge);
+            let pipeline = Arc::clone(&pipeline);
             // Boxed, since a connection has room for the whole future of a request, also while there is none.
-            Box::pin(async move { Ok(edge.handle(request).await) })
+            Box::pin(async move { Ok(pipeline.handle(request).await) })
         }))
 }
 
@@ -92,7 +92,7 @@ fn accept_plain<B>(mut request: Request<B>) -> Request<B> {
     request
 }
 
-impl Edge {
+impl Pipeline {
     /// One request from its head to its answer.
     async fn handle<B>(&self, request: Request<B>) -> Response<Body>
     where
@@ -100,10 +100,10 @@ impl Edge {
     {
         let route = self.routes.of(request.uri());
         let arrived = Instant::now();
-        let context = Context::arrived(arrived, request.headers(), self.settings.request_timeout);
+        let context = RequestContext::received_at(arrived, request.headers(), self.settings.request_timeout);
         let allowed = self.cors.allowed(request.headers());
         let span = traces::of_request(request.method(), &route.template, request.uri(), || context.caller());
-        let context = context.at(&span);
+        let context = context.with_span(&span);
         let record = self.access.begin(request.method(), route, &context, arrived);
         let mut response = match self.answer(request, &context, arrived).instrument(span.clone()).await {
             Ok(response) => response,
@@ -127,7 +127,7 @@ impl Edge {
     async fn answer<B>(
         &self,
         request: Request<B>,
-        context: &Context,
+        context: &RequestContext,
         arrived: Instant,
     ) -> Result<Response<Body>, Problem>
     where
@@ -147,7 +147,7 @@ impl Edge {
         let _place = self.place_for(&head.uri)?;
         let _running = self.running.token();
         // A handler that runs into its deadline has a tenth of the time left to put things in order and to say so.
-        head.extensions.insert(context.until(deadline - deadline.saturating_duration_since(began) / 10));
+        head.extensions.insert(context.with_deadline(deadline - deadline.saturating_duration_since(began) / 10));
 
         let routed = self.router.clone().call(Request::from_parts(head, body));
         // A panic costs its own request and nothing else: what the handler held is dropped with it, and the stores'

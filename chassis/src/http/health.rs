@@ -19,7 +19,7 @@ use crate::problem::{DRAINING, Problem};
 
 /// What a service needs to do its work.
 #[async_trait]
-pub trait Needs: Send + Sync {
+pub trait ReadinessChecks: Send + Sync {
     /// Asks the store for a sign of life. `Err` says why there is none, and makes the service unready.
     async fn store(&self) -> Result<(), String>;
 
@@ -47,11 +47,11 @@ impl Draining {
 #[derive(Clone)]
 struct Health {
     draining: Draining,
-    needs: Arc<dyn Needs>,
+    needs: Arc<dyn ReadinessChecks>,
 }
 
 /// The two routes.
-pub(crate) fn routes(draining: Draining, needs: Arc<dyn Needs>) -> OpenApiRouter {
+pub(crate) fn routes(draining: Draining, needs: Arc<dyn ReadinessChecks>) -> OpenApiRouter {
     OpenApiRouter::new().routes(routes!(livez)).routes(routes!(readyz)).with_state(Health { draining, needs })
 }
 

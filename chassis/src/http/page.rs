@@ -9,10 +9,12 @@ use std::str::FromStr;
 use axum::body::Body;
 use axum::http::{HeaderValue, Uri, header};
 use axum::response::Response;
+use serde::Serialize;
 use url::form_urlencoded;
 
-use crate::fields::Params;
-use crate::json::{ToJson, Writer};
+use crate::http::body::Params;
+use crate::http::entity::Entity;
+use crate::http::json::{ToJson, Writer};
 use crate::problem::Problem;
 
 /// Most rows of a page.
@@ -96,6 +98,32 @@ impl<T> Rows<T> {
     }
 }
 
+impl<T: Serialize> Rows<Entity<T>> {
+    /// Returns the response to `GET uri`: the entities as a JSON array, and a `Link` to the next page if more follow.
+    pub fn respond<K: fmt::Display>(&self, uri: &Uri, key: impl Fn(&T) -> K) -> Response {
+        let bytes = self.rows.iter().map(|row| row.json().len() + 1).sum::<usize>();
+        let mut json = Vec::with_capacity(bytes + 2);
+        json.push(b'[');
+        for (index, row) in self.rows.iter().enumerate() {
+            if index > 0 {
+                json.push(b',');
+            }
+            json.extend_from_slice(row.json());
+        }
+        json.push(b']');
+        let mut response = Response::new(Body::from(json));
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(last) = self.rows.last().filter(|_| self.more) {
+            let mut query = form_urlencoded::Serializer::new(String::new());
+            let given = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
+            query.extend_pairs(given.filter(|(name, _)| name != "after"));
+            query.append_pair("after", &key(last).to_string());
+            response.headers_mut().extend(next_link(uri.path(), &query.finish()));
+        }
+        response
+    }
+}
+
 /// The header that points to the next page.
 pub fn next_link(path: &str, query: &str) -> Option<(header::HeaderName, HeaderValue)> {
     let link = HeaderValue::try_from(["<", path, "?", query, ">; rel=\"next\""].concat());
@@ -118,7 +146,7 @@ fn parse_limit(text: &str) -> Result<usize, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fields::{FromQuery, read_query};
+    use crate::http::body::{FromQuery, read_query};
 
     impl FromQuery for Page<u32> {
         fn from_query(params: &mut Params<'_>) -> Option<Self> {

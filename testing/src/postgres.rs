@@ -19,7 +19,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, query_scalar};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use crate::config::{DatabaseSettings, defaults};
+use chassis::config::{DatabaseSettings, defaults};
 
 /// How long it may take to answer. Half a second is usual.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -58,7 +58,7 @@ pub async fn database() -> Option<PgConnectOptions> {
 }
 
 /// The settings of a store, with so much time that a busy machine fails no test.
-pub fn patient() -> DatabaseSettings {
+pub fn generous_timeouts() -> DatabaseSettings {
     const MINUTE: Duration = Duration::from_secs(60);
     DatabaseSettings { database_acquire: MINUTE, database_statement: MINUTE, ..defaults() }
 }
@@ -221,12 +221,12 @@ impl Server {
 
 /// What is wrong with the wire to a database.
 #[derive(Debug, Default)]
-pub struct BadWire {
+pub struct FaultyConnection {
     breaks: AtomicBool,
     silent: AtomicBool,
 }
 
-impl BadWire {
+impl FaultyConnection {
     /// The wire breaks when the next answer says that a row was written: it was, and nobody hears of it.
     pub fn lose_an_answer(&self) {
         self.breaks.store(true, Ordering::SeqCst);
@@ -265,11 +265,11 @@ impl BadWire {
 ///
 /// # Panics
 /// If there is no such database.
-pub async fn behind_a_bad_wire(database: &PgConnectOptions) -> (PgConnectOptions, Arc<BadWire>) {
+pub async fn behind_a_faulty_connection(database: &PgConnectOptions) -> (PgConnectOptions, Arc<FaultyConnection>) {
     let server = database.get_socket().expect("a server of this module").join(".s.PGSQL.5432");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("a port").port();
-    let wire = Arc::new(BadWire::default());
+    let wire = Arc::new(FaultyConnection::default());
     let carrier = Arc::clone(&wire);
     tokio::spawn(async move {
         while let Ok((client, _)) = listener.accept().await {
