@@ -118,6 +118,11 @@ impl RequestContext {
         one
     }
 
+    /// Starts the server span `name` of one item of a batched call, as a child of the item's own caller; see [`Self::for_item`].
+    pub fn item_span(&self, name: &'static str, request_id: Option<&str>, traceparent: Option<&str>) -> Span {
+        traces::of_one(name, || self.for_item(request_id, traceparent).caller())
+    }
+
     /// Its place in a trace, as the header `traceparent` tells it.
     pub fn traceparent(&self) -> String {
         self.place.text()

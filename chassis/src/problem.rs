@@ -107,12 +107,12 @@ pub struct FieldError {
 
 impl FieldError {
     /// The member at this JSON pointer is bad.
-    pub fn at(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
+    pub fn at_pointer(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
         Self { pointer: Some(pointer.into()), parameter: None, detail: detail.into(), actual: None }
     }
 
     /// The path, query or header parameter of this name is bad.
-    pub fn of(parameter: impl Into<String>, detail: impl Into<String>) -> Self {
+    pub fn in_parameter(parameter: impl Into<String>, detail: impl Into<String>) -> Self {
         Self { pointer: None, parameter: Some(parameter.into()), detail: detail.into(), actual: None }
     }
 
@@ -271,10 +271,13 @@ mod tests {
     #[test]
     fn one_bad_field_is_named_in_the_detail_and_several_are_counted() {
         let detail = |errors| Problem::invalid(errors).body("").detail;
-        assert_eq!(detail(vec![FieldError::at("/name", "is required")]), "/name: is required");
-        assert_eq!(detail(vec![FieldError::of("limit", "must be 1")]), "limit: must be 1");
-        assert_eq!(detail(vec![FieldError::at("", "must be a JSON object")]), "must be a JSON object");
-        assert_eq!(detail(vec![FieldError::at("/a", "x"), FieldError::at("/b", "x")]), "2 fields are invalid");
+        assert_eq!(detail(vec![FieldError::at_pointer("/name", "is required")]), "/name: is required");
+        assert_eq!(detail(vec![FieldError::in_parameter("limit", "must be 1")]), "limit: must be 1");
+        assert_eq!(detail(vec![FieldError::at_pointer("", "must be a JSON object")]), "must be a JSON object");
+        assert_eq!(
+            detail(vec![FieldError::at_pointer("/a", "x"), FieldError::at_pointer("/b", "x")]),
+            "2 fields are invalid"
+        );
     }
 
     #[test]

@@ -51,20 +51,21 @@ impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::UserNotFound => Self::new(&USER_NOT_FOUND, "User not found")
-                .with_errors(vec![FieldError::at("/userId", "does not exist")]),
+                .with_errors(vec![FieldError::at_pointer("/userId", "does not exist")]),
             Refusal::ProductNotFound(lines) => {
-                let unknown = |at| FieldError::at(format!("/products/{at}/productId"), "does not exist");
+                let unknown = |at| FieldError::at_pointer(format!("/products/{at}/productId"), "does not exist");
                 Self::new(&PRODUCT_NOT_FOUND, "Product not found").with_errors(lines.into_iter().map(unknown).collect())
             }
             Refusal::InsufficientStock(lines) => {
                 let short = |(at, left): (usize, i64)| {
-                    FieldError::at(format!("/products/{at}/quantity"), format!("only {left} left")).actual(left)
+                    FieldError::at_pointer(format!("/products/{at}/quantity"), format!("only {left} left")).actual(left)
                 };
                 Self::new(&INSUFFICIENT_STOCK, "Insufficient stock").with_errors(lines.into_iter().map(short).collect())
             }
             Refusal::PriceChanged(lines) => {
                 let changed = |(at, price): (usize, shared::Money)| {
-                    let error = FieldError::at(format!("/products/{at}/price"), format!("the price is {price}"));
+                    let error =
+                        FieldError::at_pointer(format!("/products/{at}/price"), format!("the price is {price}"));
                     error.actual(serde_json::to_value(price).unwrap_or_default())
                 };
                 Self::new(&PRICE_CHANGED, "The price has changed").with_errors(lines.into_iter().map(changed).collect())

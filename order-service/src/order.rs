@@ -10,7 +10,7 @@
 
 use bytes::Bytes;
 use chassis::http::body::values::{any, integer, parsed};
-use chassis::http::body::{Fields, FromJson};
+use chassis::http::body::{FromJson, Members};
 use shared::orders::{OrderStatus, WantedLine};
 use shared::products::{MAX_LINES, MAX_QUANTITY};
 use shared::{Id, Money};
@@ -148,21 +148,21 @@ pub struct NewOrder {
 }
 
 impl FromJson for NewOrder {
-    fn from_json(body: &mut Fields<'_>) -> Option<Self> {
+    fn from_json(body: &mut Members<'_>) -> Option<Self> {
         let user_id = body.required("userId", any::<Id>);
         let mut seen = Vec::new();
-        let lines = body.each("products", 1..=MAX_LINES, |line| wanted_line(line, &mut seen));
+        let lines = body.list("products", 1..=MAX_LINES, |line| wanted_line(line, &mut seen));
         Some(Self { user_id: user_id?, lines: lines?, body: body.body().clone() })
     }
 }
 
 /// Of at most a hundred products, those that were seen are looked through sooner than hashed.
-fn wanted_line(line: &mut Fields<'_>, seen: &mut Vec<Id>) -> Option<WantedLine> {
+fn wanted_line(line: &mut Members<'_>, seen: &mut Vec<Id>) -> Option<WantedLine> {
     let product_id = line.required("productId", any::<Id>);
     let quantity = line.required("quantity", integer(1..=MAX_QUANTITY));
     let price = line.optional("price", any::<Money>);
     if product_id.is_some_and(|id| seen.contains(&id)) {
-        line.fail("productId", "is in an earlier line already");
+        line.reject("productId", "is in an earlier line already");
     }
     seen.extend(product_id);
     Some(WantedLine { product_id: product_id?, quantity: quantity?, price: price? })
@@ -173,7 +173,7 @@ fn wanted_line(line: &mut Fields<'_>, seen: &mut Vec<Id>) -> Option<WantedLine> 
 pub struct StatusChange(pub OrderStatus);
 
 impl FromJson for StatusChange {
-    fn from_json(body: &mut Fields<'_>) -> Option<Self> {
+    fn from_json(body: &mut Members<'_>) -> Option<Self> {
         // By its name only: a derived enum would also be read from `{"confirmed": null}`.
         body.required("status", parsed::<OrderStatus>).map(Self)
     }

@@ -53,9 +53,9 @@ static UNSETTLED: LazyLock<Gauge> = LazyLock::new(|| {
 
 /// Everything it takes to place an order.
 #[derive(Clone)]
-pub struct Placement(Arc<Parts>);
+pub struct Placement(Arc<Inner>);
 
-struct Parts {
+struct Inner {
     store: Arc<dyn OrderStore>,
     users: Users,
     products: Products,
@@ -112,7 +112,7 @@ impl Placement {
         at_once: usize,
     ) -> Self {
         let places = Arc::new(Semaphore::new(at_once));
-        Self(Arc::new(Parts { store, users, products, timeout, places, running: TaskTracker::new() }))
+        Self(Arc::new(Inner { store, users, products, timeout, places, running: TaskTracker::new() }))
     }
 
     /// Where orders are kept.

@@ -5,7 +5,7 @@ use axum::http::{HeaderMap, HeaderValue};
 use axum::response::Response;
 use chassis::context::RequestContext;
 use chassis::crash_point;
-use chassis::http::body::{FromQuery, Params};
+use chassis::http::body::{FromQuery, QueryParams};
 use chassis::http::conditional::{self, IfMatch};
 use chassis::http::extract::{Json, OptionalHeader, Path, Query};
 use chassis::http::page::Page;
@@ -32,7 +32,7 @@ struct Wanted {
 }
 
 impl FromQuery for Wanted {
-    fn from_query(params: &mut Params<'_>) -> Option<Self> {
+    fn from_query(params: &mut QueryParams<'_>) -> Option<Self> {
         let page = Page::from_query(params);
         let user_id = params.optional("userId", str::parse::<Id>);
         let status = params.optional("status", str::parse::<OrderStatus>);

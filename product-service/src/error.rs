@@ -48,12 +48,12 @@ impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::Unknown(lines) => {
-                let unknown = |at| FieldError::at(format!("/lines/{at}/productId"), "does not exist");
+                let unknown = |at| FieldError::at_pointer(format!("/lines/{at}/productId"), "does not exist");
                 Self::new(&PRODUCT_NOT_FOUND, "Product not found").with_errors(lines.into_iter().map(unknown).collect())
             }
             Refusal::InsufficientStock(lines) => {
                 let short = |(at, left): (usize, i64)| {
-                    FieldError::at(format!("/lines/{at}/quantity"), format!("only {left} left")).actual(left)
+                    FieldError::at_pointer(format!("/lines/{at}/quantity"), format!("only {left} left")).actual(left)
                 };
                 Self::new(&INSUFFICIENT_STOCK, "Insufficient stock").with_errors(lines.into_iter().map(short).collect())
             }

@@ -1,7 +1,7 @@
 //! Every rule about a product.
 
 use chassis::http::body::values::{Detail, integer, text};
-use chassis::http::body::{Fields, FromJson};
+use chassis::http::body::{FromJson, Members};
 use serde::Deserialize;
 use serde_json::Value;
 use shared::{Money, products};
@@ -32,7 +32,7 @@ pub struct NewProduct {
 }
 
 impl FromJson for NewProduct {
-    fn from_json(body: &mut Fields<'_>) -> Option<Self> {
+    fn from_json(body: &mut Members<'_>) -> Option<Self> {
         let name = body.required("name", text(1..=MAX_NAME));
         let price = body.optional("price", price);
         let stock = body.optional("stock", integer(0..=MAX_STOCK));
@@ -52,10 +52,10 @@ pub struct ProductChange {
 }
 
 impl FromJson for ProductChange {
-    fn from_json(body: &mut Fields<'_>) -> Option<Self> {
-        let name = body.change("name", text(1..=MAX_NAME));
-        let price = body.change("price", price);
-        let stock = body.change("stock", integer(0..=MAX_STOCK));
+    fn from_json(body: &mut Members<'_>) -> Option<Self> {
+        let name = body.patch("name", text(1..=MAX_NAME));
+        let price = body.patch("price", price);
+        let stock = body.patch("stock", integer(0..=MAX_STOCK));
         Some(Self { name: name?, price: price?, stock: stock? })
     }
 }

@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 
 use chassis::http::body::values::{any, integer, list};
-use chassis::http::body::{Fields, FromJson, FromQuery, Params};
+use chassis::http::body::{FromJson, FromQuery, Members, QueryParams};
 use shared::products::{Line, MAX_LINES, MAX_QUANTITY, Reserved, ReservedLine};
 use shared::{Id, MAX_BATCH, OrderId};
 
@@ -40,18 +40,18 @@ impl Lines {
 }
 
 impl FromJson for Lines {
-    fn from_json(body: &mut Fields<'_>) -> Option<Self> {
+    fn from_json(body: &mut Members<'_>) -> Option<Self> {
         let mut seen = Vec::new();
-        body.each("lines", 1..=MAX_LINES, |fields| line(fields, &mut seen)).map(Self)
+        body.list("lines", 1..=MAX_LINES, |fields| line(fields, &mut seen)).map(Self)
     }
 }
 
 /// Of at most a hundred products, those that were seen are looked through sooner than hashed.
-fn line(line: &mut Fields<'_>, seen: &mut Vec<Id>) -> Option<Line> {
+fn line(line: &mut Members<'_>, seen: &mut Vec<Id>) -> Option<Line> {
     let product_id = line.required("productId", any::<Id>);
     let quantity = line.required("quantity", integer(1..=MAX_QUANTITY));
     if product_id.is_some_and(|id| seen.contains(&id)) {
-        line.fail("productId", "is in an earlier line already");
+        line.reject("productId", "is in an earlier line already");
     }
     seen.extend(product_id);
     Some(Line { product_id: product_id?, quantity: quantity? })
@@ -67,7 +67,7 @@ pub struct ReservationRequest {
 }
 
 impl FromJson for ReservationRequest {
-    fn from_json(body: &mut Fields<'_>) -> Option<Self> {
+    fn from_json(body: &mut Members<'_>) -> Option<Self> {
         let order_id = body.required("orderId", any::<OrderId>);
         let lines = Lines::from_json(body);
         Some(Self { order_id: order_id?, lines: lines? })
@@ -86,7 +86,7 @@ pub struct OneOfSeveral {
 }
 
 impl FromJson for OneOfSeveral {
-    fn from_json(body: &mut Fields<'_>) -> Option<Self> {
+    fn from_json(body: &mut Members<'_>) -> Option<Self> {
         let take = ReservationRequest::from_json(body);
         let request_id = body.optional("requestId", any::<String>);
         let traceparent = body.optional("traceparent", any::<String>);
@@ -99,7 +99,7 @@ impl FromJson for OneOfSeveral {
 pub struct OrderIds(pub Vec<OrderId>);
 
 impl FromQuery for OrderIds {
-    fn from_query(params: &mut Params<'_>) -> Option<Self> {
+    fn from_query(params: &mut QueryParams<'_>) -> Option<Self> {
         params.required("ids", list(MAX_BATCH)).map(Self)
     }
 }

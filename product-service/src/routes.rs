@@ -8,12 +8,11 @@ use axum::response::{IntoResponse, Response};
 use chassis::context::RequestContext;
 use chassis::crash_point;
 use chassis::http::body::values::{self, Detail};
-use chassis::http::body::{FromQuery, Params};
+use chassis::http::body::{FromQuery, QueryParams};
 use chassis::http::conditional::{self, IfMatch};
 use chassis::http::extract::{Json, JsonList, OptionalHeader, Path, Query};
 use chassis::http::page::{self, Page, Rows};
 use chassis::problem::{self, Problem};
-use chassis::telemetry::traces;
 use serde::Serialize;
 use shared::products::{
     CreateProduct, Product as WireProduct, Reservation, Reserve, ReserveEach, Reserved, UpdateProduct,
@@ -49,7 +48,7 @@ struct Wanted {
 }
 
 impl FromQuery for Wanted {
-    fn from_query(params: &mut Params<'_>) -> Option<Self> {
+    fn from_query(params: &mut QueryParams<'_>) -> Option<Self> {
         let page = Page::from_query(params);
         let name = params.optional("name", |text| Ok::<_, Detail>(text.to_owned()));
         let ids = params.optional("ids", values::list(MAX_BATCH));
@@ -220,9 +219,8 @@ async fn reserve_each(
         .into_iter()
         .map(|item| {
             let OneOfSeveral { take, request_id, traceparent } = item?;
-            spans.push(traces::of_one("PUT /reservations/{orderId}", || {
-                context.for_item(request_id.as_deref(), traceparent.as_deref())
-            }));
+            let (id, parent) = (request_id.as_deref(), traceparent.as_deref());
+            spans.push(context.item_span("PUT /reservations/{orderId}", id, parent));
             takes.push(take);
             Ok(request_id)
         })

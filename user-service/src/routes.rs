@@ -4,7 +4,7 @@ use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use chassis::http::body::values::{self, Detail};
-use chassis::http::body::{FromQuery, Params};
+use chassis::http::body::{FromQuery, QueryParams};
 use chassis::http::conditional::{self, IfMatch};
 use chassis::http::extract::{Json, OptionalHeader, Path, Query};
 use chassis::http::page::{Page, Rows};
@@ -30,7 +30,7 @@ struct Wanted {
 }
 
 impl FromQuery for Wanted {
-    fn from_query(params: &mut Params<'_>) -> Option<Self> {
+    fn from_query(params: &mut QueryParams<'_>) -> Option<Self> {
         let page = Page::from_query(params);
         let username = params.optional("username", |text| Ok::<_, Detail>(text.to_owned()));
         let ids = params.optional("ids", values::list(MAX_BATCH));

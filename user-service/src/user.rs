@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use chassis::http::body::values::{Detail, text};
-use chassis::http::body::{Fields, FromJson};
+use chassis::http::body::{FromJson, Members};
 use shared::users;
 use unicode_normalization::UnicodeNormalization;
 
@@ -47,13 +47,13 @@ pub struct NewUser {
 }
 
 impl FromJson for NewUser {
-    fn from_json(body: &mut Fields<'_>) -> Option<Self> {
+    fn from_json(body: &mut Members<'_>) -> Option<Self> {
         let name = body.optional("name", text(1..=MAX_NAME));
         let username = body.optional("username", username);
         let email = body.optional("email", email);
         let password = body.optional("password", Password::parse);
         if let (Some(None), Some(None)) = (&name, &username) {
-            body.fail("name", "is required, or a username in its place");
+            body.reject("name", "is required, or a username in its place");
         }
         let (name, username) = (name?, username?);
         let name = name.or_else(|| username.clone())?;
@@ -78,11 +78,11 @@ pub struct UserChange {
 }
 
 impl FromJson for UserChange {
-    fn from_json(body: &mut Fields<'_>) -> Option<Self> {
-        let name = body.change("name", text(1..=MAX_NAME));
-        let username = body.change("username", username);
-        let email = body.change("email", email);
-        let password = body.change("password", Password::parse);
+    fn from_json(body: &mut Members<'_>) -> Option<Self> {
+        let name = body.patch("name", text(1..=MAX_NAME));
+        let username = body.patch("username", username);
+        let email = body.patch("email", email);
+        let password = body.patch("password", Password::parse);
         Some(Self { name: name?, username: username?, email: email?, password: password? })
     }
 }

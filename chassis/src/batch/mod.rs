@@ -20,9 +20,9 @@ use crate::mistake;
 use crate::telemetry::metrics::{self, Counter, Family, Labels};
 
 /// So many calls are on their way at once, so that one that is a little slow does not hold up all that comes.
-const SLOTS: usize = 2;
+const MAX_WORKERS: usize = 2;
 /// When nothing that waits has gone out for so long, since the calls of others take long, one more call goes out.
-const LONG: Duration = Duration::from_millis(25);
+const STALL_TIMEOUT: Duration = Duration::from_millis(25);
 
 static ASKS: LazyLock<Family<Labels<1>, Counter>> = LazyLock::new(|| {
     metrics::register("batched_asks", "What was asked, several of which go in a batch", Family::default())
@@ -31,9 +31,9 @@ static BATCHES: LazyLock<Family<Labels<1>, Counter>> =
     LazyLock::new(|| metrics::register("batches", "Batches that went out", Family::default()));
 
 /// Gathers asks and sends them in batches. Cheap to clone; all clones are one.
-pub struct Batcher<A, R>(Arc<Parts<A, R>>);
+pub struct Batcher<A, R>(Arc<Inner<A, R>>);
 
-struct Parts<A, R> {
+struct Inner<A, R> {
     limits: Limits<A>,
     send: Box<Sender<A, R>>,
     /// A place for each ask that is not answered yet.
@@ -48,13 +48,13 @@ type Sender<A, R> = dyn Fn(Vec<BatchItem<A, R>>) -> BoxFuture<'static, ()> + Sen
 /// How much there may be.
 pub struct Limits<A> {
     /// Most asks of one batch.
-    pub asks: usize,
+    pub max_items: usize,
     /// Most bytes of one batch, if it has more than one ask.
-    pub bytes: usize,
+    pub max_bytes: usize,
     /// How many bytes an ask takes, at most.
-    pub size: fn(&A) -> usize,
+    pub item_bytes: fn(&A) -> usize,
     /// Most asks that are not answered yet. Beyond, one is refused at once.
-    pub room: usize,
+    pub max_queued: usize,
 }
 
 struct Queue<A, R> {
@@ -70,7 +70,7 @@ struct Queue<A, R> {
 }
 
 /// What has to begin now that something waits.
-enum Begin {
+enum Action {
     Work { number: u64 },
     Watch,
     Nothing,
@@ -79,7 +79,7 @@ enum Begin {
 /// Something that is asked, and who waits for the answer.
 pub struct BatchItem<A, R> {
     /// What is asked.
-    pub ask: A,
+    pub item: A,
     number: u64,
     reply: oneshot::Sender<R>,
     /// What its caller does.
@@ -100,7 +100,7 @@ pub enum BatchError {
 
 impl<A, R> BatchItem<A, R> {
     /// Answers it. Nobody may be waiting any more.
-    pub fn answer(self, answer: R) {
+    pub fn respond(self, answer: R) {
         let _ = self.reply.send(answer);
     }
 }
@@ -112,11 +112,11 @@ impl<A: Send + 'static, R: Send + 'static> Batcher<A, R> {
         limits: Limits<A>,
         send: impl Fn(Vec<BatchItem<A, R>>) -> F + Send + Sync + 'static,
     ) -> Self {
-        let room = Arc::new(Semaphore::new(limits.room));
+        let room = Arc::new(Semaphore::new(limits.max_queued));
         let queue = Mutex::new(Queue { waiting: VecDeque::new(), asked: 0, slots: 0, taken: 0, watched: false });
         let send = Box::new(move |batch| send(batch).boxed());
         let count = |family: &Family<_, Counter>| family.get_or_create_owned(&[("of", what)]);
-        Self(Arc::new(Parts { limits, send, room, queue, asks: count(&ASKS), batches: count(&BATCHES) }))
+        Self(Arc::new(Inner { limits, send, room, queue, asks: count(&ASKS), batches: count(&BATCHES) }))
     }
 
     /// The answer. If the caller goes before it is asked, it is not asked at all; and what is asked alone ends with its caller.
@@ -124,15 +124,15 @@ impl<A: Send + 'static, R: Send + 'static> Batcher<A, R> {
     /// # Errors
     /// If there is none; or not yet, when the calls of others have taken longer than `patience`. A call that is the
     /// caller's alone has whatever limit `send` gives it.
-    pub async fn ask(&self, ask: A, patience: Option<Duration>) -> Result<R, BatchError> {
+    pub async fn submit(&self, ask: A, patience: Option<Duration>) -> Result<R, BatchError> {
         let parts = &self.0;
         let place = parts.place().ok_or(BatchError::QueueFull)?;
         let (reply, answer) = oneshot::channel();
         parts.asks.inc();
-        match parts.enqueue(BatchItem { ask, number: 0, reply, span: Span::current(), _place: place }) {
-            Begin::Work { number } => Slot::of(parts).begin(number).await,
-            Begin::Watch => drop(tokio::spawn(Arc::clone(parts).watch())),
-            Begin::Nothing => {}
+        match parts.enqueue(BatchItem { item: ask, number: 0, reply, span: Span::current(), _place: place }) {
+            Action::Work { number } => Worker::of(parts).begin(number).await,
+            Action::Watch => drop(tokio::spawn(Arc::clone(parts).watch())),
+            Action::Nothing => {}
         }
         let answered = match patience {
             Some(patience) => time::timeout(patience, answer).await.map_err(|_| BatchError::Timeout)?,
@@ -143,13 +143,13 @@ impl<A: Send + 'static, R: Send + 'static> Batcher<A, R> {
 }
 
 /// Leave to have a call on its way: one of the slots, given back in the end.
-struct Slot<A, R> {
-    parts: Arc<Parts<A, R>>,
+struct Worker<A, R> {
+    parts: Arc<Inner<A, R>>,
     is_held: bool,
 }
 
-impl<A: Send + 'static, R: Send + 'static> Slot<A, R> {
-    fn of(parts: &Arc<Parts<A, R>>) -> Self {
+impl<A: Send + 'static, R: Send + 'static> Worker<A, R> {
+    fn of(parts: &Arc<Inner<A, R>>) -> Self {
         Self { parts: Arc::clone(parts), is_held: true }
     }
 
@@ -162,7 +162,7 @@ impl<A: Send + 'static, R: Send + 'static> Slot<A, R> {
             tokio::spawn(self.work(batch));
         } else {
             self.parts.send(batch).await;
-            if self.is_needed() {
+            if self.release_or_continue() {
                 tokio::spawn(self.work(Vec::new()));
             }
         }
@@ -175,7 +175,7 @@ impl<A: Send + 'static, R: Send + 'static> Slot<A, R> {
                 batch = self.next_batch().await;
             }
             self.parts.send(std::mem::take(&mut batch)).await;
-            if !self.is_needed() {
+            if !self.release_or_continue() {
                 return;
             }
         }
@@ -190,22 +190,22 @@ impl<A: Send + 'static, R: Send + 'static> Slot<A, R> {
     }
 
     /// Whether it has more to do; else it is given back. So is one of those that were taken since the others took so long.
-    fn is_needed(&mut self) -> bool {
+    fn release_or_continue(&mut self) -> bool {
         let mut queue = self.parts.queue();
-        self.is_held = queue.slots <= SLOTS && !queue.waiting.is_empty();
+        self.is_held = queue.slots <= MAX_WORKERS && !queue.waiting.is_empty();
         queue.slots -= usize::from(!self.is_held);
         self.is_held
     }
 }
 
-impl<A, R> Drop for Slot<A, R> {
+impl<A, R> Drop for Worker<A, R> {
     /// Its caller has gone. Whoever waits is watched over.
     fn drop(&mut self) {
         self.parts.queue().slots -= usize::from(self.is_held);
     }
 }
 
-impl<A: Send + 'static, R: Send + 'static> Parts<A, R> {
+impl<A: Send + 'static, R: Send + 'static> Inner<A, R> {
     async fn send(&self, batch: Vec<BatchItem<A, R>>) {
         let Some(first) = batch.first() else { return };
         self.batches.inc();
@@ -218,7 +218,7 @@ impl<A: Send + 'static, R: Send + 'static> Parts<A, R> {
     async fn watch(self: Arc<Self>) {
         let mut seen = self.queue().taken;
         loop {
-            time::sleep(LONG).await;
+            time::sleep(STALL_TIMEOUT).await;
             let stuck = {
                 let mut queue = self.queue();
                 queue.watched = !queue.waiting.is_empty();
@@ -231,7 +231,7 @@ impl<A: Send + 'static, R: Send + 'static> Parts<A, R> {
                 stuck
             };
             if stuck {
-                tokio::spawn(Slot::of(&self).work(Vec::new()));
+                tokio::spawn(Worker::of(&self).work(Vec::new()));
             }
         }
     }
@@ -248,35 +248,35 @@ impl<A: Send + 'static, R: Send + 'static> Parts<A, R> {
         let _ = time::timeout(patience, alone).await;
     }
 
-    fn enqueue(&self, mut asked: BatchItem<A, R>) -> Begin {
+    fn enqueue(&self, mut asked: BatchItem<A, R>) -> Action {
         let mut queue = self.queue();
         queue.asked += 1;
         let number = queue.asked;
         asked.number = number;
         queue.waiting.push_back(asked);
-        if queue.slots < SLOTS || mistake!("one by one") {
+        if queue.slots < MAX_WORKERS || mistake!("one by one") {
             queue.slots += 1;
-            Begin::Work { number }
+            Action::Work { number }
         } else if !queue.watched {
             queue.watched = true;
-            Begin::Watch
+            Action::Watch
         } else {
-            Begin::Nothing
+            Action::Nothing
         }
     }
 
     /// What goes out next, in the order asked.
     fn next_batch(&self) -> Vec<BatchItem<A, R>> {
         let (mut batch, mut bytes) = (Vec::new(), 0);
-        let most = if mistake!("one by one") { 1 } else { self.limits.asks };
+        let most = if mistake!("one by one") { 1 } else { self.limits.max_items };
         let mut queue = self.queue();
         while let Some(asked) = queue.waiting.front() {
             if asked.reply.is_closed() {
                 queue.waiting.pop_front();
                 continue;
             }
-            bytes += (self.limits.size)(&asked.ask);
-            if !batch.is_empty() && (batch.len() == most || bytes > self.limits.bytes) {
+            bytes += (self.limits.item_bytes)(&asked.item);
+            if !batch.is_empty() && (batch.len() == most || bytes > self.limits.max_bytes) {
                 break;
             }
             batch.extend(queue.waiting.pop_front());
@@ -286,7 +286,7 @@ impl<A: Send + 'static, R: Send + 'static> Parts<A, R> {
     }
 }
 
-impl<A, R> Parts<A, R> {
+impl<A, R> Inner<A, R> {
     fn place(&self) -> Option<OwnedSemaphorePermit> {
         let try_acquire = || Arc::clone(&self.room).try_acquire_owned().ok();
         try_acquire().or_else(|| {
@@ -325,23 +325,23 @@ mod tests {
 
     impl Call {
         fn asks(&self) -> Vec<u32> {
-            self.batch.iter().map(|asked| asked.ask).collect()
+            self.batch.iter().map(|asked| asked.item).collect()
         }
 
         /// Ten times what was asked.
-        fn answer(self) {
-            answer(self.batch);
+        fn respond(self) {
+            respond(self.batch);
         }
     }
 
-    fn answer(batch: Batch) {
+    fn respond(batch: Batch) {
         for asked in batch {
-            let answer = asked.ask * 10;
-            asked.answer(answer);
+            let answer = asked.item * 10;
+            asked.respond(answer);
         }
     }
 
-    const LIMITS: Limits<u32> = Limits { asks: 128, bytes: usize::MAX, size: |_| 1, room: 1000 };
+    const LIMITS: Limits<u32> = Limits { max_items: 128, max_bytes: usize::MAX, item_bytes: |_| 1, max_queued: 1000 };
 
     /// A batcher whose calls are handed to the test.
     fn by_hand(limits: Limits<u32>) -> (Batcher<u32, u32>, UnboundedReceiver<Call>) {
@@ -357,13 +357,13 @@ mod tests {
     /// Asks this in a task of its own.
     fn ask(batcher: &Batcher<u32, u32>, ask: u32) -> JoinHandle<Result<u32, BatchError>> {
         let batcher = batcher.clone();
-        tokio::spawn(async move { batcher.ask(ask, None).await })
+        tokio::spawn(async move { batcher.submit(ask, None).await })
     }
 
     /// Has a call in each slot, with one ask: 0, 1, …
     async fn all_slots(batcher: &Batcher<u32, u32>, calls: &mut UnboundedReceiver<Call>) -> Vec<Call> {
         let mut taken = Vec::new();
-        for n in 0..SLOTS as u32 {
+        for n in 0..MAX_WORKERS as u32 {
             ask(batcher, n);
             taken.push(calls.recv().await.expect("a call"));
         }
@@ -381,7 +381,7 @@ mod tests {
     async fn a_lone_ask_goes_at_once() {
         let (batcher, mut calls) = by_hand(LIMITS);
         let (asked, began) = (ask(&batcher, 1), time::Instant::now());
-        calls.recv().await.unwrap().answer();
+        calls.recv().await.unwrap().respond();
         assert_eq!((asked.await.unwrap(), began.elapsed()), (Ok(10), Duration::ZERO));
     }
 
@@ -395,7 +395,7 @@ mod tests {
         taken.pop();
         let call = calls.recv().await.unwrap();
         assert_eq!(call.asks(), [10, 11, 12, 13, 14]);
-        call.answer();
+        call.respond();
         for (n, asked) in (10..).zip(asked) {
             assert_eq!(asked.await.unwrap(), Ok(n * 10));
         }
@@ -410,8 +410,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_batch_has_no_more_asks_and_bytes_than_the_limits_but_always_one() {
-        let many = Limits { asks: 3, ..LIMITS };
-        let large = Limits { bytes: 10, size: |ask| *ask as usize, ..LIMITS };
+        let many = Limits { max_items: 3, ..LIMITS };
+        let large = Limits { max_bytes: 10, item_bytes: |ask| *ask as usize, ..LIMITS };
         let by_size: [&[u32]; 4] = [&[5, 5], &[5], &[99], &[1, 9]];
         for (limits, expected) in [(many, [&[5, 5, 5][..], &[99, 1, 9], &[], &[]]), (large, by_size)] {
             let (batcher, mut calls) = by_hand(limits);
@@ -428,19 +428,22 @@ mod tests {
         let mut long = Vec::new();
         for n in 0..20 {
             let asked = ask(&batcher, n);
-            long.push((asked, time::timeout(LONG + LONG / 2, calls.recv()).await.expect("a slot").unwrap()));
+            long.push((
+                asked,
+                time::timeout(STALL_TIMEOUT + STALL_TIMEOUT / 2, calls.recv()).await.expect("a slot").unwrap(),
+            ));
         }
         for (n, (asked, call)) in (0..).zip(long) {
-            call.answer();
+            call.respond();
             assert_eq!(asked.await.unwrap(), Ok(n * 10), "late, but it is");
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn after_calls_that_took_long_there_are_no_more_at_once_than_before() {
-        let (batcher, mut calls) = by_hand(Limits { asks: 1, ..LIMITS });
+        let (batcher, mut calls) = by_hand(Limits { max_items: 1, ..LIMITS });
         let mut long = Vec::new();
-        for n in 0..3 * SLOTS as u32 {
+        for n in 0..3 * MAX_WORKERS as u32 {
             ask(&batcher, n);
             long.push(calls.recv().await.unwrap());
         }
@@ -448,7 +451,7 @@ mod tests {
         settle().await;
         drop(long);
         settle().await;
-        assert_eq!(calls.len(), SLOTS);
+        assert_eq!(calls.len(), MAX_WORKERS);
     }
 
     #[tokio::test(start_paused = true)]
@@ -466,14 +469,14 @@ mod tests {
     /// Has each slot taken by a lone ask whose caller then goes.
     async fn leave(batcher: &Batcher<u32, u32>, calls: &mut UnboundedReceiver<Call>, meanwhile: impl FnOnce()) {
         let mut leaving = Vec::new();
-        for n in 0..SLOTS as u32 {
+        for n in 0..MAX_WORKERS as u32 {
             leaving.push((ask(batcher, n), calls.recv().await.unwrap()));
         }
         meanwhile();
         settle().await;
         for (asked, mut call) in leaving {
             asked.abort();
-            time::timeout(LONG, call.end.closed()).await.expect("the call ends");
+            time::timeout(STALL_TIMEOUT, call.end.closed()).await.expect("the call ends");
         }
     }
 
@@ -490,7 +493,7 @@ mod tests {
     async fn who_waits_behind_callers_that_have_gone_is_asked_for_all_the_same() {
         let (batcher, mut calls) = by_hand(LIMITS);
         leave(&batcher, &mut calls, || drop(ask(&batcher, 7))).await;
-        assert_eq!(time::timeout(2 * LONG, calls.recv()).await.expect("a slot").unwrap().asks(), [7]);
+        assert_eq!(time::timeout(2 * STALL_TIMEOUT, calls.recv()).await.expect("a slot").unwrap().asks(), [7]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -498,17 +501,17 @@ mod tests {
         let (batcher, mut calls) = by_hand(LIMITS);
         let _taken = all_slots(&batcher, &mut calls).await;
         let began = time::Instant::now();
-        assert_eq!(batcher.ask(7, Some(LONG / 2)).await, Err(BatchError::Timeout));
-        assert!(began.elapsed() < LONG);
+        assert_eq!(batcher.submit(7, Some(STALL_TIMEOUT / 2)).await, Err(BatchError::Timeout));
+        assert!(began.elapsed() < STALL_TIMEOUT);
     }
 
     #[tokio::test(start_paused = true)]
     async fn beyond_the_room_one_is_refused_at_once_and_an_answer_makes_room() {
-        let (batcher, mut calls) = by_hand(Limits { room: 2, ..LIMITS });
+        let (batcher, mut calls) = by_hand(Limits { max_queued: 2, ..LIMITS });
         let asked = [ask(&batcher, 1), ask(&batcher, 2)];
         let call = calls.recv().await.unwrap();
-        assert_eq!(batcher.ask(3, None).await, Err(BatchError::QueueFull));
-        call.answer();
+        assert_eq!(batcher.submit(3, None).await, Err(BatchError::QueueFull));
+        call.respond();
         for asked in asked {
             asked.await.unwrap().unwrap();
         }
@@ -518,27 +521,27 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_goes_before_being_asked_for_leaves_the_room() {
-        let (batcher, mut calls) = by_hand(Limits { room: 1, ..LIMITS });
-        assert_eq!(batcher.ask(1, None).now_or_never(), None, "it has not gone out yet");
+        let (batcher, mut calls) = by_hand(Limits { max_queued: 1, ..LIMITS });
+        assert_eq!(batcher.submit(1, None).now_or_never(), None, "it has not gone out yet");
         ask(&batcher, 2);
-        assert_eq!(time::timeout(LONG, calls.recv()).await.expect("a call").unwrap().asks(), [2]);
+        assert_eq!(time::timeout(STALL_TIMEOUT, calls.recv()).await.expect("a call").unwrap().asks(), [2]);
     }
 
     #[tokio::test]
     async fn a_panic_costs_its_batch_and_no_other() {
         let batcher = Batcher::new("test", LIMITS, |batch: Batch| async {
-            assert!(batch.iter().all(|asked| asked.ask != 13), "a panic on purpose");
-            answer(batch);
+            assert!(batch.iter().all(|asked| asked.item != 13), "a panic on purpose");
+            respond(batch);
         });
-        for _ in 0..2 * SLOTS {
-            assert_eq!(batcher.ask(13, None).await, Err(BatchError::Panicked));
+        for _ in 0..2 * MAX_WORKERS {
+            assert_eq!(batcher.submit(13, None).await, Err(BatchError::Panicked));
         }
-        assert_eq!(batcher.ask(1, None).await, Ok(10));
+        assert_eq!(batcher.submit(1, None).await, Ok(10));
     }
 
     #[tokio::test]
     async fn whoever_is_not_answered_is_told_so() {
         let batcher = Batcher::new("test", LIMITS, |batch: Batch| async { drop(batch) });
-        assert_eq!(batcher.ask(1, None).await, Err(BatchError::Panicked));
+        assert_eq!(batcher.submit(1, None).await, Err(BatchError::Panicked));
     }
 }

@@ -17,54 +17,54 @@ const ONE_BY_ONE: Duration = Duration::from_secs(60);
 /// A kind of question: what is asked, and by which calls. Both calls are safe to repeat.
 pub trait BatchEndpoint: Send + Sync + 'static {
     /// What is asked.
-    type Ask: Send + Sync + 'static;
+    type Item: Send + Sync + 'static;
     /// What is answered.
-    type Answer: Send + 'static;
+    type Response: Send + 'static;
 
     /// What metrics call it.
     const NAME: &'static str;
     /// Most of one call.
-    const MOST: usize;
+    const MAX_ITEMS: usize;
     /// Most bytes of one call, so that the peer takes it.
-    const MOST_BYTES: usize;
+    const MAX_BYTES: usize;
 
     /// How many bytes of the call for several are this one's, at most.
-    fn size(ask: &Self::Ask) -> usize;
+    fn item_bytes(ask: &Self::Item) -> usize;
 
     /// Asks one.
-    fn one(
+    fn call_one(
         &self,
-        ask: &Self::Ask,
+        ask: &Self::Item,
         context: &RequestContext,
-    ) -> impl Future<Output = Result<Self::Answer, PeerError>> + Send;
+    ) -> impl Future<Output = Result<Self::Response, PeerError>> + Send;
 
     /// Asks several: a result for each, in the order asked; or `None` if that one has to be asked alone.
-    fn several(
+    fn call_many(
         &self,
-        asks: &[(&Self::Ask, &RequestContext)],
+        asks: &[(&Self::Item, &RequestContext)],
         context: &RequestContext,
-    ) -> impl Future<Output = Result<Vec<Outcome<Self::Answer>>, PeerError>> + Send;
+    ) -> impl Future<Output = Result<Vec<Outcome<Self::Response>>, PeerError>> + Send;
 }
 
 /// What came of one question among several.
 pub type Outcome<A> = Option<Result<A, PeerError>>;
 
-type Asking<Q> =
-    BatchItem<(<Q as BatchEndpoint>::Ask, RequestContext), Result<<Q as BatchEndpoint>::Answer, PeerError>>;
+type Call<Q> =
+    BatchItem<(<Q as BatchEndpoint>::Item, RequestContext), Result<<Q as BatchEndpoint>::Response, PeerError>>;
 
-/// Asks questions of one kind: alone if there is one, in one call what has gathered while others were on their way.
+/// Asks endpoint of one kind: alone if there is one, in one call what has gathered while others were on their way.
 pub struct BatchedCalls<Q: BatchEndpoint> {
     peer: Peer,
-    batcher: Batcher<(Q::Ask, RequestContext), Result<Q::Answer, PeerError>>,
+    batcher: Batcher<(Q::Item, RequestContext), Result<Q::Response, PeerError>>,
 }
 
 impl<Q: BatchEndpoint> BatchedCalls<Q> {
-    /// Over this peer, which can have as many questions in work as other calls.
-    pub fn new(peer: &Peer, questions: Q) -> Self {
+    /// Over this peer, which can have as many endpoint in work as other calls.
+    pub fn new(peer: &Peer, endpoint: Q) -> Self {
         let room = peer.0.settings.max_in_flight as usize;
-        let size = |(ask, _): &(Q::Ask, RequestContext)| Q::size(ask);
-        let limits = Limits { asks: Q::MOST, bytes: Q::MOST_BYTES, size, room };
-        let sender = Arc::new(Sender { questions, one_by_one: Mutex::new(None) });
+        let size = |(ask, _): &(Q::Item, RequestContext)| Q::item_bytes(ask);
+        let limits = Limits { max_items: Q::MAX_ITEMS, max_bytes: Q::MAX_BYTES, item_bytes: size, max_queued: room };
+        let sender = Arc::new(Sender { endpoint, one_by_one: Mutex::new(None) });
         let batcher = Batcher::new(Q::NAME, limits, move |batch| {
             let sender = Arc::clone(&sender);
             async move { sender.send(batch).await }
@@ -76,40 +76,40 @@ impl<Q: BatchEndpoint> BatchedCalls<Q> {
     ///
     /// # Errors
     /// If there is none that means anything.
-    pub async fn ask(&self, ask: Q::Ask, context: &RequestContext) -> Result<Q::Answer, PeerError> {
+    pub async fn submit(&self, ask: Q::Item, context: &RequestContext) -> Result<Q::Response, PeerError> {
         let patience = context.time_left();
-        self.peer.answered(self.batcher.ask((ask, context.clone()), Some(patience)).await, patience)
+        self.peer.batch_result(self.batcher.submit((ask, context.clone()), Some(patience)).await, patience)
     }
 }
 
 struct Sender<Q> {
-    questions: Q,
+    endpoint: Q,
     /// Until when.
     one_by_one: Mutex<Option<Instant>>,
 }
 
 impl<Q: BatchEndpoint> Sender<Q> {
-    async fn send(&self, batch: Vec<Asking<Q>>) {
+    async fn send(&self, batch: Vec<Call<Q>>) {
         let alone = if batch.len() > 1 && !self.is_one_by_one() { self.send_several(batch).await } else { batch };
         join_all(alone.into_iter().map(|asked| async {
-            let (ask, context) = &asked.ask;
-            let answer = self.questions.one(ask, context).await;
-            asked.answer(answer);
+            let (ask, context) = &asked.item;
+            let answer = self.endpoint.call_one(ask, context).await;
+            asked.respond(answer);
         }))
         .await;
     }
 
     /// In one call; gives back those that have to be asked alone.
-    async fn send_several(&self, batch: Vec<Asking<Q>>) -> Vec<Asking<Q>> {
-        let asks: Vec<_> = batch.iter().map(|BatchItem { ask: (ask, context), .. }| (ask, context)).collect();
+    async fn send_several(&self, batch: Vec<Call<Q>>) -> Vec<Call<Q>> {
+        let asks: Vec<_> = batch.iter().map(|BatchItem { item: (ask, context), .. }| (ask, context)).collect();
         let context = RequestContext::merge(asks.iter().map(|(_, context)| *context));
         let mut alone = Vec::new();
-        match self.questions.several(&asks, &context).await {
+        match self.endpoint.call_many(&asks, &context).await {
             Ok(outcomes) => {
                 let outcomes = outcomes.into_iter().chain(std::iter::repeat_with(|| None));
                 for (asked, outcome) in batch.into_iter().zip(outcomes) {
                     match outcome {
-                        Some(answer) => asked.answer(answer),
+                        Some(answer) => asked.respond(answer),
                         None => alone.push(asked),
                     }
                 }
@@ -121,7 +121,7 @@ impl<Q: BatchEndpoint> Sender<Q> {
                 *self.one_by_one.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + ONE_BY_ONE);
                 alone = batch;
             }
-            Err(error) => batch.into_iter().for_each(|asked| asked.answer(Err(error.clone()))),
+            Err(error) => batch.into_iter().for_each(|asked| asked.respond(Err(error.clone()))),
         }
         alone
     }
@@ -146,7 +146,7 @@ impl Peer {
     ///
     /// # Errors
     /// If there is no answer that means anything.
-    pub fn answered<R>(
+    pub fn batch_result<R>(
         &self,
         answer: Result<Result<R, PeerError>, BatchError>,
         limit: Duration,

@@ -1,7 +1,7 @@
 //! Calling another service.
 //!
 //! [`Peer`] is one such service. A call carries the ids of the request it is made for, is given no more time than that
-//! request has left, and takes no more of an answer than the limit. It comes back as an [`Answer`] to be matched on by
+//! request has left, and takes no more of an answer than the limit. It comes back as an [`PeerResponse`] to be matched on by
 //! status, or as a [`PeerError`]: then nothing is known about what the peer did.
 //!
 //! What fails and may pass is tried again ([`retry`]); a peer that fails most of the time is left alone ([`throttle`]);
@@ -60,9 +60,9 @@ static THROTTLED: LazyLock<Family<Labels<1>, Counter>> = LazyLock::new(|| {
 
 /// A service that this one calls.
 #[derive(Clone)]
-pub struct Peer(Arc<Parts>);
+pub struct Peer(Arc<Inner>);
 
-struct Parts {
+struct Inner {
     name: &'static str,
     base: Url,
     http: reqwest::Client,
@@ -81,7 +81,7 @@ struct Call<'a> {
 
 /// What a peer answered: any status.
 #[derive(Debug)]
-pub struct Answer {
+pub struct PeerResponse {
     /// The status code.
     pub status: StatusCode,
     /// The headers.
@@ -183,7 +183,7 @@ impl Peer {
             .build();
         let http = http.map_err(|error| PeerError::Unreachable { peer: name, cause: chain(&error) })?;
         let (places, throttle) = (Semaphore::new(settings.max_in_flight as usize), Throttle::new());
-        Ok(Self(Arc::new(Parts { name, base, http, settings: settings.clone(), places, throttle, retries })))
+        Ok(Self(Arc::new(Inner { name, base, http, settings: settings.clone(), places, throttle, retries })))
     }
 
     /// What it is called.
@@ -197,17 +197,27 @@ impl Peer {
     }
 
     /// `GET path`. A path starts with `/` and may have a query.
-    pub async fn get(&self, path: &str, context: &RequestContext) -> Result<Answer, PeerError> {
+    pub async fn get(&self, path: &str, context: &RequestContext) -> Result<PeerResponse, PeerError> {
         self.call(&Call { method: Method::GET, path, json: None }, context).await
     }
 
     /// `PUT path` with a JSON body.
-    pub async fn put(&self, path: &str, body: &impl Serialize, context: &RequestContext) -> Result<Answer, PeerError> {
+    pub async fn put(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        context: &RequestContext,
+    ) -> Result<PeerResponse, PeerError> {
         self.call(&Call { method: Method::PUT, path, json: Some(self.json(body)?) }, context).await
     }
 
     /// `POST path` with a JSON body, for what is safe to repeat all the same.
-    pub async fn post(&self, path: &str, body: &impl Serialize, context: &RequestContext) -> Result<Answer, PeerError> {
+    pub async fn post(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        context: &RequestContext,
+    ) -> Result<PeerResponse, PeerError> {
         self.call(&Call { method: Method::POST, path, json: Some(self.json(body)?) }, context).await
     }
 
@@ -217,7 +227,7 @@ impl Peer {
     }
 
     /// `DELETE path`.
-    pub async fn delete(&self, path: &str, context: &RequestContext) -> Result<Answer, PeerError> {
+    pub async fn delete(&self, path: &str, context: &RequestContext) -> Result<PeerResponse, PeerError> {
         self.call(&Call { method: Method::DELETE, path, json: None }, context).await
     }
 
@@ -228,7 +238,7 @@ impl Peer {
     }
 
     /// One call within the time that `context` has left.
-    async fn call(&self, call: &Call<'_>, context: &RequestContext) -> Result<Answer, PeerError> {
+    async fn call(&self, call: &Call<'_>, context: &RequestContext) -> Result<PeerResponse, PeerError> {
         let _place = self.0.places.try_acquire().map_err(|_| self.not_sent("too many calls wait for its answers"))?;
         let mut tries = 0;
         let attempt = || {
@@ -244,7 +254,7 @@ impl Peer {
         }
     }
 
-    async fn one_try(&self, call: &Call<'_>, context: &RequestContext) -> Result<Answer, PeerError> {
+    async fn one_try(&self, call: &Call<'_>, context: &RequestContext) -> Result<PeerResponse, PeerError> {
         let time_left = context.time_left();
         if time_left.is_zero() {
             return Err(self.not_sent("no time is left"));
@@ -269,7 +279,7 @@ impl Peer {
         PeerError::NotSent { peer: self.0.name, reason }
     }
 
-    fn count(&self, outcome: &Result<Answer, PeerError>, took: Duration) {
+    fn count(&self, outcome: &Result<PeerResponse, PeerError>, took: Duration) {
         if mistake!("nothing is counted") {
             return;
         }
@@ -284,7 +294,7 @@ impl Peer {
         DURATIONS.get_or_create(&[("peer", peer)]).observe(took.as_secs_f64());
     }
 
-    async fn attempt(&self, call: &Call<'_>, context: &RequestContext) -> Result<Answer, PeerError> {
+    async fn attempt(&self, call: &Call<'_>, context: &RequestContext) -> Result<PeerResponse, PeerError> {
         let limit = self.0.settings.timeout.min(context.time_left());
         let url = self.url(call.path);
         let span = traces::of_call(&call.method, self.0.name, &url);
@@ -307,7 +317,7 @@ impl Peer {
         url
     }
 
-    async fn exchange(&self, call: &Call<'_>, url: Url, context: &RequestContext) -> Result<Answer, PeerError> {
+    async fn exchange(&self, call: &Call<'_>, url: Url, context: &RequestContext) -> Result<PeerResponse, PeerError> {
         let peer = self.0.name;
         let broken = |error: reqwest::Error| PeerError::Unreachable { peer, cause: chain(&error) };
         let mut request = reqwest::Request::new(call.method.clone(), url);
@@ -327,16 +337,16 @@ impl Peer {
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(Answer { status, headers, body: body.freeze() })
+        Ok(PeerResponse { status, headers, body: body.freeze() })
     }
 
     /// The error for an answer that the contract does not have.
-    pub fn unexpected(&self, answer: &Answer, detail: impl ToString) -> PeerError {
+    pub fn unexpected(&self, answer: &PeerResponse, detail: impl ToString) -> PeerError {
         PeerError::Unexpected { peer: self.0.name, status: answer.status, detail: detail.to_string() }
     }
 }
 
-impl Answer {
+impl PeerResponse {
     /// The body as a JSON `T`.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
         let text = str::from_utf8(&self.body).map_err(serde_json::Error::custom)?; // looked at once, and not string by string

@@ -7,7 +7,7 @@ use axum::http::header;
 use tokio::time;
 use tower::retry::budget::{Budget, TpsBudget};
 
-use super::{Answer, PeerError};
+use super::{PeerError, PeerResponse};
 use crate::context::RequestContext;
 
 /// Tries of one call, the first included.
@@ -44,11 +44,11 @@ impl Retries {
     /// Makes a call that is safe to repeat, up to three times while the budget and the time of `context` allow it. The
     /// waits between are random up to a bound that doubles ("full jitter"), so that callers who failed together do not
     /// come back together.
-    pub(super) async fn run<F: Future<Output = Result<Answer, PeerError>>>(
+    pub(super) async fn run<F: Future<Output = Result<PeerResponse, PeerError>>>(
         &self,
         context: &RequestContext,
         mut attempt: impl FnMut() -> F,
-    ) -> Result<Answer, PeerError> {
+    ) -> Result<PeerResponse, PeerError> {
         self.budget.deposit();
         let mut tries = 1;
         loop {
@@ -70,7 +70,7 @@ fn wait_after(tries: u32, at_least: Duration, dice: f64) -> Duration {
     at_least.saturating_add((BASE_WAIT * 2_u32.pow(tries - 1)).max(at_least / 2).mul_f64(dice))
 }
 
-fn judge(outcome: &Result<Answer, PeerError>) -> Verdict {
+fn judge(outcome: &Result<PeerResponse, PeerError>) -> Verdict {
     match outcome {
         Ok(answer) if matches!(answer.status.as_u16(), 502..=504) => Verdict::Again(retry_after(answer)),
         Err(PeerError::Unreachable { .. } | PeerError::TimedOut { .. }) => Verdict::Again(Duration::ZERO),
@@ -79,7 +79,7 @@ fn judge(outcome: &Result<Answer, PeerError>) -> Verdict {
 }
 
 /// What the peer asks for: `Retry-After` in seconds. (Its other form, a date, no peer of ours sends.)
-fn retry_after(answer: &Answer) -> Duration {
+fn retry_after(answer: &PeerResponse) -> Duration {
     let seconds = answer.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
     Duration::from_secs(seconds.unwrap_or(0))
 }
@@ -94,23 +94,23 @@ mod tests {
 
     use super::*;
 
-    fn answer(status: u16) -> Result<Answer, PeerError> {
+    fn answer(status: u16) -> Result<PeerResponse, PeerError> {
         let status = StatusCode::from_u16(status).unwrap();
-        Ok(Answer { status, headers: HeaderMap::new(), body: Bytes::new() })
+        Ok(PeerResponse { status, headers: HeaderMap::new(), body: Bytes::new() })
     }
 
-    fn overloaded(retry_after: &'static str) -> Result<Answer, PeerError> {
+    fn overloaded(retry_after: &'static str) -> Result<PeerResponse, PeerError> {
         let mut answer = answer(503)?;
         answer.headers.insert(header::RETRY_AFTER, HeaderValue::from_static(retry_after));
         Ok(answer)
     }
 
-    fn unreachable() -> Result<Answer, PeerError> {
+    fn unreachable() -> Result<PeerResponse, PeerError> {
         Err(PeerError::Unreachable { peer: "peer", cause: "refused".to_owned() })
     }
 
     /// The tries of a call whose outcomes are these, each with the time at which it was made; the last one repeats.
-    async fn tries(limit: Duration, outcomes: &[fn() -> Result<Answer, PeerError>]) -> Vec<Duration> {
+    async fn tries(limit: Duration, outcomes: &[fn() -> Result<PeerResponse, PeerError>]) -> Vec<Duration> {
         let (began, made) = (Instant::now(), RefCell::new(Vec::new()));
         let context = RequestContext::background(limit);
         let attempt = || async {

@@ -33,7 +33,7 @@ impl<S: Send + Sync, T: FromJson, const MOST: usize> FromRequest<S> for JsonList
     type Rejection = Problem;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
-        body::read_each(&json_bytes(request).await?, 1..=MOST).map(Self)
+        body::read_list(&json_bytes(request).await?, 1..=MOST).map(Self)
     }
 }
 
@@ -60,7 +60,7 @@ impl<S: Send + Sync, T: FromStr<Err: fmt::Display>> FromRequestParts<S> for Path
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let bad = |name: &str, detail: String| Problem::invalid(vec![FieldError::of(name, detail)]);
+        let bad = |name: &str, detail: String| Problem::invalid(vec![FieldError::in_parameter(name, detail)]);
         let params = RawPathParams::from_request_parts(parts, state).await;
         let params = params.map_err(|_| bad("path", "must be UTF-8".to_owned()))?;
         let (name, text) = params.iter().next().ok_or_else(|| Problem::internal("a path without a parameter"))?;
@@ -103,7 +103,7 @@ impl<S: Sync, H: Header> FromRequestParts<S> for OptionalHeader<H> {
             (Some(value), None) => value.to_str().map_err(|_| "must be ASCII".into()).and_then(H::parse),
             (Some(_), Some(_)) => Err("is given more than once".into()),
         };
-        let bad = |detail: Detail| Problem::invalid(vec![FieldError::of(H::NAME.as_str(), detail)]);
+        let bad = |detail: Detail| Problem::invalid(vec![FieldError::in_parameter(H::NAME.as_str(), detail)]);
         read.map(|value| Self(Some(value))).map_err(bad)
     }
 }

@@ -12,7 +12,7 @@ use axum::response::Response;
 use serde::Serialize;
 use url::form_urlencoded;
 
-use crate::http::body::Params;
+use crate::http::body::QueryParams;
 use crate::http::entity::Entity;
 use crate::http::json::{ToJson, Writer};
 use crate::problem::Problem;
@@ -44,7 +44,7 @@ pub struct Rows<T> {
 
 impl<K: FromStr<Err: fmt::Display>> Page<K> {
     /// Reads `limit` and `after` from a query.
-    pub fn from_query(params: &mut Params<'_>) -> Option<Self> {
+    pub fn from_query(params: &mut QueryParams<'_>) -> Option<Self> {
         let limit = params.optional("limit", parse_limit);
         let after = params.optional("after", |text| text.parse().map_err(|error: K::Err| error.to_string()));
         Some(Self { after: after?, limit: limit?.unwrap_or(DEFAULT_LIMIT) })
@@ -149,7 +149,7 @@ mod tests {
     use crate::http::body::{FromQuery, read_query};
 
     impl FromQuery for Page<u32> {
-        fn from_query(params: &mut Params<'_>) -> Option<Self> {
+        fn from_query(params: &mut QueryParams<'_>) -> Option<Self> {
             Self::from_query(params)
         }
     }

@@ -161,19 +161,19 @@ impl Format {
             Self::Text => line.extend([&now, " ", name]),
             Self::Coloured => line.extend(["\x1b[2m", &now, "\x1b[0m ", colour, name, "\x1b[0m"]),
         }
-        event.record(&mut Fields { json: self == Self::Json, line: &mut line });
+        event.record(&mut Members { json: self == Self::Json, line: &mut line });
         line.push_str(if self == Self::Json { "}\n" } else { "\n" });
         line
     }
 }
 
 /// Writes the fields of an event, its message among them and, as `tracing` has it, first. (Writing to a line cannot fail.)
-struct Fields<'a> {
+struct Members<'a> {
     json: bool,
     line: &'a mut String,
 }
 
-impl Fields<'_> {
+impl Members<'_> {
     /// A number or a truth, as it is.
     fn plain(&mut self, field: &Field, value: impl fmt::Display) {
         self.name(field);
@@ -199,7 +199,7 @@ impl Fields<'_> {
     }
 }
 
-impl Visit for Fields<'_> {
+impl Visit for Members<'_> {
     fn record_f64(&mut self, field: &Field, value: f64) {
         match value.is_finite() {
             true => self.plain(field, value),

@@ -20,8 +20,6 @@ use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::registry::LookupSpan;
 use url::Url;
 
-use crate::context::RequestContext;
-
 /// How long the end of a process waits for the collector to take the last spans.
 pub const LAST_CALL: Duration = Duration::from_secs(3);
 
@@ -77,9 +75,8 @@ pub(crate) fn of_request(method: &Method, route: &str, uri: &Uri, caller: impl F
     span
 }
 
-/// The span of one of several things that were asked in one call, as a part of what its own caller does: `asked` gives that
-/// one's context. It is what that one would have had alone, but for a status.
-pub fn of_one(name: &'static str, asked: impl FnOnce() -> RequestContext) -> Span {
+/// The span of one of several things that were asked in one call, as a part of what its own caller does. It is what that one would have had alone, but for a status.
+pub(crate) fn of_one(name: &'static str, caller: impl FnOnce() -> SpanContext) -> Span {
     if !wanted() {
         return Span::none();
     }
@@ -87,7 +84,7 @@ pub fn of_one(name: &'static str, asked: impl FnOnce() -> RequestContext) -> Spa
         target: TARGET, "one", otel.kind = "server", otel.name = name, otel.status_code = field::Empty,
         error.type = field::Empty
     );
-    let _ = span.set_parent(opentelemetry::Context::new().with_remote_span_context(asked().caller())); // it has none yet
+    let _ = span.set_parent(opentelemetry::Context::new().with_remote_span_context(caller())); // it has none yet
     span
 }
 

@@ -9,7 +9,7 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Redirect;
 use axum::routing::{any, get};
-use chassis::client::{Answer, Peer, PeerError};
+use chassis::client::{Peer, PeerError, PeerResponse};
 use chassis::config::{PeerSettings, defaults};
 use chassis::context::RequestContext;
 use chassis::problem::Problem;
@@ -53,7 +53,7 @@ async fn peer_that_says(bytes: &'static str) -> Peer {
     peer_at(Url::parse(&format!("http://{address}")).expect("a URL"), &generous_timeouts())
 }
 
-async fn ask(peer: &Peer, path: &str) -> Result<Answer, PeerError> {
+async fn ask(peer: &Peer, path: &str) -> Result<PeerResponse, PeerError> {
     with_timeout("the end of the call", peer.get(path, &RequestContext::background(HOUR))).await
 }
 

@@ -1,7 +1,7 @@
 //! product-service, as far as this service asks it.
 
 use axum::http::StatusCode;
-use chassis::client::{Answer, BatchEndpoint, BatchedCalls, Outcome, Peer, PeerError};
+use chassis::client::{BatchEndpoint, BatchedCalls, Outcome, Peer, PeerError, PeerResponse};
 use chassis::config::PeerSettings;
 use chassis::context::RequestContext;
 use chassis::problem::FieldError;
@@ -58,7 +58,7 @@ impl Products {
     /// If it is unknown whether they were taken.
     pub async fn take(&self, id: OrderId, wanted: &[WantedLine], context: &RequestContext) -> Result<Take, PeerError> {
         let lines = wanted.iter().map(|line| Line { product_id: line.product_id, quantity: line.quantity }).collect();
-        self.takes.ask(ReserveFor { order_id: id, lines, request_id: None, traceparent: None }, context).await
+        self.takes.submit(ReserveFor { order_id: id, lines, request_id: None, traceparent: None }, context).await
     }
 
     /// Releases what an order has taken, for ever. Safe to repeat.
@@ -66,7 +66,7 @@ impl Products {
     /// # Errors
     /// If it is unknown whether it was released.
     pub async fn release(&self, id: OrderId, context: &RequestContext) -> Result<(), PeerError> {
-        self.releases.ask(id, context).await
+        self.releases.submit(id, context).await
     }
 
     /// The error for an answer that says what cannot be.
@@ -96,14 +96,14 @@ struct Taking {
 }
 
 impl BatchEndpoint for Takes {
-    type Ask = ReserveFor;
-    type Answer = Take;
+    type Item = ReserveFor;
+    type Response = Take;
 
     const NAME: &'static str = "takes";
-    const MOST: usize = MAX_BATCH;
-    const MOST_BYTES: usize = MOST_OF_A_BODY;
+    const MAX_ITEMS: usize = MAX_BATCH;
+    const MAX_BYTES: usize = MOST_OF_A_BODY;
 
-    fn size(take: &ReserveFor) -> usize {
+    fn item_bytes(take: &ReserveFor) -> usize {
         /// With a traceparent, and the longest request id that is taken from a client, each character of it escaped.
         const EMPTY: usize =
             r#"{"orderId":"01a2003e-e714-710e-a057-b9de0b11d83b","lines":[],"requestId":"","traceparent":""},"#.len()
@@ -113,14 +113,14 @@ impl BatchEndpoint for Takes {
         EMPTY + take.lines.len() * LINE
     }
 
-    async fn one(&self, take: &ReserveFor, context: &RequestContext) -> Result<Take, PeerError> {
+    async fn call_one(&self, take: &ReserveFor, context: &RequestContext) -> Result<Take, PeerError> {
         let body = Reserve { lines: take.lines.clone() };
         let answer = self.0.put(&format!("/reservations/{}", take.order_id), &body, context).await?;
         let taking = answer.json().map_err(|error| self.0.unexpected(&answer, error))?;
         outcome(answer.status, taking, &take.lines).map_err(|why| self.0.unexpected(&answer, why))
     }
 
-    async fn several(
+    async fn call_many(
         &self,
         takes: &[(&ReserveFor, &RequestContext)],
         context: &RequestContext,
@@ -187,22 +187,22 @@ fn taken(lines: Vec<ReservedLine>, wanted: &[Line]) -> Result<Vec<ReservedLine>,
 struct Releases(Peer);
 
 impl BatchEndpoint for Releases {
-    type Ask = OrderId;
-    type Answer = ();
+    type Item = OrderId;
+    type Response = ();
 
     const NAME: &'static str = "releases";
-    const MOST: usize = MAX_BATCH;
-    const MOST_BYTES: usize = MOST_OF_A_QUERY;
+    const MAX_ITEMS: usize = MAX_BATCH;
+    const MAX_BYTES: usize = MOST_OF_A_QUERY;
 
-    fn size(_: &OrderId) -> usize {
+    fn item_bytes(_: &OrderId) -> usize {
         "01a2003e-e714-710e-a057-b9de0b11d83b,".len()
     }
 
-    async fn one(&self, id: &OrderId, context: &RequestContext) -> Result<(), PeerError> {
+    async fn call_one(&self, id: &OrderId, context: &RequestContext) -> Result<(), PeerError> {
         self.released(&self.0.delete(&format!("/reservations/{id}"), context).await?)
     }
 
-    async fn several(
+    async fn call_many(
         &self,
         ids: &[(&OrderId, &RequestContext)],
         context: &RequestContext,
@@ -214,7 +214,7 @@ impl BatchEndpoint for Releases {
 }
 
 impl Releases {
-    fn released(&self, answer: &Answer) -> Result<(), PeerError> {
+    fn released(&self, answer: &PeerResponse) -> Result<(), PeerError> {
         match answer.status {
             StatusCode::NO_CONTENT => Ok(()),
             _ => Err(self.0.unexpected(answer, "no release")),

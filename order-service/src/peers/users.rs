@@ -36,7 +36,7 @@ impl Users {
     /// # Errors
     /// If user-service says neither yes nor no.
     pub async fn exists(&self, id: Id, context: &RequestContext) -> Result<bool, PeerError> {
-        self.exist.ask(id, context).await
+        self.exist.submit(id, context).await
     }
 }
 
@@ -50,19 +50,19 @@ struct Found {
 }
 
 impl BatchEndpoint for Exist {
-    type Ask = Id;
-    type Answer = bool;
+    type Item = Id;
+    type Response = bool;
 
     const NAME: &'static str = "users";
-    const MOST: usize = MAX_BATCH;
-    const MOST_BYTES: usize = 4096;
+    const MAX_ITEMS: usize = MAX_BATCH;
+    const MAX_BYTES: usize = 4096;
 
-    fn size(_: &Id) -> usize {
+    fn item_bytes(_: &Id) -> usize {
         "9223372036854775807,".len()
     }
 
     /// Nothing in the answer's body is relied on, so any service that keeps the path can stand in user-service's place.
-    async fn one(&self, id: &Id, context: &RequestContext) -> Result<bool, PeerError> {
+    async fn call_one(&self, id: &Id, context: &RequestContext) -> Result<bool, PeerError> {
         let answer = self.0.get(&format!("/users/{id}"), context).await?;
         match answer.status {
             StatusCode::OK => Ok(true),
@@ -73,7 +73,7 @@ impl BatchEndpoint for Exist {
 
     /// Who is in the list exists. Who is not is asked for alone, since another service may not know `ids` and answer some
     /// other list.
-    async fn several(
+    async fn call_many(
         &self,
         ids: &[(&Id, &RequestContext)],
         context: &RequestContext,

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use axum::http::{StatusCode, header};
 use bytes::Bytes;
 use chassis::batch::{BatchItem, Batcher, Limits};
-use chassis::client::{Answer, Peer, PeerError};
+use chassis::client::{Peer, PeerError, PeerResponse};
 use chassis::config::PeerSettings;
 use chassis::context::RequestContext;
 use chassis::http::page;
@@ -41,7 +41,7 @@ impl Users {
     pub fn at(base: Url, settings: &PeerSettings) -> Result<Self, PeerError> {
         let peer = Peer::new("user-service", base, settings)?;
         let room = settings.max_in_flight as usize;
-        let limits = Limits { asks: room, bytes: usize::MAX, size: |_| 0, room };
+        let limits = Limits { max_items: room, max_bytes: usize::MAX, item_bytes: |_| 0, max_queued: room };
         let asking = peer.clone();
         let lists = Batcher::new("lists", limits, move |batch| ask_each_once(asking.clone(), batch));
         Ok(Self { peer, lists })
@@ -59,20 +59,20 @@ impl Users {
     /// If user-service does not answer, or not with a JSON array.
     pub async fn list(&self, query: Option<&str>, context: &RequestContext) -> Result<Listed, PeerError> {
         let patience = context.time_left();
-        let answer = self.lists.ask((query.map(str::to_owned), context.clone()), Some(patience)).await;
-        self.peer.answered(answer, patience)
+        let answer = self.lists.submit((query.map(str::to_owned), context.clone()), Some(patience)).await;
+        self.peer.batch_result(answer, patience)
     }
 }
 
 async fn ask_each_once(peer: Peer, batch: Vec<BatchItem<Wanted, Result<Listed, PeerError>>>) {
     let mut same: HashMap<Option<String>, Vec<_>> = HashMap::new();
     for asked in batch {
-        same.entry(asked.ask.0.clone()).or_default().push(asked);
+        same.entry(asked.item.0.clone()).or_default().push(asked);
     }
     join_all(same.into_iter().map(|(query, asked)| async {
-        let context = RequestContext::merge(asked.iter().map(|asked| &asked.ask.1));
+        let context = RequestContext::merge(asked.iter().map(|asked| &asked.item.1));
         let listed = list(&peer, query, &context).await;
-        asked.into_iter().for_each(|asked| asked.answer(listed.clone()));
+        asked.into_iter().for_each(|asked| asked.respond(listed.clone()));
     }))
     .await;
 }
@@ -100,6 +100,6 @@ fn check_array(body: &[u8]) -> Result<(), String> {
     serde_json::from_str::<Vec<IgnoredAny>>(text).map(drop).map_err(|error| error.to_string())
 }
 
-fn next_query(answer: &Answer) -> Option<String> {
+fn next_query(answer: &PeerResponse) -> Option<String> {
     answer.headers.get(header::LINK).and_then(page::next_query).map(str::to_owned)
 }

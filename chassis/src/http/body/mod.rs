@@ -22,39 +22,39 @@ use crate::problem::{FieldError, MALFORMED_JSON, Problem};
 /// A type that is read from a JSON object.
 pub trait FromJson: Sized {
     /// Reads all members. `None` if anything was wrong, which `fields` has then noted.
-    fn from_json(fields: &mut Fields<'_>) -> Option<Self>;
+    fn from_json(fields: &mut Members<'_>) -> Option<Self>;
 }
 
 /// A type that is read from a query.
 pub trait FromQuery: Sized {
     /// Reads all parameters. `None` if anything was wrong, which `params` has then noted.
-    fn from_query(params: &mut Params<'_>) -> Option<Self>;
+    fn from_query(params: &mut QueryParams<'_>) -> Option<Self>;
 }
 
 /// Reads a body that is one JSON object.
 pub fn read_object<T: FromJson>(body: &Bytes) -> Result<T, Problem> {
     let json: &RawValue = serde_json::from_slice(body).map_err(|error| malformed(&error))?;
-    let mut fields = Fields { place: Place::Root, members: Vec::new(), errors: Vec::new(), body };
+    let mut fields = Members { place: Place::Root, members: Vec::new(), errors: Vec::new(), body };
     let value = if fields.open(json) { T::from_json(&mut fields) } else { None };
     finish(value, fields.errors)
 }
 
 /// Reads a body that is a JSON array of objects, each on its own: a bad one does not spoil the others.
-pub fn read_each<T: FromJson>(body: &Bytes, length: RangeInclusive<usize>) -> Result<Vec<Result<T, Problem>>, Problem> {
+pub fn read_list<T: FromJson>(body: &Bytes, length: RangeInclusive<usize>) -> Result<Vec<Result<T, Problem>>, Problem> {
     let json: &RawValue = serde_json::from_slice(body).map_err(|error| malformed(&error))?;
-    let items = items(json, &length).map_err(|detail| Problem::invalid(vec![FieldError::at("", detail)]))?;
+    let items = items(json, &length).map_err(|detail| Problem::invalid(vec![FieldError::at_pointer("", detail)]))?;
     let read = |item: &&RawValue| read_object(&body.slice_ref(item.get().as_bytes()));
     Ok(items.iter().map(read).collect())
 }
 
 /// Reads a query string.
 pub fn read_query<T: FromQuery>(query: &str) -> Result<T, Problem> {
-    let mut params = Params { pairs: form_urlencoded::parse(query.as_bytes()).collect(), errors: Vec::new() };
+    let mut params = QueryParams { pairs: form_urlencoded::parse(query.as_bytes()).collect(), errors: Vec::new() };
     finish(T::from_query(&mut params), params.errors)
 }
 
 /// The members of one JSON object, and the mistakes found so far.
-pub struct Fields<'a> {
+pub struct Members<'a> {
     place: Place<'a>,
     members: Vec<(Cow<'a, str>, &'a RawValue)>,
     errors: Vec<FieldError>,
@@ -69,7 +69,7 @@ enum Place<'a> {
     Item(&'a Place<'a>, usize),
 }
 
-impl<'a> Fields<'a> {
+impl<'a> Members<'a> {
     /// The member `name`, which must be there: a `T` in JSON that `parse` accepts.
     pub fn required<T: DeserializeOwned, U>(
         &mut self,
@@ -78,7 +78,7 @@ impl<'a> Fields<'a> {
     ) -> Option<U> {
         let read = self.optional(name, parse)?;
         if read.is_none() {
-            self.fail(name, "is required");
+            self.reject(name, "is required");
         }
         read
     }
@@ -94,38 +94,38 @@ impl<'a> Fields<'a> {
         match read.and_then(parse) {
             Ok(value) => Some(Some(value)),
             Err(detail) => {
-                self.fail(name, detail);
+                self.reject(name, detail);
                 None
             }
         }
     }
 
-    /// The member `name` as in [`Fields::optional`], except that `null` is a mistake: for changes, where it would
+    /// The member `name` as in [`Members::optional`], except that `null` is a mistake: for changes, where it would
     /// read as "remove this".
-    pub fn change<T: DeserializeOwned, U>(
+    pub fn patch<T: DeserializeOwned, U>(
         &mut self,
         name: &'static str,
         parse: impl FnOnce(T) -> Result<U, Detail>,
     ) -> Option<Option<U>> {
         if self.members.iter().any(|(key, json)| key == name && json.get() == "null") {
-            self.fail(name, "cannot be removed");
+            self.reject(name, "cannot be removed");
             return None;
         }
         self.optional(name, parse)
     }
 
     /// The member `name`, which must be an array of that many objects, each of which `read` accepts.
-    pub fn each<U>(
+    pub fn list<U>(
         &mut self,
         name: &'static str,
         length: RangeInclusive<usize>,
-        mut read: impl FnMut(&mut Fields<'_>) -> Option<U>,
+        mut read: impl FnMut(&mut Members<'_>) -> Option<U>,
     ) -> Option<Vec<U>> {
         let json = self.member(name)?;
         let items = match json.map_or(Err("is required".into()), |json| items(json, &length)) {
             Ok(items) => items,
             Err(detail) => {
-                self.fail(name, detail);
+                self.reject(name, detail);
                 return None;
             }
         };
@@ -134,7 +134,7 @@ impl<'a> Fields<'a> {
         let mut errors = Vec::new();
         for (index, item) in items.into_iter().enumerate() {
             let place = Place::Item(&place, index);
-            let mut fields = Fields { place, members: Vec::new(), errors: Vec::new(), body: self.body };
+            let mut fields = Members { place, members: Vec::new(), errors: Vec::new(), body: self.body };
             if fields.open(item) {
                 values.extend(read(&mut fields));
             }
@@ -146,8 +146,8 @@ impl<'a> Fields<'a> {
     }
 
     /// Notes that something is wrong with the member `name`.
-    pub fn fail(&mut self, name: &str, detail: impl Into<Detail>) {
-        self.errors.push(FieldError::at(format!("{}/{name}", self.place), detail.into()));
+    pub fn reject(&mut self, name: &str, detail: impl Into<Detail>) {
+        self.errors.push(FieldError::at_pointer(format!("{}/{name}", self.place), detail.into()));
     }
 
     /// The bytes of the whole body.
@@ -160,7 +160,7 @@ impl<'a> Fields<'a> {
         let mut given = self.members.iter().filter(|(key, _)| key == name).map(|(_, json)| *json);
         let (json, another) = (given.next(), given.next());
         if another.is_some() {
-            self.fail(name, "is given more than once");
+            self.reject(name, "is given more than once");
             return None;
         }
         Some(json.filter(|json| json.get() != "null"))
@@ -168,21 +168,21 @@ impl<'a> Fields<'a> {
 
     /// Takes the members out of `json`. If it is no object, that is noted, and there is nothing more to say.
     fn open(&mut self, json: &'a RawValue) -> bool {
-        match serde_json::from_str::<Members<'a>>(json.get()) {
-            Ok(Members(members)) => self.members = members,
-            Err(_) => self.errors.push(FieldError::at(self.place.to_string(), "must be a JSON object")),
+        match serde_json::from_str::<RawMembers<'a>>(json.get()) {
+            Ok(RawMembers(members)) => self.members = members,
+            Err(_) => self.errors.push(FieldError::at_pointer(self.place.to_string(), "must be a JSON object")),
         }
         self.errors.is_empty()
     }
 }
 
 /// The parameters of one query, and the mistakes found so far.
-pub struct Params<'a> {
+pub struct QueryParams<'a> {
     pairs: Vec<(Cow<'a, str>, Cow<'a, str>)>,
     errors: Vec<FieldError>,
 }
 
-impl Params<'_> {
+impl QueryParams<'_> {
     /// The parameter `name`, which must be there.
     pub fn required<U, D: Into<Detail>>(
         &mut self,
@@ -191,7 +191,7 @@ impl Params<'_> {
     ) -> Option<U> {
         let read = self.optional(name, parse)?;
         if read.is_none() {
-            self.errors.push(FieldError::of(name, "is required"));
+            self.errors.push(FieldError::in_parameter(name, "is required"));
         }
         read
     }
@@ -211,7 +211,7 @@ impl Params<'_> {
         match read {
             Ok(value) => Some(Some(value)),
             Err(detail) => {
-                self.errors.push(FieldError::of(name, detail));
+                self.errors.push(FieldError::in_parameter(name, detail));
                 None
             }
         }
@@ -230,14 +230,14 @@ impl fmt::Display for Place<'_> {
 }
 
 /// The members of an object in their order. (A derived type would take an array for a struct.)
-struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+struct RawMembers<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 
-impl<'de> Deserialize<'de> for Members<'de> {
+impl<'de> Deserialize<'de> for RawMembers<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct MembersVisitor;
 
         impl<'de> Visitor<'de> for MembersVisitor {
-            type Value = Members<'de>;
+            type Value = RawMembers<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
@@ -248,7 +248,7 @@ impl<'de> Deserialize<'de> for Members<'de> {
                 while let Some((Name(name), json)) = map.next_entry::<Name<'de>, &'de RawValue>()? {
                     members.push((name, json));
                 }
-                Ok(Members(members))
+                Ok(RawMembers(members))
             }
         }
 
@@ -306,10 +306,10 @@ mod tests {
     }
 
     impl FromJson for Order {
-        fn from_json(body: &mut Fields<'_>) -> Option<Self> {
+        fn from_json(body: &mut Members<'_>) -> Option<Self> {
             let buyer = body.required("buyer", any);
             let note = body.optional("note", any);
-            let lines = body.each("lines", 1..=2, |line| {
+            let lines = body.list("lines", 1..=2, |line| {
                 let (item, count) = (line.required("item", any), line.required("count", positive));
                 Some((item?, count?))
             });
@@ -320,8 +320,8 @@ mod tests {
     struct Change(Option<String>);
 
     impl FromJson for Change {
-        fn from_json(body: &mut Fields<'_>) -> Option<Self> {
-            body.change("note", any).map(Self)
+        fn from_json(body: &mut Members<'_>) -> Option<Self> {
+            body.patch("note", any).map(Self)
         }
     }
 
@@ -331,7 +331,7 @@ mod tests {
     }
 
     impl FromQuery for Search {
-        fn from_query(params: &mut Params<'_>) -> Option<Self> {
+        fn from_query(params: &mut QueryParams<'_>) -> Option<Self> {
             let word = params.required("word", |text| Ok::<_, Detail>(text.to_owned()));
             let limit = params.optional("limit", |text| text.parse().map_err(|_| "must be a number"));
             Some(Self { word: word?, limit: limit? })
@@ -430,7 +430,7 @@ mod tests {
 
     #[test]
     fn each_of_many_is_read_on_its_own() {
-        let each = |json: &'static str| read_each::<Change>(&Bytes::from_static(json.as_bytes()), 1..=2);
+        let each = |json: &'static str| read_list::<Change>(&Bytes::from_static(json.as_bytes()), 1..=2);
         let read = each(r#" [ {"note": "a"} , {"note": 1}] "#).unwrap();
         assert!(matches!(read.as_slice(), [Ok(Change(Some(note))), Err(_)] if note == "a"));
         for json in ["[]", "{}", r#"[{}, {}, {}]"#] {
@@ -442,11 +442,11 @@ mod tests {
     fn an_object_within_many_has_its_own_body() {
         struct Whole(Bytes);
         impl FromJson for Whole {
-            fn from_json(body: &mut Fields<'_>) -> Option<Self> {
+            fn from_json(body: &mut Members<'_>) -> Option<Self> {
                 Some(Self(body.body().clone()))
             }
         }
-        let read = read_each::<Whole>(&Bytes::from_static(br#"[{"a": 1}, {"b": 2}]"#), 1..=2).unwrap();
+        let read = read_list::<Whole>(&Bytes::from_static(br#"[{"a": 1}, {"b": 2}]"#), 1..=2).unwrap();
         let bodies: Vec<Bytes> = read.into_iter().map(|whole| whole.unwrap().0).collect();
         assert_eq!(bodies, [r#"{"a": 1}"#, r#"{"b": 2}"#]);
     }

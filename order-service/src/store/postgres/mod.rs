@@ -1,13 +1,13 @@
 //! Orders in PostgreSQL. Each step is one statement, which the database does whole or not at all, so that no transaction
 //! stands open while somebody here is away. Each may be repeated: when a connection breaks, a statement may be done and
 //! its answer lost, and then the next try is content to find it done. Steps of one kind that orders make at the same time
-//! are one statement ([`together`]).
+//! are one statement ([`batched`]).
 
+mod batched;
 #[cfg(test)]
 mod plans;
 #[cfg(test)]
 pub(super) mod tests;
-mod together;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +28,7 @@ use sqlx::types::Json;
 use sqlx::{Error, Postgres, Row, query, query_scalar};
 use uuid::Uuid;
 
-use self::together::{Kind, Together};
+use self::batched::{BatchedStatement, StatementSpec};
 use super::{BeginOutcome, Filter, Intent, OrderStore, StoreError};
 use crate::SERVICE;
 use crate::order::State;
@@ -135,10 +135,10 @@ const UNSETTLED: &str = "select count(*) from
 /// The store in a PostgreSQL database of its own.
 pub struct PostgresStore {
     pool: Pool,
-    inserts: Together<Intent, ()>,
-    settlements: Together<Settlement, Arc<Order>>,
-    aborts: Together<OrderId, ()>,
-    releases: Together<OrderId, ()>,
+    inserts: BatchedStatement<Intent, ()>,
+    settlements: BatchedStatement<Settlement, Arc<Order>>,
+    aborts: BatchedStatement<OrderId, ()>,
+    releases: BatchedStatement<OrderId, ()>,
 }
 
 /// What makes an order of an intent.
@@ -179,16 +179,18 @@ impl PostgresStore {
             dropped.map_err(|error| error.to_string())?;
         }
         let (id, read, size) = (|id: &OrderId| *id, |_: &PgRow| Ok(()), |_: &OrderId| 0);
-        let insert = Kind { name: "insert", id: |intent: &Intent| intent.id, size: |_| 0, statement: insert, read };
+        let insert =
+            StatementSpec { name: "insert", id: |intent: &Intent| intent.id, size: |_| 0, statement: insert, read };
         let settled = |settled: &Settlement| settled.id;
-        let settle = Kind { name: "settle", id: settled, size: Settlement::size, statement: settle, read: order };
-        let abort = Kind { name: "abort", id, size, statement: |ids| of_ids(ABORT, ids), read };
-        let released = Kind { name: "released", id, size, statement: |ids| of_ids(RELEASED, ids), read };
+        let settle =
+            StatementSpec { name: "settle", id: settled, size: Settlement::size, statement: settle, read: order };
+        let abort = StatementSpec { name: "abort", id, size, statement: |ids| of_ids(ABORT, ids), read };
+        let released = StatementSpec { name: "released", id, size, statement: |ids| of_ids(RELEASED, ids), read };
         Ok(Self {
-            inserts: Together::new(&pool, insert),
-            settlements: Together::new(&pool, settle),
-            aborts: Together::new(&pool, abort),
-            releases: Together::new(&pool, released),
+            inserts: BatchedStatement::new(&pool, insert),
+            settlements: BatchedStatement::new(&pool, settle),
+            aborts: BatchedStatement::new(&pool, abort),
+            releases: BatchedStatement::new(&pool, released),
             pool,
         })
     }

@@ -20,7 +20,7 @@ const MOST_BYTES: usize = 1 << 20;
 const ROOM: usize = 1_000_000;
 
 /// A kind of step.
-pub(super) struct Kind<A, T> {
+pub(super) struct StatementSpec<A, T> {
     /// What metrics and traces call it.
     pub name: &'static str,
     /// Whose step it is.
@@ -37,11 +37,11 @@ pub(super) struct Kind<A, T> {
 type Made<T> = Result<(Option<T>, bool), StoreError>;
 
 /// Makes steps of one kind: one at once, and together what is asked for while others are on their way.
-pub(super) struct Together<A, T>(Batcher<A, Made<T>>);
+pub(super) struct BatchedStatement<A, T>(Batcher<A, Made<T>>);
 
-impl<A: Send + Sync + 'static, T: Send + 'static> Together<A, T> {
-    pub(super) fn new(pool: &Pool, kind: Kind<A, T>) -> Self {
-        let limits = Limits { asks: MOST, bytes: MOST_BYTES, size: kind.size, room: ROOM };
+impl<A: Send + Sync + 'static, T: Send + 'static> BatchedStatement<A, T> {
+    pub(super) fn new(pool: &Pool, kind: StatementSpec<A, T>) -> Self {
+        let limits = Limits { max_items: MOST, max_bytes: MOST_BYTES, item_bytes: kind.size, max_queued: ROOM };
         let sender = Arc::new((pool.clone(), kind));
         Self(Batcher::new(sender.1.name, limits, move |batch| {
             let sender = Arc::clone(&sender);
@@ -50,7 +50,7 @@ impl<A: Send + Sync + 'static, T: Send + 'static> Together<A, T> {
     }
 
     pub(super) async fn make(&self, ask: A) -> Made<T> {
-        match self.0.ask(ask, None).await {
+        match self.0.submit(ask, None).await {
             Ok(made) => made,
             Err(BatchError::QueueFull) => Err(StoreError("too many steps wait for it".to_owned())),
             Err(BatchError::Timeout) => Err(StoreError("the steps before it take too long".to_owned())),
@@ -59,10 +59,10 @@ impl<A: Send + Sync + 'static, T: Send + 'static> Together<A, T> {
     }
 }
 
-impl<A, T> Kind<A, T> {
+impl<A, T> StatementSpec<A, T> {
     async fn make(&self, pool: &Pool, mut batch: Vec<BatchItem<A, Made<T>>>) {
         // All lock the rows of orders by ascending id, so that nobody waits for somebody who waits for him.
-        batch.sort_unstable_by_key(|asked| (self.id)(&asked.ask));
+        batch.sort_unstable_by_key(|asked| (self.id)(&asked.item));
         let made = self.try_make(pool, &batch).await;
         if batch.len() > 1 && made.as_ref().is_err_and(is_row_error) {
             // For that one of them the others are not to blame.
@@ -77,7 +77,7 @@ impl<A, T> Kind<A, T> {
     }
 
     async fn try_make(&self, pool: &Pool, batch: &[BatchItem<A, Made<T>>]) -> Result<(HashMap<Uuid, T>, bool), Error> {
-        let asks: Vec<&A> = batch.iter().map(|asked| &asked.ask).collect();
+        let asks: Vec<&A> = batch.iter().map(|asked| &asked.item).collect();
         let (rows, may_be_made) =
             pool.retry_reporting_ambiguity(self.name, || (self.statement)(&asks).fetch_all(pool)).await?;
         let made = rows.iter().map(|row| Ok((row.try_get("id")?, (self.read)(row)?))).collect::<Result<_, Error>>()?;
@@ -87,8 +87,8 @@ impl<A, T> Kind<A, T> {
     fn answer(&self, batch: Vec<BatchItem<A, Made<T>>>, made: Result<(HashMap<Uuid, T>, bool), Error>) {
         let mut made = made.map_err(StoreError::from);
         for asked in batch {
-            let id = (self.id)(&asked.ask).0;
-            asked.answer(match &mut made {
+            let id = (self.id)(&asked.item).0;
+            asked.respond(match &mut made {
                 Ok((made, may_be_made)) => Ok((made.remove(&id), *may_be_made)),
                 Err(error) => Err(error.clone()),
             });
