@@ -101,7 +101,7 @@ impl Pipeline {
         let route = self.routes.of(request.uri());
         let arrived = Instant::now();
         let context = RequestContext::received_at(arrived, request.headers(), self.settings.request_timeout);
-        let allowed = self.cors.allowed(request.headers());
+        let cors_headers = self.cors.response_headers(request.method(), request.headers()).await;
         let span = traces::of_request(request.method(), &route.template, request.uri(), || context.caller());
         let context = context.with_span(&span);
         let record = self.access.begin(request.method(), route, &context, arrived);
@@ -113,7 +113,9 @@ impl Pipeline {
         if let Some(problem) = &problem {
             response = problem.render(context.request_id());
         }
-        self.cors.mark(response.headers_mut(), allowed);
+        for (name, value) in &cors_headers {
+            response.headers_mut().append(name, value.clone()); // `Vary` may have a value already
+        }
         response.headers_mut().insert(X_REQUEST_ID, context.request_id_header());
         if self.draining.has_begun() {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -136,7 +138,7 @@ impl Pipeline {
         let (mut head, body) = request.into_parts();
         check_head(&head.uri, &head.headers, self.settings.max_header_bytes as usize)?;
         if cors::is_preflight(&head.method, &head.headers) {
-            return Ok(cors::preflight());
+            return Ok(Response::default());
         }
         let (body, began) = match body.is_end_stream() {
             true => (Body::empty(), arrived),

@@ -65,6 +65,28 @@ async fn options_is_a_method_like_another() {
 }
 
 #[tokio::test]
+async fn names_each_header_that_a_preflight_asks_for() {
+    let request = client().request("OPTIONS", "/numbers/1").header("origin", "https://shop.example");
+    let request = request.header("access-control-request-method", "PUT");
+    let answer = request.header("access-control-request-headers", "authorization,idempotency-key").send().await;
+    assert_eq!(answer.header("access-control-allow-headers"), "authorization,idempotency-key", "{answer}");
+    assert_eq!(answer.header("x-request-id").len(), 32, "a preflight is a request like others: {answer}");
+    answer.expect(200);
+}
+
+#[tokio::test]
+async fn sends_cors_headers_only_to_browsers() {
+    let answer = client().get("/numbers/1").await.expect(200);
+    let cors = answer.headers.keys().find(|name| name.as_str().starts_with("access-control"));
+    assert!(cors.is_none() && !answer.headers.contains_key("vary"), "{answer}");
+
+    let origins = vec!["https://shop.example".parse().unwrap()];
+    let narrowed = client_with(&Settings { cors_allowed_origins: origins, ..settings() });
+    let answer = narrowed.get("/numbers/1").await.expect(200);
+    assert_eq!(answer.header("vary"), "origin", "a cache must tell this answer from one to a page: {answer}");
+}
+
+#[tokio::test]
 async fn a_request_too_many_is_refused_at_once_and_health_never() {
     let (app, gate) = service(&Settings { max_in_flight: 2, ..settings() });
     let client = Client::new(app);
