@@ -63,7 +63,7 @@ impl Cors {
     }
 }
 
-/// Returns whether a browser asks in advance what a page may send. Any other `OPTIONS` request is routed like a `GET`.
+/// Returns whether a browser asks in advance what a page may send. The router handles any other `OPTIONS` request.
 pub(crate) fn is_preflight(method: &Method, headers: &HeaderMap) -> bool {
     method == Method::OPTIONS
         && headers.contains_key(header::ORIGIN)

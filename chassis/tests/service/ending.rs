@@ -3,7 +3,7 @@
 use std::time::Duration;
 use testing::eventually;
 
-use chassis::Stop;
+use chassis::Shutdown;
 use chassis::config::Settings;
 use serde_json::json;
 
@@ -26,7 +26,7 @@ async fn at_first_a_service_says_that_it_is_going_and_still_takes_requests() {
     let mut open = served.connect().await;
     let before = open.get("/readyz").await.expect(200);
     assert_eq!(before.header("connection"), "", "it is kept open");
-    served.stop(Stop::Gracefully);
+    served.stop(Shutdown::Drain);
     eventually("/readyz to know", async || served.get("/readyz").await.status == 503).await;
 
     let answer = open.get("/readyz").await;
@@ -48,7 +48,7 @@ async fn then_nothing_is_accepted_and_what_runs_is_finished() {
     half.send("POST /echo HTTP/1.1\r\nhost: test\r\ncontent-length: 5\r\n\r\nhel").await;
     eventually("the half request", async || served.get("/metrics").await.to_string().contains("in_flight 3")).await;
 
-    served.stop(Stop::Gracefully);
+    served.stop(Shutdown::Drain);
     eventually("the end of the listener", async || !served.listens().await).await;
     assert!(!served.ends().await, "it has ended while requests are running");
     gate.open();
@@ -62,14 +62,14 @@ async fn then_nothing_is_accepted_and_what_runs_is_finished() {
 #[tokio::test]
 async fn after_the_grace_time_it_ends_by_itself() {
     let (mut served, _) = served(Settings { drain: Duration::from_millis(50), ..settings() }).await;
-    served.stop(Stop::Gracefully);
+    served.stop(Shutdown::Drain);
     served.ended().await;
 }
 
 #[tokio::test]
 async fn ctrl_c_does_not_wait_for_anyone_to_learn_of_it() {
     let (mut served, _) = served(settings()).await; // which has a grace time of an hour
-    served.stop(Stop::Now);
+    served.stop(Shutdown::Immediate);
     served.ended().await;
 }
 
@@ -79,7 +79,7 @@ async fn connections_without_a_request_do_not_hold_up_the_end() {
     let silent = served.connect().await;
     let mut idle = served.connect().await;
     idle.get("/numbers/1").await.expect(200);
-    served.stop(Stop::Now);
+    served.stop(Shutdown::Immediate);
     served.ended().await;
     silent.closed().await;
     idle.closed().await;
@@ -91,7 +91,7 @@ async fn a_handler_that_hangs_holds_up_the_end_only_so_long() {
     let mut hanging = served.connect().await;
     hanging.ask("/hang").await;
     eventually("the request", async || served.get("/metrics").await.to_string().contains("in_flight 2")).await;
-    served.stop(Stop::Gracefully);
+    served.stop(Shutdown::Drain);
     served.ended().await;
 }
 
@@ -101,7 +101,7 @@ async fn who_was_let_in_last_is_still_served() {
     let (mut served, _) = served(Settings { linger: Duration::from_secs(60), ..no_drain() }).await;
     let mut last = served.connect().await;
     served.get("/numbers/1").await.expect(200); // whoever came before has been let in too
-    served.stop(Stop::Gracefully);
+    served.stop(Shutdown::Drain);
     eventually("the end of the listener", async || !served.listens().await).await;
     let answer = last.get("/numbers/2").await.expect(200);
     assert_eq!(answer.header("connection"), "close");
@@ -120,6 +120,6 @@ async fn clients_that_hang_do_not_hold_up_the_end() {
     let mut never_reads = served.connect().await;
     let request = format!("POST /echo HTTP/1.1\r\nhost: test\r\ncontent-length: 60000\r\n\r\n{}", "x".repeat(60_000));
     tokio::spawn(async move { never_reads.send(request.repeat(500)).await });
-    served.stop(Stop::Gracefully);
+    served.stop(Shutdown::Drain);
     served.ended().await;
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use bytes::{Bytes, BytesMut};
-use chassis::{App, Stop};
+use chassis::{App, Shutdown};
 use testing::{Received, with_timeout};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -19,7 +19,7 @@ const A_WHILE: Duration = Duration::from_millis(30);
 /// An app that is being served. It ends at the latest with the test.
 pub(crate) struct Served {
     address: SocketAddr,
-    stop: Option<oneshot::Sender<Stop>>,
+    stop: Option<oneshot::Sender<Shutdown>>,
     serving: JoinHandle<()>,
 }
 
@@ -29,7 +29,7 @@ impl Served {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound listener");
         let (stop, stopped) = oneshot::channel();
-        let stopped = async { stopped.await.unwrap_or(Stop::Now) };
+        let stopped = async { stopped.await.unwrap_or(Shutdown::Immediate) };
         let serving = tokio::spawn(async move {
             chassis::serve(listener, &app, stopped).await;
         });
@@ -52,7 +52,7 @@ impl Served {
     }
 
     /// Asks it to end.
-    pub(crate) fn stop(&mut self, how: Stop) {
+    pub(crate) fn stop(&mut self, how: Shutdown) {
         let stop = self.stop.take().expect("it is stopped once");
         stop.send(how).expect("it still serves");
     }
