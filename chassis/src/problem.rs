@@ -52,7 +52,7 @@ pub static REQUEST_TIMEOUT: Kind = Kind::new(StatusCode::REQUEST_TIMEOUT, "reque
 /// `If-Match` does not match the current state.
 pub static PRECONDITION_FAILED: Kind =
     Kind::new(StatusCode::PRECONDITION_FAILED, "precondition-failed", "Precondition failed");
-/// The service has too much load or too little time. The request had no effect.
+/// The service has too much load, or too little time for the request.
 pub static OVERLOADED: Kind = Kind::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Overloaded");
 /// The service is shutting down.
 pub static DRAINING: Kind = Kind::new(StatusCode::SERVICE_UNAVAILABLE, "draining", "Draining");
