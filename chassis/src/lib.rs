@@ -42,11 +42,11 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::config::Settings;
-use crate::http::access_log::Access;
+use crate::http::access_log::AccessLog;
 use crate::http::cors::Cors;
 use crate::http::health::{Draining, ReadinessChecks};
 use crate::http::pipeline::{Pipeline, Routes};
-pub use crate::http::server::{Stop, serve};
+pub use crate::http::server::{Shutdown, serve};
 use crate::telemetry::metrics::Metrics;
 
 /// A service ready to be served: its routes inside the layers.
@@ -73,12 +73,12 @@ impl App {
             document.paths.paths.keys().flat_map(|path| [path.clone(), format!("{}{path}", http::openapi::API)]);
         let others = ["/metrics", "/openapi.json", "/docs", "/docs/", "/docs/{*file}"].map(str::to_owned);
         let routes = Routes::new(documented.chain(others));
-        let places = Semaphore::new(settings.max_in_flight as usize);
+        let permits = Semaphore::new(settings.max_in_flight as usize);
         let running = TaskTracker::new();
         running.close(); // to further tasks it makes no difference, but it can be waited for
-        let access = Access::new(metrics.clone(), settings.log_requests_per_second);
+        let access_log = AccessLog::new(metrics.clone(), settings.log_requests_per_second);
         let (cors, settings) = (Cors::new(&settings.cors_allowed_origins), settings.clone());
-        let pipeline = Pipeline { router, routes, cors, metrics, access, draining, settings, places, running };
+        let pipeline = Pipeline { router, routes, cors, metrics, access_log, draining, settings, permits, running };
         Self { pipeline: Arc::new(pipeline), document: Arc::new(document) }
     }
 
@@ -145,13 +145,13 @@ pub fn exit(result: Result<(), String>) -> ExitCode {
     }
 }
 
-fn stop_signal() -> io::Result<impl Future<Output = Stop>> {
+fn stop_signal() -> io::Result<impl Future<Output = Shutdown>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     Ok(async move {
         tokio::select! {
-            _ = terminate.recv() => Stop::Gracefully,
-            _ = interrupt.recv() => Stop::Now,
+            _ = terminate.recv() => Shutdown::Drain,
+            _ = interrupt.recv() => Shutdown::Immediate,
         }
     })
 }
