@@ -16,7 +16,6 @@ pub mod client;
 pub mod config;
 pub mod context;
 pub mod fault_injection;
-mod hex;
 pub mod http;
 pub mod postgres;
 pub mod problem;

@@ -11,7 +11,6 @@ use axum::response::{IntoResponse, Response};
 
 use serde::Serialize;
 
-use crate::hex::Hex;
 use crate::http::body::values::Detail;
 use crate::http::entity::Entity;
 use crate::http::extract::Header;
@@ -108,7 +107,7 @@ fn represent(entity: &impl ToJson) -> Result<(Vec<u8>, HeaderValue), Problem> {
     let json = json.finish();
     let mut hasher = DefaultHasher::new();
     hasher.write(&json);
-    let tag = ["\"", &Hex::<16>::of(hasher.finish().into()), "\""].concat();
+    let tag = format!("\"{:016x}\"", hasher.finish());
     Ok((json, HeaderValue::try_from(tag).map_err(Problem::internal)?))
 }
 

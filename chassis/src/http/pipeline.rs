@@ -102,7 +102,7 @@ impl Pipeline {
         let arrived = Instant::now();
         let context = RequestContext::received_at(arrived, request.headers(), self.settings.request_timeout);
         let allowed = self.cors.allowed(request.headers());
-        let span = traces::of_request(request.method(), &route.template, request.uri(), || context.caller());
+        let span = traces::server_span(request.method(), &route.template, request.uri(), || context.remote_parent());
         let context = context.with_span(&span);
         let record = self.access.begin(request.method(), route, &context, arrived);
         let mut response = match self.answer(request, &context, arrived).instrument(span.clone()).await {
@@ -118,7 +118,7 @@ impl Pipeline {
         if self.draining.has_begun() {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        traces::answered(&span, response.status(), 500);
+        traces::record_status(&span, response.status(), 500);
         record.end(response.status(), problem.as_ref());
         response
     }

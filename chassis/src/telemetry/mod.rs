@@ -66,12 +66,12 @@ pub(crate) fn log_start_up(settings: &Settings, message: &str) {
 }
 
 impl Telemetry {
-    /// Exports the remaining spans, then writes the queued log lines. Waits for the collector at most [`traces::LAST_CALL`].
+    /// Exports the remaining spans, then writes the queued log lines. Waits for the collector at most [`traces::EXPORT_TIMEOUT`].
     pub async fn end(self) {
         let Some(traces) = &self.traces else { return };
         let traces = traces.clone();
         // The export blocks its thread.
-        let sent = tokio::task::spawn_blocking(move || traces.shutdown_with_timeout(traces::LAST_CALL)).await;
+        let sent = tokio::task::spawn_blocking(move || traces.shutdown_with_timeout(traces::EXPORT_TIMEOUT)).await;
         if let Ok(Err(error)) = sent {
             tracing::warn!(%error, "export of the last spans failed");
         }
