@@ -67,7 +67,7 @@ impl App {
         let (draining, metrics) = (Draining::default(), Metrics::new(service));
         let health = http::health::routes(draining.clone(), needs);
         let (router, document) = http::openapi::assemble(service, description, routes, health);
-        let router = router.merge(metrics.routes());
+        let router = router.merge(http::metrics::routes(metrics.clone()));
         let documented =
             document.paths.paths.keys().flat_map(|path| [path.clone(), format!("{}{path}", http::openapi::API)]);
         let others = ["/metrics", "/openapi.json", "/docs", "/docs/", "/docs/{*file}"].map(str::to_owned);
