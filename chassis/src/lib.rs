@@ -16,7 +16,6 @@ pub mod client;
 pub mod config;
 pub mod context;
 pub mod fault_injection;
-mod hex;
 pub mod http;
 pub mod postgres;
 pub mod problem;
@@ -68,7 +67,7 @@ impl App {
         let (draining, metrics) = (Draining::default(), Metrics::new(service));
         let health = http::health::routes(draining.clone(), needs);
         let (router, document) = http::openapi::assemble(service, description, routes, health);
-        let router = router.merge(metrics.routes());
+        let router = router.merge(http::metrics::routes(metrics.clone()));
         let documented =
             document.paths.paths.keys().flat_map(|path| [path.clone(), format!("{}{path}", http::openapi::API)]);
         let others = ["/metrics", "/openapi.json", "/docs", "/docs/", "/docs/{*file}"].map(str::to_owned);
@@ -118,24 +117,23 @@ pub fn now() -> Timestamp {
 ///
 /// # Errors
 /// If the address cannot be listened on, or there was a second signal.
-#[expect(clippy::print_stdout, reason = "the start-up line is for whoever started the process, whatever the log does")]
 pub async fn run(service: &str, port: u16, about: &str, app: &App) -> Result<Duration, String> {
     // The signals are caught before anyone can know that the service is there.
     let unable = |error: io::Error| format!("cannot catch signals: {error}");
     let (stop, again) = (stop_signal().map_err(unable)?, second_signal().map_err(unable)?);
     let listener = http::listener::open(app.pipeline.settings.host, port).await?;
     let address = listener.local_addr().map_err(|error| format!("cannot tell where it listens: {error}"))?;
-    println!("{service} listens on http://{address}, {about}");
+    let message = format!("{service} listens on http://{address}, {about}");
+    telemetry::log_start_up(&app.pipeline.settings, &message);
     tokio::select! {
         left = serve(listener, app, stop) => Ok(left),
         () = again => Err("a second signal; what was running is not finished".to_owned()),
     }
 }
 
-/// The end of `main`: what is left of the log is written; why a service could not run is said on stderr.
+/// Returns the exit code of `main`. Prints the error on stderr.
 #[expect(clippy::print_stderr, reason = "a service that cannot start may have no log yet")]
 pub fn exit(result: Result<(), String>) -> ExitCode {
-    telemetry::flush();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {

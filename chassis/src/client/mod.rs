@@ -294,13 +294,13 @@ impl Peer {
     async fn send(&self, call: &Call<'_>, context: &RequestContext) -> Result<PeerResponse, PeerError> {
         let limit = self.0.settings.timeout.min(context.time_left());
         let url = self.url(call.path);
-        let span = traces::of_call(&call.method, self.0.name, &url);
+        let span = traces::client_span(&call.method, self.0.name, &url);
         let context = context.with_timeout(limit).with_span(&span);
         let response = time::timeout(limit, self.exchange(call, url, &context)).instrument(span.clone()).await;
         let outcome = response.unwrap_or(Err(PeerError::TimedOut { peer: self.0.name, limit }));
         match &outcome {
-            Ok(response) => traces::answered(&span, response.status, 400),
-            Err(error) => traces::failed(&span, error.kind()),
+            Ok(response) => traces::record_status(&span, response.status, 400),
+            Err(error) => traces::record_error(&span, error.kind()),
         }
         outcome
     }

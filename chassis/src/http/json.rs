@@ -14,7 +14,6 @@ use serde::Serialize;
 use serde::ser::Error as _;
 pub use serde_json::Error;
 
-use crate::hex::Hex;
 use crate::http::conditional::{self, IfMatch};
 use crate::http::page::{self, Rows};
 use crate::problem::Problem;
@@ -79,7 +78,7 @@ fn represent(entity: &impl ToJson) -> Result<(Vec<u8>, HeaderValue), Problem> {
     let json = json.finish();
     let mut hasher = DefaultHasher::new();
     hasher.write(&json);
-    let tag = ["\"", &Hex::<16>::of(hasher.finish().into()), "\""].concat();
+    let tag = format!("\"{:016x}\"", hasher.finish());
     Ok((json, HeaderValue::try_from(tag).map_err(Problem::internal)?))
 }
 

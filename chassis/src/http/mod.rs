@@ -12,6 +12,7 @@ pub mod extract;
 pub mod health;
 pub mod json;
 pub(crate) mod listener;
+pub(crate) mod metrics;
 pub(crate) mod openapi;
 pub mod page;
 pub(crate) mod pipeline;

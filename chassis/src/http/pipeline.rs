@@ -101,7 +101,7 @@ impl Pipeline {
         let route = self.routes.find(request.uri());
         let cors_headers = self.cors.response_headers(request.method(), request.headers()).await;
         let context = RequestContext::received_at(received_at, request.headers(), self.settings.request_timeout);
-        let span = traces::of_request(request.method(), &route.template, request.uri(), || context.caller());
+        let span = traces::server_span(request.method(), &route.template, request.uri(), || context.remote_parent());
         let context = context.with_span(&span);
         let log = self.access_log.start(request.method(), route, &context, received_at);
 
@@ -121,7 +121,7 @@ impl Pipeline {
         if self.draining.has_begun() {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        traces::answered(&span, response.status(), 500);
+        traces::record_status(&span, response.status(), 500);
         log.finish(response.status(), problem.as_ref());
         response
     }
