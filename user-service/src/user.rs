@@ -98,7 +98,7 @@ impl PartialSchema for CreateUser {
 }
 
 /// The body of `PATCH /users/{id}`: the members to change. The others stay as they are.
-#[derive(Default, ToSchema)]
+#[derive(ToSchema)]
 pub struct UpdateUser {
     /// The name that people see: 1 to 200 characters, no control characters.
     #[schema(

@@ -42,7 +42,7 @@ impl PostgresStore {
 
     /// Returns the reason why a write failed.
     ///
-    /// If username and e-mail are both taken, PostgreSQL reports one of them at random. Clients always get the username.
+    /// If username and e-mail are both taken, PostgreSQL may report either. Then the error is always `UsernameTaken`.
     async fn to_store_error(&self, error: Error, id: Option<Id>, username: Option<&str>) -> StoreError {
         match StoreError::from(error) {
             StoreError::EmailTaken => match self.is_taken(username, id).await {
@@ -109,7 +109,8 @@ impl UserStore for PostgresStore {
 
     async fn page(&self, page: Page<Id>) -> Result<Rows<Entity<UserRecord>>, StoreError> {
         let after = page.after.map_or(0, Id::get);
-        let limit = i64::try_from(page.limit).map_or(i64::MAX, |limit| limit.saturating_add(1)); // one more: is there a next page?
+        // One more row than the page has shows whether more follow.
+        let limit = i64::try_from(page.limit).map_or(i64::MAX, |limit| limit.saturating_add(1));
         let select = || sqlx::query_as(select("where id > $1 order by id limit $2")).bind(after).bind(limit);
         let found = self.pool.retry_idempotent("page", || select().fetch_all(&self.pool)).await?;
         Ok(Rows::cut(found.into_iter().map(Entity::new), page.limit))
@@ -123,17 +124,17 @@ impl UserStore for PostgresStore {
         const SQL: &str = r"
             update users
             set name = $3, username = $4, folded_username = $5, email = $6, folded_email = $7, password_hash = $8,
-                version = $9
+                created_at = $9, version = $10
             where id = $1 and version = $2";
         let UserRecord { user, password, version } = &record;
-        let User { id, name, username, email, created_at: _ } = user;
+        let User { id, name, username, email, created_at } = user;
         let (folded_username, folded_email) = (username.as_deref().map(case_fold), email.as_deref().map(case_fold));
         let replace = || sqlx::query(SQL).bind(id.get()).bind(expected_version);
         let replace = || replace().bind(name).bind(username).bind(&folded_username).bind(email).bind(&folded_email);
-        let replace = || replace().bind(password.as_ref().map(PasswordHash::expose)).bind(version);
-        let replaced = self.pool.retry_if_not_executed("replace", || replace().execute(&self.pool)).await;
-        match replaced {
-            Ok(result) => Ok((result.rows_affected() == 1).then(|| Entity::new(record))),
+        let replace = || replace().bind(password.as_ref().map(PasswordHash::expose)).bind(created_at.to_sqlx());
+        let replace = || replace().bind(version).execute(&self.pool);
+        match self.pool.retry_if_not_executed("replace", replace).await {
+            Ok(done) => Ok((done.rows_affected() == 1).then(|| Entity::new(record))),
             Err(error) => Err(self.to_store_error(error, Some(*id), folded_username.as_deref()).await),
         }
     }
