@@ -1,6 +1,6 @@
 //! user-service: users and their accounts. It calls no other service.
 //!
-//! [`user`] has the rules, [`store`] keeps the users, and [`routes`] connects both to HTTP.
+//! [`user`] has the rules, [`store`] keeps the users, and `routes` connects both to HTTP.
 
 pub mod config;
 pub mod error;

@@ -31,6 +31,7 @@ pub struct UserRecord {
 }
 
 /// The body of `POST /users`: `{name}`, or `{username, email, password}`, or all four. By default `name` is the username.
+#[derive(Default)]
 pub struct CreateUser {
     /// See [`UpdateUser::name`].
     pub name: String,
@@ -60,7 +61,7 @@ impl FromJson for CreateUser {
 impl CreateUser {
     /// Returns a new user with this name and no account.
     pub fn named(name: &str) -> Self {
-        Self { name: name.to_owned(), username: None, email: None, password: None }
+        Self { name: name.to_owned(), ..Self::default() }
     }
 
     /// Returns the new user with the id that the store assigns.

@@ -214,7 +214,7 @@ async fn rejects_a_body_over_64_kib() {
 async fn rejects_ids_that_are_not_integers_from_1() {
     let client = seeded().await;
     let long = "1".repeat(10 << 10);
-    for (id, why, blamed) in [
+    for (id, why, parameter) in [
         ("0", "too small", "id"),
         ("-1", "negative", "id"),
         ("+1", "a sign", "id"),
@@ -239,10 +239,10 @@ async fn rejects_ids_that_are_not_integers_from_1() {
         for root in ["/users", "/api/users"] {
             println!("{id}: {why}");
             let path = format!("{root}/{id}");
-            expect_bad(expect_rejected(&client, client.request("GET", &path)).await, &[blamed]);
-            expect_bad(expect_rejected(&client, client.request("DELETE", &path)).await, &[blamed]);
+            expect_bad(expect_rejected(&client, client.request("GET", &path)).await, &[parameter]);
+            expect_bad(expect_rejected(&client, client.request("DELETE", &path)).await, &[parameter]);
             let change = client.request("PATCH", &path).json(&json!({"name": "x"}));
-            expect_bad(expect_rejected(&client, change).await, &[blamed]);
+            expect_bad(expect_rejected(&client, change).await, &[parameter]);
         }
     }
 }
@@ -275,7 +275,7 @@ async fn rejects_invalid_query_parameters() {
     let client = seeded().await;
     let many = |count: usize| vec!["1"; count].join(",");
     let (max_ids, too_many_ids) = (format!("ids={}", many(128)), format!("ids={}", many(129)));
-    for (query, why, blamed) in [
+    for (query, why, parameters) in [
         ("limit=0", "too small", vec!["limit"]),
         ("limit=1001", "too large", vec!["limit"]),
         ("limit=-1", "negative", vec!["limit"]),
@@ -302,7 +302,7 @@ async fn rejects_invalid_query_parameters() {
         ("limit=0&after=0&ids=0&username=a&username=b", "all parameters", vec!["limit", "after", "username", "ids"]),
     ] {
         println!("{query}: {why}");
-        expect_bad(expect_rejected(&client, client.request("GET", &format!("/users?{query}"))).await, &blamed);
+        expect_bad(expect_rejected(&client, client.request("GET", &format!("/users?{query}"))).await, &parameters);
     }
     for query in [
         "limit=1000",

@@ -75,14 +75,15 @@ impl UserStore for PostgresStore {
                 (name, username, folded_username, email, folded_email, password_hash, created_at, version)
             values ($1, $2, $3, $4, $5, $6, $7, 1)
             returning id";
-        let CreateUser { name, username, email, .. } = &user;
-        let (folded_username, folded_email) = (username.as_deref().map(case_fold), email.as_deref().map(case_fold));
-        let insert = || sqlx::query_scalar(SQL).bind(name).bind(username).bind(&folded_username);
-        let insert = || insert().bind(email).bind(&folded_email).bind(password.as_ref().map(PasswordHash::expose));
+        let username = user.username.as_deref().map(case_fold);
+        let email = user.email.as_deref().map(case_fold);
+        let hash = password.as_ref().map(PasswordHash::expose);
+        let insert = || sqlx::query_scalar(SQL).bind(&user.name).bind(&user.username).bind(&username);
+        let insert = || insert().bind(&user.email).bind(&email).bind(hash);
         let insert = || insert().bind(created_at.to_sqlx()).fetch_one(&self.pool);
         match self.pool.retry_if_not_executed("insert", insert).await {
             Ok(id) => Ok(Entity::new(user.into_record(to_id(id)?, password, created_at))),
-            Err(error) => Err(self.to_store_error(error, None, folded_username.as_deref()).await),
+            Err(error) => Err(self.to_store_error(error, None, username.as_deref()).await),
         }
     }
 
@@ -126,16 +127,17 @@ impl UserStore for PostgresStore {
             set name = $3, username = $4, folded_username = $5, email = $6, folded_email = $7, password_hash = $8,
                 created_at = $9, version = $10
             where id = $1 and version = $2";
-        let UserRecord { user, password, version } = &record;
-        let User { id, name, username, email, created_at } = user;
-        let (folded_username, folded_email) = (username.as_deref().map(case_fold), email.as_deref().map(case_fold));
-        let replace = || sqlx::query(SQL).bind(id.get()).bind(expected_version);
-        let replace = || replace().bind(name).bind(username).bind(&folded_username).bind(email).bind(&folded_email);
-        let replace = || replace().bind(password.as_ref().map(PasswordHash::expose)).bind(created_at.to_sqlx());
-        let replace = || replace().bind(version).execute(&self.pool);
+        let user = &record.user;
+        let username = user.username.as_deref().map(case_fold);
+        let email = user.email.as_deref().map(case_fold);
+        let hash = record.password.as_ref().map(PasswordHash::expose);
+        let replace = || sqlx::query(SQL).bind(user.id.get()).bind(expected_version);
+        let replace = || replace().bind(&user.name).bind(&user.username).bind(&username);
+        let replace = || replace().bind(&user.email).bind(&email).bind(hash);
+        let replace = || replace().bind(user.created_at.to_sqlx()).bind(record.version).execute(&self.pool);
         match self.pool.retry_if_not_executed("replace", replace).await {
             Ok(done) => Ok((done.rows_affected() == 1).then(|| Entity::new(record))),
-            Err(error) => Err(self.to_store_error(error, Some(*id), folded_username.as_deref()).await),
+            Err(error) => Err(self.to_store_error(error, Some(user.id), username.as_deref()).await),
         }
     }
 
