@@ -7,7 +7,7 @@ mod fuzz;
 mod openapi;
 mod paging;
 mod passwords;
-mod pipeline;
+mod routing;
 mod settings;
 mod store_unavailable;
 mod support;
