@@ -19,7 +19,7 @@ use tracing_subscriber::fmt::format::{DefaultFields, Writer};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use super::LogFormat;
+use crate::config::LogFormat;
 
 /// Maximum number of queued lines, about 4 MiB.
 const QUEUED_LINES: usize = 8192;

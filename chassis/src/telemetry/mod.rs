@@ -1,5 +1,4 @@
-//! What a process reports about itself: log lines on stdout ([`log`]), traces to a collector ([`traces`]) and metrics
-//! ([`metrics`]).
+//! What a process reports about itself: log lines on stdout, [`traces`] to a collector, and [`metrics`].
 //!
 //! Code reports by `tracing`: events become log lines, and spans become traces. Without a collector no span is made.
 
@@ -7,38 +6,12 @@ mod log;
 pub mod metrics;
 pub mod traces;
 
-use std::str::FromStr;
-
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use self::log::LogGuard;
 use crate::config::Settings;
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Text where stdout is a terminal, else JSON.
-    Auto,
-    /// For people.
-    Text,
-    /// One JSON object a line, for programs.
-    Json,
-}
-
-impl FromStr for LogFormat {
-    type Err = &'static str;
-
-    fn from_str(name: &str) -> Result<Self, Self::Err> {
-        match name {
-            "auto" => Ok(Self::Auto),
-            "text" => Ok(Self::Text),
-            "json" => Ok(Self::Json),
-            _ => Err("must be auto, text or json"),
-        }
-    }
-}
 
 /// Keeps log and traces running until the process ends. Dropping it writes the queued log lines.
 #[must_use = "when it is dropped, the log ends"]
