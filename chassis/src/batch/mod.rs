@@ -16,8 +16,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::{task, time};
 use tracing::{Instrument, Span};
 
-use crate::mistake;
 use crate::telemetry::metrics::{self, Counter, Family, Labels};
+use crate::{limit_point, pause_point};
 
 /// So many calls are on their way at once, so that one that is a little slow does not hold up all that comes.
 const MAX_WORKERS: usize = 2;
@@ -183,9 +183,7 @@ impl<A: Send + 'static, R: Send + 'static> Worker<A, R> {
 
     async fn next_batch(&self) -> Vec<BatchItem<A, R>> {
         task::yield_now().await; // whoever is about to ask goes with it
-        if mistake!("wait for company") {
-            self.parts.wait_for_company().await;
-        }
+        pause_point!("batch: before collecting");
         self.parts.next_batch()
     }
 
@@ -236,25 +234,13 @@ impl<A: Send + 'static, R: Send + 'static> Inner<A, R> {
         }
     }
 
-    /// What looks like a good idea: more would go in one call. But a lone ask would wait for nothing. Tests have what they ask
-    /// go together so: what is asked first has time for that on any machine, and what comes later does not wait in vain for long.
-    async fn wait_for_company(&self) {
-        let patience = Duration::from_millis(if self.queue().taken == 0 { 2000 } else { 300 });
-        let alone = async {
-            while self.queue().waiting.len() == 1 {
-                time::sleep(Duration::from_millis(3)).await;
-            }
-        };
-        let _ = time::timeout(patience, alone).await;
-    }
-
     fn enqueue(&self, mut asked: BatchItem<A, R>) -> Action {
         let mut queue = self.queue();
         queue.asked += 1;
         let number = queue.asked;
         asked.number = number;
         queue.waiting.push_back(asked);
-        if queue.slots < MAX_WORKERS || mistake!("one by one") {
+        if queue.slots < MAX_WORKERS {
             queue.slots += 1;
             Action::Work { number }
         } else if !queue.watched {
@@ -268,7 +254,7 @@ impl<A: Send + 'static, R: Send + 'static> Inner<A, R> {
     /// What goes out next, in the order asked.
     fn next_batch(&self) -> Vec<BatchItem<A, R>> {
         let (mut batch, mut bytes) = (Vec::new(), 0);
-        let most = if mistake!("one by one") { 1 } else { self.limits.max_items };
+        let most = limit_point!("batch: items", self.limits.max_items);
         let mut queue = self.queue();
         while let Some(asked) = queue.waiting.front() {
             if asked.reply.is_closed() {

@@ -19,7 +19,6 @@ pub use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
-use crate::mistake;
 use crate::problem::Problem;
 
 /// From half a millisecond to the time limit of a request, in seconds.
@@ -132,9 +131,6 @@ impl Metrics {
     /// A request is over, answered or given up.
     pub(crate) fn end(&self, method: &Method, route: &Route, status: StatusCode, took: Duration) {
         self.in_flight.dec();
-        if mistake!("nothing is counted") {
-            return; // for the benchmark of what counting costs
-        }
         let method = method_label(method);
         let count = |series: &Series| {
             series.durations.observe(took.as_secs_f64());
