@@ -1,15 +1,13 @@
-//! Accidents and mistakes on demand, for those who check the checkers. Without the feature `fault-injection` there are none: the
-//! macros here are nothing, and nobody who serves has the feature.
+//! Hooks for tests, compiled only with the feature `fault-injection`. In a build that serves, the macros expand to nothing.
 //!
-//! That a crash does no harm is shown by crashing at every step, and not where a signal happens to arrive: [`crash_point!`]
-//! names the steps. And tests that have never failed show nothing: [`mistake!`] marks where somebody may one day do what
-//! looks as good and is not, so that each such test can be seen to fail.
+//! [`crash_point!`] names the steps at which a test can crash the process. [`pause_point!`] and [`limit_point!`] let a test
+//! decide which work shares a batch: a pause before a batch is collected fills it, a limit of one item empties it.
 //!
 //! [`crash_point!`]: crate::crash_point
-//! [`mistake!`]: crate::mistake
+//! [`pause_point!`]: crate::pause_point
+//! [`limit_point!`]: crate::limit_point
 
-/// Ends the process here, as if by a power failure, when it comes by for the n-th time and `CRASH_AT=name:n` is in its
-/// environment.
+/// Aborts the process at the n-th pass, as a power failure would, if the environment has `CRASH_AT=name:n`.
 #[cfg(feature = "fault-injection")]
 #[macro_export]
 macro_rules! crash_point {
@@ -18,14 +16,48 @@ macro_rules! crash_point {
     };
 }
 
-/// Nothing: this is a build to be served.
+/// Expands to nothing: the feature `fault-injection` is off.
 #[cfg(not(feature = "fault-injection"))]
 #[macro_export]
 macro_rules! crash_point {
     ($name:literal) => {{}};
 }
 
-/// Whether to make this mistake: `MISTAKE=name` is in the environment, or several, parted by commas.
+/// Sleeps at each pass if the environment has `PAUSE_AT=name:milliseconds`. Only for async code.
+#[cfg(feature = "fault-injection")]
+#[macro_export]
+macro_rules! pause_point {
+    ($name:literal) => {
+        $crate::fault_injection::pause_point($name).await
+    };
+}
+
+/// Expands to nothing: the feature `fault-injection` is off.
+#[cfg(not(feature = "fault-injection"))]
+#[macro_export]
+macro_rules! pause_point {
+    ($name:literal) => {{}};
+}
+
+/// Returns the limit, lowered to n if the environment has `LIMIT_AT=name:n`.
+#[cfg(feature = "fault-injection")]
+#[macro_export]
+macro_rules! limit_point {
+    ($name:literal, $limit:expr) => {
+        $crate::fault_injection::limit_point($name, $limit)
+    };
+}
+
+/// Expands to the limit: the feature `fault-injection` is off.
+#[cfg(not(feature = "fault-injection"))]
+#[macro_export]
+macro_rules! limit_point {
+    ($name:literal, $limit:expr) => {
+        $limit
+    };
+}
+
+/// Returns whether the environment has `MISTAKE=name`, or several names, separated by commas.
 #[cfg(feature = "fault-injection")]
 #[macro_export]
 macro_rules! mistake {
@@ -34,7 +66,7 @@ macro_rules! mistake {
     };
 }
 
-/// No: this is a build to be served.
+/// Expands to `false`: the feature `fault-injection` is off.
 #[cfg(not(feature = "fault-injection"))]
 #[macro_export]
 macro_rules! mistake {
@@ -44,36 +76,64 @@ macro_rules! mistake {
 }
 
 #[cfg(feature = "fault-injection")]
-pub use self::asked::{crash_point, mistake};
+pub use self::enabled::{crash_point, limit_point, mistake, pause_point};
 
 #[cfg(feature = "fault-injection")]
-mod asked {
+mod enabled {
     use std::env;
     use std::process;
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
 
-    /// What [`crate::crash_point!`] does.
-    #[expect(clippy::print_stderr, reason = "there is no time left for a log")]
+    use tokio::time;
+
+    /// A setting of the form `name:number`, read once.
+    type Setting = OnceLock<Option<(String, u64)>>;
+
+    /// Implements [`crate::crash_point!`].
+    #[expect(clippy::print_stderr, reason = "the process aborts before a log line would be written")]
     pub fn crash_point(name: &str) {
-        static PASSED: AtomicU64 = AtomicU64::new(0);
-        static ASKED: OnceLock<Option<(String, u64)>> = OnceLock::new();
-        let asked = ASKED.get_or_init(|| {
-            let (name, nth) =
-                env::var("CRASH_AT").ok()?.rsplit_once(':').map(|(name, nth)| (name.to_owned(), nth.parse()))?;
-            Some((name, nth.expect("CRASH_AT=name:n")))
-        });
-        let Some((_, nth)) = asked.as_ref().filter(|(wanted, _)| wanted == name) else { return };
-        if PASSED.fetch_add(1, Ordering::SeqCst) + 1 == *nth {
+        static PASSES: AtomicU64 = AtomicU64::new(0);
+        static CRASH_AT: Setting = OnceLock::new();
+        let Some(nth) = number(&CRASH_AT, "CRASH_AT", name) else { return };
+        if PASSES.fetch_add(1, Ordering::SeqCst) + 1 == nth {
             eprintln!("CRASH_AT={name}:{nth}");
             process::abort();
         }
     }
 
-    /// What [`crate::mistake!`] asks.
+    /// Implements [`crate::pause_point!`].
+    pub async fn pause_point(name: &str) {
+        static PAUSE_AT: Setting = OnceLock::new();
+        if let Some(milliseconds) = number(&PAUSE_AT, "PAUSE_AT", name) {
+            time::sleep(Duration::from_millis(milliseconds)).await;
+        }
+    }
+
+    /// Implements [`crate::limit_point!`].
+    pub fn limit_point(name: &str, limit: usize) -> usize {
+        static LIMIT_AT: Setting = OnceLock::new();
+        let lowered = number(&LIMIT_AT, "LIMIT_AT", name).and_then(|number| usize::try_from(number).ok());
+        lowered.map_or(limit, |lowered| limit.min(lowered))
+    }
+
+    /// Implements [`crate::mistake!`].
     pub fn mistake(name: &str) -> bool {
-        static ASKED: OnceLock<Option<String>> = OnceLock::new();
-        let asked = ASKED.get_or_init(|| env::var("MISTAKE").ok());
-        asked.as_ref().is_some_and(|asked| asked.split(',').any(|asked| asked == name))
+        static MISTAKE: OnceLock<Option<String>> = OnceLock::new();
+        let mistakes = MISTAKE.get_or_init(|| env::var("MISTAKE").ok());
+        mistakes.as_ref().is_some_and(|mistakes| mistakes.split(',').any(|mistake| mistake == name))
+    }
+
+    /// Returns the number that the variable gives to this point.
+    fn number(setting: &'static Setting, variable: &str, point: &str) -> Option<u64> {
+        let (name, number) = setting.get_or_init(|| read(variable)).as_ref()?;
+        (name == point).then_some(*number)
+    }
+
+    fn read(variable: &str) -> Option<(String, u64)> {
+        let value = env::var(variable).ok()?;
+        let (name, number) = value.rsplit_once(':').expect("the variable has the form name:number");
+        Some((name.to_owned(), number.parse().expect("the variable has the form name:number")))
     }
 }

@@ -1,4 +1,4 @@
-//! A flame graph of order-service while orders are placed: where its processor time goes, in `target/`.
+//! Writes a flame graph of order-service under load to `target/profiling`.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,8 +10,8 @@ const CONNECTIONS: u32 = 64;
 const WARM_UP: Duration = Duration::from_secs(2);
 const LOAD: Duration = Duration::from_secs(14);
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/profiling");
-/// What follows each other when it is watched: all of it lies within the load.
-const WATCH: &str = r#"set -e; folder=$1
+/// The steps of the profiler. All of them run during the load.
+const RECORD: &str = r#"set -e; folder=$1
 perf record --quiet -F 999 -g -p "$0" -o "$folder/perf.data" -- sleep 10
 perf script -i "$folder/perf.data" 2>"$folder/perf.log" | inferno-collapse-perf --quiet >"$folder/order-service.folded"
 inferno-flamegraph --title "order-service, orders over 64 connections" "$folder/order-service.folded" >"$folder/order-service.svg""#;
@@ -30,12 +30,12 @@ async fn main() -> ExitCode {
 async fn profile() -> Result<(), String> {
     let system = wrk::system().await?;
     wrk::load(&system, &wrk::ORDER, CONNECTIONS, WARM_UP).await?;
-    let mut watch = Command::new("sh");
-    watch.args(["-c", WATCH, &system.orders.pid().to_string()]).arg(FOLDER).kill_on_drop(true);
-    let (figures, watched) = tokio::join!(wrk::load(&system, &wrk::ORDER, CONNECTIONS, LOAD), watch.status());
-    if !watched.is_ok_and(|status| status.success()) {
+    let mut record = Command::new("sh");
+    record.args(["-c", RECORD, &system.orders.pid().to_string()]).arg(FOLDER).kill_on_drop(true);
+    let (figures, recorded) = tokio::join!(wrk::load(&system, &wrk::ORDER, CONNECTIONS, LOAD), record.status());
+    if !recorded.is_ok_and(|status| status.success()) {
         return Err(format!("perf or inferno failed, see {FOLDER}/perf.log"));
     }
-    println!("profile: {:.0} orders a second; target/profiling/order-service.svg", figures?.rate);
+    println!("profile: {:.0} orders per second; target/profiling/order-service.svg", figures?.rate);
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! HAProxy, as `deploy/haproxy.cfg` has it, before two replicas of each service.
+//! HAProxy with the configuration of `deploy/haproxy.cfg`, in front of two replicas of each service.
 
 use std::env;
 use std::io::{self, Write};
@@ -11,13 +11,13 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpSocket;
 use tokio::process::{Child, Command};
 
-use crate::http::{self, Sending};
+use crate::http::{self, Request};
 use crate::launch::Log;
 use crate::system::{ORDERS, PRODUCTS, USERS};
 use crate::{Service, eventually};
 
-/// A load balancer, whose addresses are known before those behind it are there. It ends with this value, or with this
-/// process, however that ends.
+/// A load balancer whose addresses are known before the replicas start. It ends with this value, or with this process,
+/// however that ends.
 pub struct Balancer {
     program: PathBuf,
     users: Port,
@@ -29,8 +29,8 @@ pub struct Balancer {
     process: Option<Child>,
 }
 
-/// A port that nobody else can have meanwhile: a socket that is bound to it and does not listen. HAProxy, which sets
-/// `SO_REUSEPORT` as this does, can be bound to it as well.
+/// A reserved port: a socket that is bound and does not listen. HAProxy can bind the same port, because both set
+/// `SO_REUSEPORT`.
 struct Port(TcpSocket);
 
 impl Port {
@@ -47,28 +47,28 @@ impl Port {
 }
 
 impl Balancer {
-    /// One that does not run yet. `None` where no HAProxy is installed, which is said on stderr; with
-    /// `REQUIRE_HAPROXY=1` in the environment that is a failure, not a skip.
+    /// Reserves the ports. Prints SKIPPED and returns `None` where HAProxy is not installed, except with
+    /// `REQUIRE_HAPROXY=1` in the environment.
     ///
     /// # Panics
-    /// If it is required and not there.
+    /// If HAProxy is required and not installed.
     pub fn prepare() -> Option<Self> {
         let path = env::var_os("PATH").unwrap_or_default();
-        let mut folders = env::split_paths(&path).chain(["/usr/sbin".into()]); // which is in the PATH of root alone
+        let mut folders = env::split_paths(&path).chain(["/usr/sbin".into()]); // only root has it in its PATH
         let Some(program) = folders.find_map(|folder| Some(folder.join("haproxy")).filter(|program| program.exists()))
         else {
-            assert!(env::var_os("REQUIRE_HAPROXY").is_none_or(|value| value != "1"), "there is no HAProxy here");
-            // Not by a macro, whose words are kept from whoever runs the tests.
-            let _ = writeln!(io::stderr(), "SKIPPED: the tests behind a load balancer, for there is no haproxy here");
+            assert!(env::var_os("REQUIRE_HAPROXY").is_none_or(|value| value != "1"), "haproxy is not installed");
+            // Not `eprintln!`: the test runner would hide it.
+            let _ = writeln!(io::stderr(), "SKIPPED: the tests behind a load balancer: haproxy is not installed");
             return None;
         };
         let port = || Port::reserve().expect("a free port");
         let (users, products, orders, metrics) = (port(), port(), port(), port());
-        let http = http::client().expect("a client without TLS needs nothing");
+        let http = http::client().expect("a client without TLS can be built");
         Some(Self { program, users, products, orders, metrics, log: Log::Kept(Arc::default()), http, process: None })
     }
 
-    /// The address at which one of the services is reached through it, as a URL.
+    /// Returns the URL of a service behind it.
     pub fn url(&self, service: &str) -> String {
         let port = match service {
             USERS => &self.users,
@@ -78,19 +78,19 @@ impl Balancer {
         format!("http://{}", port.address())
     }
 
-    /// A request to one of the services through it.
-    pub fn request(&self, service: &str, method: &str, path: &str) -> Sending {
-        Sending::new(&self.http, method, format!("{}{path}", self.url(service)))
+    /// Returns a request to a service behind it.
+    pub fn request(&self, service: &str, method: &str, path: &str) -> Request {
+        Request::new(&self.http, method, format!("{}{path}", self.url(service)))
     }
 
-    /// Starts it, and waits until it sees these replicas: of each service the first two.
+    /// Starts it in front of the first two replicas of each service, and waits until it sees them up.
     ///
     /// # Panics
-    /// If it does not come so far.
+    /// If it does not see them.
     pub async fn start(&mut self, replicas: &[Service]) {
         let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/haproxy.cfg");
         let mut command = Command::new("sh");
-        // The shell reads from us until our end of the pipe closes, in whatever way this process ends.
+        // The shell kills HAProxy when its stdin closes, which also happens if this process is killed.
         command.args(["-c", r#""$0" -db -f "$1" & read -r line; kill -s KILL $!"#]).arg(&self.program).arg(config);
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
         command.env_clear().env("METRICS", self.metrics.address().to_string());
@@ -103,25 +103,25 @@ impl Balancer {
                 command.env(format!("{name}_{number}"), replica.address().to_string());
             }
         }
-        let mut process = command.spawn().expect("there is a sh");
+        let mut process = command.spawn().expect("sh is installed");
         let lines = BufReader::new(process.stderr.take().expect("it is piped")).lines();
         tokio::spawn(self.log.clone().follow(lines));
         self.process = Some(process);
         for service in [USERS, PRODUCTS, ORDERS] {
-            self.sees(service, [true, true]).await;
+            self.wait_for_replicas(service, [true, true]).await;
         }
     }
 
-    /// Waits until it sees that of the two replicas of a service those are up, and the others down.
+    /// Waits until it sees each of the two replicas of a service up or down, as given.
     ///
     /// # Panics
-    /// If it does not.
-    pub async fn sees(&self, service: &str, up: [bool; 2]) {
+    /// If it does not within the deadline.
+    pub async fn wait_for_replicas(&self, service: &str, up: [bool; 2]) {
         let proxy = service.replace("-service", "s");
         let line = |server: &str| format!(r#"haproxy_server_status{{proxy="{proxy}",server="{server}",state="UP"}} 1"#);
         let look = async || {
-            let metrics = Sending::new(&self.http, "GET", format!("http://{}/metrics", self.metrics.address()));
-            let text = metrics.try_send().await.map(|received| received.text).unwrap_or_default();
+            let metrics = Request::new(&self.http, "GET", format!("http://{}/metrics", self.metrics.address()));
+            let text = metrics.try_send().await.map(|response| response.text).unwrap_or_default();
             ["one", "two"].map(|server| text.contains(&line(server)))
         };
         assert_eq!(eventually(up, look).await, up, "the replicas of {service} that are up{}", self.log);

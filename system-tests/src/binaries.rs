@@ -1,4 +1,4 @@
-//! The services' binaries, built from this checkout: a test that ran yesterday's would prove nothing.
+//! The binaries of the services, built from this checkout: a test of an old build would prove nothing.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -7,13 +7,19 @@ use std::sync::OnceLock;
 
 use crate::system::{ORDERS, PRODUCTS, USERS};
 
-/// Builds the three services, once a process, with this program's own profile; the folder that they are in.
+/// Names a folder of services that are built already, with fault injection: `system-tests/mutants/run` tests a patched copy.
+const FOLDER: &str = "SERVICE_BINARIES";
+
+/// Builds the three services, once per process, in this program's profile. Returns the folder of the binaries.
 ///
 /// # Errors
-/// If one does not compile; cargo has said on stderr why.
+/// If a service does not compile. Cargo has printed the reason on stderr.
 pub fn build() -> Result<&'static Path, String> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let built = BUILT.get_or_init(|| {
+        if let Some(folder) = env::var_os(FOLDER) {
+            return Ok(folder.into());
+        }
         let folder = profile_folder()?;
         cargo_build(target_of(&folder)?, &[])?;
         Ok(folder)
@@ -21,17 +27,19 @@ pub fn build() -> Result<&'static Path, String> {
     built.as_deref().map_err(Clone::clone)
 }
 
-/// Builds them, once a process, with crash points and mistakes on demand (`chassis::fault_injection`); the folder that these are
-/// in, beside the others.
+/// Builds the services, once per process, with the hooks of `chassis::fault_injection`. Returns the folder of the binaries.
 ///
 /// # Errors
-/// If one does not compile; cargo has said on stderr why.
+/// If a service does not compile. Cargo has printed the reason on stderr.
 pub(crate) fn build_with_fault_injection() -> Result<&'static Path, String> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let built = BUILT.get_or_init(|| {
+        if let Some(folder) = env::var_os(FOLDER) {
+            return Ok(folder.into());
+        }
         let folder = profile_folder()?;
         let target = target_of(&folder)?;
-        // What both builds have in common is compiled once: only what they are made for has a folder of its own.
+        // Both builds share their build folder, so that common dependencies are compiled once.
         let shared = format!("build.build-dir={target:?}");
         let features = [PRODUCTS, ORDERS].map(|service| format!("--features={service}/fault-injection"));
         let with_fault_injection = target.join("fault-injection");
@@ -41,22 +49,22 @@ pub(crate) fn build_with_fault_injection() -> Result<&'static Path, String> {
     built.as_deref().map_err(Clone::clone)
 }
 
-/// `target/debug`, say: where this very program comes from (a test lies in `deps` below it).
+/// Returns the folder of this program, for example `target/debug`. (A test lies in `deps` below it.)
 fn profile_folder() -> Result<PathBuf, String> {
     let program = env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
     let folder = program.ancestors().skip(1).find(|folder| !folder.ends_with("deps"));
-    folder.map(Path::to_path_buf).ok_or_else(|| format!("{} lies in no folder", program.display()))
+    folder.map(Path::to_path_buf).ok_or_else(|| format!("{} is in no folder", program.display()))
 }
 
 fn target_of(folder: &Path) -> Result<&Path, String> {
     folder.parent().ok_or_else(|| format!("{} is no cargo folder", folder.display()))
 }
 
-fn cargo_build(target: &Path, more: &[&str]) -> Result<(), String> {
+fn cargo_build(target: &Path, options: &[&str]) -> Result<(), String> {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--locked"]).arg("--target-dir").arg(target);
     cargo.args([USERS, PRODUCTS, ORDERS].map(|service| format!("--package={service}")));
-    cargo.args(more);
+    cargo.args(options);
     if !cfg!(debug_assertions) {
         cargo.arg("--release");
     }

@@ -1,9 +1,4 @@
-//! The three services over PostgreSQL, a database each, with a proxy on each way between them.
-//!
-//! With `MISTAKE=name` in the environment they make that mistake (`chassis::fault_injection`): whatever test is sharp enough for
-//! it has to fail then.
-
-use std::env;
+//! The three services over PostgreSQL, each with its own database, and with a proxy on each link between them.
 
 use sqlx::{Connection, PgConnection};
 use testing::postgres::{Durability, Server};
@@ -13,13 +8,13 @@ use crate::launch::Launch;
 use crate::system::{Links, ORDERS, PRODUCTS, System, USERS};
 use crate::{DEADLINE, PAUSE};
 
-/// PostgreSQL, the services over it, and what is between them.
+/// PostgreSQL, the services over it, and the links between them.
 pub struct Durable {
-    /// The database server, which writes all that it commits to the disk.
+    /// The database server, which writes every commit to the disk.
     pub postgres: Server,
     /// The services.
     pub system: System,
-    /// The ways between them.
+    /// The links between the services.
     pub links: Links,
     databases: Databases,
 }
@@ -28,33 +23,33 @@ pub struct Durable {
 pub struct Databases([(&'static str, String); 3]);
 
 impl Durable {
-    /// Starts all of it, each service as `prepare` will have it. `None` where there is no PostgreSQL, which is said on
-    /// stderr. What the proxies' faults leave to chance comes from `seed`.
+    /// Starts everything, each service as `prepare` returns it. Random faults of the proxies come from `seed`. Prints
+    /// SKIPPED and returns `None` where PostgreSQL is not installed.
     ///
     /// # Panics
-    /// If something does not start, or PostgreSQL is required and not there.
+    /// If something does not start, or if PostgreSQL is required and not installed.
     pub async fn start(seed: u64, prepare: impl Fn(Launch) -> Launch) -> Option<Self> {
         let postgres = Server::start(Durability::Full)?;
         let databases = Databases::create(&postgres).await;
-        let started = System::start_linked(seed, |launch| databases.under(prepare(launch))).await;
+        let started = System::start_linked(seed, |launch| databases.configure(prepare(launch))).await;
         let (system, links) = started.unwrap_or_else(|reason| panic!("{reason}"));
         Some(Self { postgres, system, links, databases })
     }
 
-    /// One more of each service over the same databases, with no proxies between them.
+    /// Starts one more replica of each service over the same databases, without proxies between them.
     ///
     /// # Panics
-    /// If one does not start.
+    /// If a service does not start.
     pub async fn replicas(&self) -> System {
-        System::start_as(|launch| self.databases.under(launch)).await.unwrap_or_else(|reason| panic!("{reason}"))
+        System::start_as(|launch| self.databases.configure(launch)).await.unwrap_or_else(|reason| panic!("{reason}"))
     }
 
-    /// How one more of this service is started over its database.
+    /// Returns the launch of one more replica of this service over its database.
     pub fn launch(&self, service: &'static str) -> Launch {
-        self.databases.under(Launch::of(service))
+        self.databases.configure(Launch::of(service))
     }
 
-    /// A connection to the database of this service. It waits for one that is just being started.
+    /// Connects to the database of this service. Waits for a server that is starting.
     ///
     /// # Errors
     /// If PostgreSQL does not answer within the [`DEADLINE`].
@@ -64,7 +59,7 @@ impl Durable {
 }
 
 impl Databases {
-    /// New and empty ones of this server.
+    /// Creates three empty databases on this server.
     ///
     /// # Panics
     /// If the server does not answer.
@@ -73,7 +68,7 @@ impl Databases {
         Self([database(USERS).await, database(PRODUCTS).await, database(ORDERS).await])
     }
 
-    /// The address of the one of this service.
+    /// Returns the URL of the database of this service.
     ///
     /// # Panics
     /// If there is no such service.
@@ -82,17 +77,13 @@ impl Databases {
         database.map(|(_, url)| &**url).expect("each service has one")
     }
 
-    /// The service over its database.
-    pub fn under(&self, launch: Launch) -> Launch {
+    /// Sets the database of the service to be started.
+    pub fn configure(&self, launch: Launch) -> Launch {
         let url = self.url(launch.service());
-        let launch = match env::var("MISTAKE") {
-            Ok(mistake) => launch.with_fault_injection().env("MISTAKE", mistake),
-            Err(_) => launch,
-        };
         launch.env("DATABASE_URL", url)
     }
 
-    /// A connection to the one of this service. It waits for a server that is just being started.
+    /// Connects to the database of this service. Waits for a server that is starting.
     ///
     /// # Errors
     /// If PostgreSQL does not answer within the [`DEADLINE`].

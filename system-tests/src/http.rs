@@ -1,4 +1,4 @@
-//! A small HTTP client, whose failures show the whole answer.
+//! A small HTTP client. Its failures show the whole response.
 
 use std::error::Error;
 use std::fmt;
@@ -8,15 +8,15 @@ use reqwest::Method;
 use reqwest::header::HeaderMap;
 use serde_json::Value;
 
-/// How long any answer may take: longer than any limit of the services, so that their own answer comes first.
+/// The time limit of a request: longer than any limit of the services, so that their own response comes first.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What every client here has.
+/// Returns the settings that all clients share.
 pub(crate) fn builder() -> reqwest::ClientBuilder {
     reqwest::Client::builder().no_proxy().timeout(TIMEOUT)
 }
 
-/// Every request has a connection of its own: none is sent into one that a killed process has left behind.
+/// Returns a client that opens a connection per request: a kept one may end at a process that was killed.
 pub(crate) fn client() -> Result<reqwest::Client, String> {
     builder()
         .pool_max_idle_per_host(0)
@@ -26,108 +26,108 @@ pub(crate) fn client() -> Result<reqwest::Client, String> {
 
 /// A request to be sent.
 #[must_use]
-pub struct Sending {
+pub struct Request {
     request: reqwest::RequestBuilder,
-    what: String,
+    line: String,
 }
 
-impl Sending {
+impl Request {
     pub(crate) fn new(http: &reqwest::Client, method: &str, url: String) -> Self {
-        let what = format!("{method} {url}");
-        let method = Method::from_bytes(method.as_bytes()).expect("tests use methods that there are");
-        Self { request: http.request(method, url), what }
+        let line = format!("{method} {url}");
+        let method = Method::from_bytes(method.as_bytes()).expect("tests use valid methods");
+        Self { request: http.request(method, url), line }
     }
 
-    /// With one more header.
+    /// Adds a header.
     pub fn header(self, name: &str, value: &str) -> Self {
-        Self { request: self.request.header(name, value), what: self.what }
+        Self { request: self.request.header(name, value), line: self.line }
     }
 
-    /// With a JSON body.
+    /// Sets a JSON body.
     pub fn json(self, json: &Value) -> Self {
-        Self { request: self.request.json(json), what: self.what }
+        Self { request: self.request.json(json), line: self.line }
     }
 
-    /// Sends it and waits for the whole answer, if one comes.
+    /// Sends the request and waits for the whole response.
     ///
     /// # Errors
-    /// If none comes: why.
-    pub async fn try_send(self) -> Result<Received, String> {
-        let failed = |error: reqwest::Error| format!("{}: {}", self.what, chain(&error));
+    /// If no response comes: the reason.
+    pub async fn try_send(self) -> Result<Response, String> {
+        let failed = |error: reqwest::Error| format!("{}: {}", self.line, chain(&error));
         let response = self.request.send().await.map_err(failed)?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let text = response.text().await.map_err(failed)?;
-        Ok(Received { status, headers, text, asked: self.what.clone() })
+        Ok(Response { status, headers, text, request_line: self.line.clone() })
     }
 
-    /// Sends it and waits for the whole answer.
+    /// Sends the request and waits for the whole response.
     ///
     /// # Panics
-    /// If none comes.
-    pub async fn send(self) -> Received {
+    /// If no response comes.
+    pub async fn send(self) -> Response {
         self.try_send().await.unwrap_or_else(|reason| panic!("{reason}"))
     }
 }
 
-/// An answer that has come, whole.
+/// A whole response.
 #[derive(Clone, Debug)]
-pub struct Received {
+pub struct Response {
     /// The status code.
     pub status: u16,
     /// The headers.
     pub headers: HeaderMap,
     /// The body.
     pub text: String,
-    asked: String,
+    request_line: String,
 }
 
-impl Received {
-    /// The body as JSON.
+impl Response {
+    /// Returns the body as JSON.
     ///
     /// # Panics
-    /// If it is not.
+    /// If the body is not JSON.
     #[track_caller]
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error} in {self}"))
     }
 
-    /// A header as text; empty if there is none.
+    /// Returns a header as text; empty if it is absent.
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
 
-    /// Checks the status; the message shows the whole answer.
+    /// Checks the status. The message shows the whole response.
     ///
     /// # Panics
-    /// If it is another.
+    /// If the status differs.
     #[track_caller]
     pub fn expect(self, status: u16) -> Self {
         assert_eq!(self.status, status, "{self}");
         self
     }
 
-    /// Checks that it is a problem of this kind, and gives its body.
+    /// Checks that the response is a problem of this type, and returns its body.
     ///
     /// # Panics
-    /// If it is another, or none.
+    /// If it is not.
     #[track_caller]
     pub fn expect_problem(self, status: u16, slug: &str) -> Value {
-        let received = self.expect(status);
-        let json = received.json();
-        assert_eq!(json["type"], format!("urn:problem-type:{slug}"), "{received}");
-        assert_eq!(received.header("content-type"), "application/problem+json", "{received}");
-        assert_eq!(status == 503, !received.header("retry-after").is_empty(), "{received}");
+        let response = self.expect(status);
+        let json = response.json();
+        assert_eq!(json["type"], format!("urn:problem-type:{slug}"), "{response}");
+        assert_eq!(response.header("content-type"), "application/problem+json", "{response}");
+        assert_eq!(status == 503, !response.header("retry-after").is_empty(), "{response}");
         json
     }
 }
 
-impl fmt::Display for Received {
+impl fmt::Display for Response {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the answer to {}: {} {:?} {}", self.asked, self.status, self.headers, self.text)
+        write!(f, "the response to {}: {} {:?} {}", self.request_line, self.status, self.headers, self.text)
     }
 }
 
-/// An error and its causes: reqwest's own text leaves out the one that matters.
+/// Returns an error with its causes, which reqwest's own text leaves out.
 fn chain(error: &dyn Error) -> String {
     let causes = std::iter::successors(Some(error), |&error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")

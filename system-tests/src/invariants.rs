@@ -1,15 +1,14 @@
-//! What must hold whatever was killed, looked up in the databases themselves: who asks the services only learns what they
-//! believe. I1 to I8 are the names that these have had since the protocol was designed:
+//! The invariants of the order protocol, checked in the databases: the services only report what they believe.
 //!
-//! - **I1** every product: the units there were at first = its stock + the units in reservations that are taken
-//! - **I2** an order that is pending or later, and not cancelled, has its reservation taken, with the same lines
-//! - **I3** a reservation that is taken has its order's row, in any state but `cancelled`
-//! - **I4** at most one order for each idempotency key, those still being placed counted
-//! - **I5** an order answered with 201 is readable ever after: asked by HTTP, by who was answered
-//! - **I6** an attempt answered 4xx never becomes an order: the same
-//! - **I8** within ten seconds of the last fault no row is `placing`, `aborting` or `cancelling`
+//! - **I1** per product: initial units = stock + units in reservations that are taken
+//! - **I2** an order that is pending or later, and not cancelled, has a taken reservation with the same lines
+//! - **I3** a taken reservation has an order row, in any state except `cancelled`
+//! - **I4** at most one order per idempotency key, orders in placement included
+//! - **I5** an order answered with 201 stays readable: the clients check it by HTTP
+//! - **I6** an attempt answered with 4xx never becomes an order: the clients check it by HTTP
+//! - **I8** ten seconds after the last fault no row is `placing`, `aborting` or `cancelling`
 //!
-//! (I7 was that from each state of the protocol a settled one can be reached: order-service's model shows it.)
+//! (I7 says that a settled state is reachable from each state. The model of order-service checks it.)
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -23,13 +22,13 @@ use crate::durable::Durable;
 use crate::system::{ORDERS, PRODUCTS};
 use crate::{DEADLINE, PAUSE};
 
-/// What the databases hold.
+/// The contents of the databases.
 pub struct DatabaseSnapshot {
-    /// All rows, those included that no client sees.
+    /// All rows of orders, also those that clients cannot see.
     pub orders: Vec<OrderRow>,
-    /// By the order's id.
+    /// The reservations, by the order's id.
     pub reservations: BTreeMap<Uuid, Reservation>,
-    /// By product: the units that are free to sell.
+    /// The units that are free to sell, by product.
     pub stock: BTreeMap<i64, i64>,
 }
 
@@ -38,39 +37,39 @@ pub struct DatabaseSnapshot {
 pub struct OrderRow {
     /// The order's id.
     pub id: Uuid,
-    /// Its state, in full.
+    /// The state, internal ones included.
     pub state: String,
-    /// Its idempotency key.
+    /// The idempotency key.
     pub key: Option<String>,
-    /// What was sold.
+    /// The order lines.
     pub lines: Vec<Line>,
 }
 
 /// A row of product-service.
 #[derive(Debug)]
 pub struct Reservation {
-    /// Whether it holds its units; else it is released.
+    /// Whether it holds its units. Otherwise it is released.
     pub taken: bool,
-    /// What it holds or held.
+    /// The lines that it holds or held.
     pub lines: Vec<Line>,
 }
 
-/// A line of either.
+/// A line of an order or of a reservation.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Line {
-    /// Which product.
+    /// The product's id.
     pub product: i64,
-    /// How many units.
+    /// The number of units.
     pub quantity: i64,
-    /// The price of one, in cents.
+    /// The price of one unit, in cents.
     pub cents: i64,
-    /// Its name.
+    /// The product's name.
     pub name: String,
 }
 
 const UNSETTLED: &str = "select count(*) from orders where state in ('placing', 'aborting', 'cancelling')";
 
-/// Waits until no order is half done; how long that took. `None` if the [`DEADLINE`] has passed before (I8).
+/// Waits until every order is settled, and returns how long that took. Returns `None` after the [`DEADLINE`] (I8).
 ///
 /// # Panics
 /// If the database does not answer.
@@ -88,7 +87,7 @@ pub async fn settled(durable: &Durable) -> Option<Duration> {
 }
 
 impl DatabaseSnapshot {
-    /// Reads them. They fit each other only while nothing is being placed.
+    /// Reads the databases one after the other. The parts are consistent only while no order is being placed.
     ///
     /// # Errors
     /// If a database does not answer.
@@ -96,7 +95,7 @@ impl DatabaseSnapshot {
         Self::read_from(&mut durable.database(ORDERS).await?, &mut durable.database(PRODUCTS).await?).await
     }
 
-    /// The same from the databases of order-service and of product-service.
+    /// Reads these databases of order-service and product-service.
     ///
     /// # Errors
     /// If a database does not answer.
@@ -108,30 +107,30 @@ impl DatabaseSnapshot {
         })
     }
 
-    /// Every case in which something does not hold of I1 to I4, and of I8 if it is high time. `initial` are the units of
-    /// each product at first; nobody may have changed them since but by orders.
+    /// Returns every violation of I1 to I4 and I8. `initial` has the initial units of each product, whose stock only orders
+    /// may have changed since.
     pub fn violations(&self, initial: &BTreeMap<i64, i64>) -> Vec<String> {
         let mut found = Vec::new();
-        let mut check = |holds: bool, what: String| {
+        let mut check = |holds: bool, violation: String| {
             if !holds {
-                found.push(what)
+                found.push(violation)
             }
         };
         for (product, units) in initial {
             let (stock, taken) = (self.stock.get(product).copied().unwrap_or(-1), self.taken(*product));
             check(
                 stock + taken == *units,
-                format!("I1: product {product}: {units} at first, {stock} left, {taken} taken"),
+                format!("I1: product {product}: {units} initially, {stock} in stock, {taken} taken"),
             );
-            check(stock >= 0, format!("I1: product {product}: {stock} left"));
+            check(stock >= 0, format!("I1: product {product}: {stock} in stock"));
         }
         for order in &self.orders {
             let reservation = self.reservations.get(&order.id);
             let sold = ["pending", "confirmed", "shipped", "delivered"].contains(&&*order.state);
             let held = reservation.is_some_and(|held| held.taken && held.lines == order.lines);
             check(!sold || held, format!("I2: {order:?} with {reservation:?}"));
-            let half_done = ["placing", "aborting", "cancelling"].contains(&&*order.state);
-            check(!half_done, format!("I8: {order:?} with {reservation:?}"));
+            let unsettled = ["placing", "aborting", "cancelling"].contains(&&*order.state);
+            check(!unsettled, format!("I8: {order:?} with {reservation:?}"));
         }
         let states: BTreeMap<_, _> = self.orders.iter().map(|order| (order.id, &*order.state)).collect();
         for (id, reservation) in self.reservations.iter().filter(|(_, reservation)| reservation.taken) {
@@ -144,7 +143,7 @@ impl DatabaseSnapshot {
         found
     }
 
-    /// The rows of each key, those that are given up left out.
+    /// Returns the rows of each key, except those that are `aborting`.
     pub fn by_key(&self) -> BTreeMap<&str, Vec<&OrderRow>> {
         let mut keys = BTreeMap::<_, Vec<_>>::new();
         for order in self.orders.iter().filter(|order| order.state != "aborting") {
@@ -166,22 +165,25 @@ async fn read_orders(database: &mut PgConnection) -> Result<Vec<OrderRow>, Error
     let rows: Vec<(Uuid, String, Option<String>, Value)> = query_as(sql).fetch_all(database).await?;
     Ok(rows
         .into_iter()
-        .map(|(id, state, key, kept)| OrderRow { id, state, key, lines: lines(&kept, "price") })
+        .map(|(id, state, key, stored)| OrderRow { id, state, key, lines: lines(&stored, "price") })
         .collect())
 }
 
 async fn read_reservations(database: &mut PgConnection) -> Result<BTreeMap<Uuid, Reservation>, Error> {
     let sql = "select order_id, status = 'taken', lines from reservations";
     let rows: Vec<(Uuid, bool, Value)> = query_as(sql).fetch_all(database).await?;
-    Ok(rows.into_iter().map(|(id, taken, kept)| (id, Reservation { taken, lines: lines(&kept, "cents") })).collect())
+    Ok(rows
+        .into_iter()
+        .map(|(id, taken, stored)| (id, Reservation { taken, lines: lines(&stored, "cents") }))
+        .collect())
 }
 
-/// The lines that a row keeps. What is no number there is -1, and so in nobody's favour.
-fn lines(kept: &Value, cents: &str) -> Vec<Line> {
-    let line = |kept: &Value| {
-        let number = |name: &str| kept[name].as_i64().unwrap_or(-1);
-        let name = kept["name"].as_str().unwrap_or_default().to_owned();
+/// Reads the lines of a row. A missing number becomes -1, so that it violates an invariant.
+fn lines(stored: &Value, cents: &str) -> Vec<Line> {
+    let line = |stored: &Value| {
+        let number = |name: &str| stored[name].as_i64().unwrap_or(-1);
+        let name = stored["name"].as_str().unwrap_or_default().to_owned();
         Line { product: number("product"), quantity: number("quantity"), cents: number(cents), name }
     };
-    kept.as_array().into_iter().flatten().map(line).collect()
+    stored.as_array().into_iter().flatten().map(line).collect()
 }

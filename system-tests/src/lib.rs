@@ -1,8 +1,7 @@
-//! The three real processes, started, asked, killed and stopped: for the tests in `tests/`, the demo and `make run`.
+//! Starts, calls, kills and stops the three real processes: for the tests in `tests/`, the demo and `make run`.
 //!
-//! [`System`] is all three; [`Service`] is one of them, which is asked like a colleague (`system.orders.get("/orders")`)
-//! and answers with [`Received`]. Nothing here links a service: all that is used is what anybody can use, a binary, its
-//! environment, its output, signals and HTTP.
+//! [`System`] is all three services, [`Service`] is one of them. A call reads `system.orders.get("/orders")` and returns a
+//! [`Response`]. Nothing here links a service: only its binary, environment, output, signals and HTTP are used.
 
 mod balancer;
 mod binaries;
@@ -13,9 +12,9 @@ mod http;
 pub mod invariants;
 mod launch;
 pub mod load;
+pub mod narration;
 mod proxy;
 mod service;
-pub mod story;
 mod system;
 pub mod terminal;
 pub mod wrk;
@@ -27,20 +26,20 @@ use tokio::time::{self, Instant};
 
 pub use crate::balancer::Balancer;
 pub use crate::binaries::build;
-pub use crate::http::{Received, Sending};
+pub use crate::http::{Request, Response};
 pub use crate::launch::Launch;
 pub use crate::proxy::{Fault, Proxy};
 pub use crate::service::{Service, Signal};
 pub use crate::system::{Links, ORDERS, PRODUCTS, System, USERS, order};
 
-/// How long the system may take for what it promises to do by itself: as long as the contract gives a placement that
-/// failed to leave no trace.
+/// The time within which the system must do what happens in the background. The contract allows as long until a failed
+/// placement leaves no trace.
 pub const DEADLINE: Duration = Duration::from_secs(10);
-/// How long between two looks at something that is waited for.
+/// Between two looks at a condition.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Looks until it sees `wanted`, and answers what it saw last: something else if the [`DEADLINE`] has passed. So the
-/// caller's assertion says what there was instead.
+/// Calls `look` until it returns `wanted` or the [`DEADLINE`] has passed. Returns the last result, so that the caller's
+/// assertion shows what was there instead.
 pub async fn eventually<T: PartialEq>(wanted: T, look: impl AsyncFn() -> T) -> T {
     let deadline = Instant::now() + DEADLINE;
     loop {
@@ -52,8 +51,13 @@ pub async fn eventually<T: PartialEq>(wanted: T, look: impl AsyncFn() -> T) -> T
     }
 }
 
-/// Where the chance in a test comes from: the number in the environment variable `TEST_SEED`, else always the same. A test
-/// that uses it says it when it fails, and fails again with it.
+/// Returns the seed of random tests: the number in the environment variable `TEST_SEED`, or 42. A random test prints its
+/// seed when it fails.
 pub fn seed() -> u64 {
     env::var("TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(42)
+}
+
+/// Returns whether the environment has `THOROUGH=1`, as in CI. Random tests then run longer and with more seeds.
+pub fn is_thorough() -> bool {
+    env::var_os("THOROUGH").is_some_and(|value| value == "1")
 }

@@ -1,5 +1,5 @@
-//! A network that misbehaves on command: a TCP proxy before a service, whose fault can be changed at any time, also for
-//! what is open already.
+//! A TCP proxy in front of a service that simulates a faulty network. Its fault can be changed at any time, also for open
+//! connections.
 
 use std::future;
 use std::io;
@@ -16,42 +16,40 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time;
 
-/// How much is carried at a time.
-const PIECE_BYTES: usize = 16 << 10;
-/// A throttled link carries so many pieces a second.
-const THROTTLED_PIECES: u32 = 20;
-/// Connections that may wait to be accepted: more than any test opens at once.
+/// The most bytes that are forwarded in one write.
+const CHUNK_BYTES: usize = 16 << 10;
+/// The writes per second of a throttled link.
+const THROTTLED_CHUNKS: u32 = 20;
+/// Connections that may wait to be accepted: more than any test opens at the same time.
 const BACKLOG: u32 = 1024;
 
-/// What is wrong with a link, in both directions unless it says otherwise.
+/// The fault of a link, in both directions unless stated otherwise.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fault {
-    /// Nothing.
+    /// No fault.
     None,
-    /// Each piece of data comes late: by `base`, and up to `jitter` more.
+    /// Delays each chunk by `base` plus up to `jitter`.
     Delay {
-        /// At least this late.
+        /// The least delay.
         base: Duration,
-        /// Up to this much later, at random.
+        /// The most that is added to it, at random.
         jitter: Duration,
     },
-    /// No more than this many bytes a second pass, at least one.
+    /// Passes at most this many bytes per second, at least one.
     Throttle(u32),
-    /// Connections are accepted and nothing passes, not even that one is closed. One that has lost something so is reset
-    /// when the fault is over.
+    /// Accepts connections and passes nothing, not even their end. A connection that lost data is reset after the fault.
     BlackHole,
-    /// Every connection is reset, at once.
+    /// Resets every connection.
     Reset,
-    /// Nobody listens, and what was connected is reset: so looks a process that was killed.
+    /// Stops listening and resets open connections, as if the process were killed.
     Refuse,
-    /// A connection is closed after this many bytes of an answer.
+    /// Closes a connection after this many bytes of a response.
     CloseAfter(usize),
-    /// Requests arrive and are carried out, but this share of their answers, 0 to 1, is lost: when the first byte of such
-    /// an answer comes, its connection is reset instead.
+    /// Passes every request, but loses this share of the responses, 0 to 1: their connection is reset at the first byte.
     LoseAnswers(f64),
 }
 
-/// A proxy before one address. It ends, with all its connections, when it is dropped.
+/// A proxy in front of one address. Dropping it ends it and all its connections.
 pub struct Proxy {
     address: SocketAddr,
     target: SocketAddr,
@@ -59,7 +57,7 @@ pub struct Proxy {
     _tasks: JoinSet<()>,
 }
 
-/// How things stand with a proxy.
+/// The current target and fault of a proxy.
 #[derive(Clone, Copy)]
 struct Link {
     target: SocketAddr,
@@ -67,47 +65,48 @@ struct Link {
 }
 
 impl Proxy {
-    /// Listens at a free port of this host and forwards to `target`. What a fault leaves to chance comes from `seed`.
+    /// Listens on a free local port and forwards to `target`. Random faults come from `seed`.
     ///
     /// # Panics
-    /// If there is no free port.
-    pub async fn before(target: SocketAddr, seed: u64) -> Self {
-        let place = bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a free port");
-        let address = place.local_addr().expect("it is bound");
-        let listener = bind(address).and_then(|socket| socket.listen(BACKLOG)).expect("the port is ours");
+    /// If no port is free.
+    pub async fn start(target: SocketAddr, seed: u64) -> Self {
+        let reservation = bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a free port");
+        let address = reservation.local_addr().expect("it is bound");
+        let listener = bind(address).and_then(|socket| socket.listen(BACKLOG)).expect("the port is reserved");
         let (link, links) = watch::channel(Link { target, fault: Fault::None });
         let mut tasks = JoinSet::new();
-        tasks.spawn(run(place, listener, links, StdRng::seed_from_u64(seed)));
+        tasks.spawn(run(reservation, listener, links, StdRng::seed_from_u64(seed)));
         Self { address, target, link, _tasks: tasks }
     }
 
-    /// Where it listens.
+    /// Returns the address on which it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Its address as a URL.
+    /// Returns its address as a URL.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// From now on this is wrong, with open connections too.
+    /// Sets the fault, for open connections too.
     pub fn set(&self, fault: Fault) {
         self.link.send_modify(|link| link.fault = fault);
     }
 
-    /// From now on it forwards to somebody else; what is open is reset.
+    /// Forwards to another target, and resets open connections.
     pub fn redirect(&self, target: SocketAddr) {
         self.link.send_modify(|link| link.target = target);
     }
 
-    /// All is well again, and it forwards to the target of the beginning.
+    /// Ends the fault and forwards to the first target again.
     pub fn heal(&self) {
         self.link.send_replace(Link { target: self.target, fault: Fault::None });
     }
 }
 
-/// A socket at this address, beside others of ours: `place` keeps the port for us while nobody listens.
+/// Binds a socket that shares its address with other sockets of this process. One of them stays bound, to reserve the port
+/// while the proxy does not listen.
 fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
@@ -116,160 +115,171 @@ fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
-async fn run(place: TcpSocket, mut listener: TcpListener, mut links: watch::Receiver<Link>, mut dice: StdRng) {
-    let mut connections = JoinSet::new(); // which end when this does
+async fn run(reservation: TcpSocket, mut listener: TcpListener, mut links: watch::Receiver<Link>, mut random: StdRng) {
+    let mut connections = JoinSet::new(); // aborts them when it is dropped
     loop {
         tokio::select! {
             Ok((client, _)) = listener.accept() => {
                 let links = links.clone();
-                connections.spawn(serve(client, links, [dice.fork(), dice.fork()]));
+                connections.spawn(serve(client, links, [random.fork(), random.fork()]));
             }
             Some(_) = connections.join_next() => {}
-            () = becomes(&mut links, |link| link.fault == Fault::Refuse) => {
+            () = wait_for(&mut links, |link| link.fault == Fault::Refuse) => {
                 drop(listener);
-                becomes(&mut links, |link| link.fault != Fault::Refuse).await;
-                let address = place.local_addr().expect("it is bound");
-                listener = bind(address).and_then(|socket| socket.listen(BACKLOG)).expect("the port is ours");
+                wait_for(&mut links, |link| link.fault != Fault::Refuse).await;
+                let address = reservation.local_addr().expect("it is bound");
+                listener = bind(address).and_then(|socket| socket.listen(BACKLOG)).expect("the port is reserved");
             }
         }
     }
 }
 
-async fn becomes(links: &mut watch::Receiver<Link>, wanted: impl FnMut(&Link) -> bool) {
-    if links.wait_for(wanted).await.is_err() {
-        future::pending::<()>().await; // the proxy is dropped, and so is this in a moment
+async fn wait_for(links: &mut watch::Receiver<Link>, condition: impl FnMut(&Link) -> bool) {
+    if links.wait_for(condition).await.is_err() {
+        future::pending::<()>().await; // the proxy was dropped, which is about to abort this task
     }
 }
 
-/// Why a connection ends before its time.
-enum Cut {
+/// How a connection ends early.
+enum Abort {
     Close,
     Reset,
 }
 
-/// One connection, to its end.
-async fn serve(mut client: TcpStream, mut links: watch::Receiver<Link>, [there, back]: [StdRng; 2]) {
+/// Forwards one connection to its end.
+async fn serve(mut client: TcpStream, mut links: watch::Receiver<Link>, [request, response]: [StdRng; 2]) {
     let target = links.borrow().target;
-    let asked = Arc::new(AtomicBool::new(false));
-    let there = Way { links: links.clone(), dice: there, asked: Arc::clone(&asked), direction: Direction::There };
-    let back = Way { links: links.clone(), dice: back, asked, direction: Direction::Back { answered: 0 } };
-    let struck = |link: &Link| link.target != target || matches!(link.fault, Fault::Reset | Fault::Refuse);
+    let waiting = Arc::new(AtomicBool::new(false));
+    let to_server =
+        Relay { links: links.clone(), random: request, waiting: Arc::clone(&waiting), direction: Direction::ToServer };
+    let to_client = Direction::ToClient { sent: 0 };
+    let to_client = Relay { links: links.clone(), random: response, waiting, direction: to_client };
+    let resets = |link: &Link| link.target != target || matches!(link.fault, Fault::Reset | Fault::Refuse);
     let outcome = tokio::select! {
-        () = becomes(&mut links, struck) => Err(Cut::Reset),
-        outcome = forward(&mut client, target, there, back) => outcome,
+        () = wait_for(&mut links, resets) => Err(Abort::Reset),
+        outcome = forward(&mut client, target, to_server, to_client) => outcome,
     };
-    if let Err(Cut::Reset) = outcome {
-        let _ = client.set_zero_linger(); // so to close it is to reset it
+    if let Err(Abort::Reset) = outcome {
+        let _ = client.set_zero_linger(); // closing it then sends a reset
     }
 }
 
-async fn forward(client: &mut TcpStream, target: SocketAddr, there: Way, back: Way) -> Result<(), Cut> {
+async fn forward(client: &mut TcpStream, target: SocketAddr, there: Relay, back: Relay) -> Result<(), Abort> {
     let mut server = TcpStream::connect(target).await?;
     let (from_client, to_client) = client.split();
     let (from_server, to_server) = server.split();
-    tokio::try_join!(there.carry_all(from_client, to_server), back.carry_all(from_server, to_client))?;
+    tokio::try_join!(there.forward_all(from_client, to_server), back.forward_all(from_server, to_client))?;
     Ok(())
 }
 
-/// One of the two ways of a connection.
-struct Way {
+/// One direction of a connection.
+struct Relay {
     links: watch::Receiver<Link>,
-    dice: StdRng,
-    /// Whether something was asked to which no answer has begun.
-    asked: Arc<AtomicBool>,
+    random: StdRng,
+    /// Whether a request was forwarded whose response has not begun.
+    waiting: Arc<AtomicBool>,
     direction: Direction,
 }
 
 enum Direction {
-    There,
-    Back {
-        /// Bytes of the current answer so far.
-        answered: usize,
+    ToServer,
+    ToClient {
+        /// Bytes of the current response so far.
+        sent: usize,
     },
 }
 
-impl Way {
-    /// To the end of what comes; the other way stays open.
-    async fn carry_all(mut self, mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) -> Result<(), Cut> {
-        let mut piece = vec![0; PIECE_BYTES];
+impl Relay {
+    /// Forwards to the end of the data. The other direction stays open.
+    async fn forward_all(
+        mut self,
+        mut from: impl AsyncRead + Unpin,
+        mut to: impl AsyncWrite + Unpin,
+    ) -> Result<(), Abort> {
+        let mut buffer = vec![0; CHUNK_BYTES];
         loop {
-            let read = from.read(&mut piece).await?;
-            let begins = self.begins(read);
-            self.carry(&piece[..read], begins, &mut to).await?;
+            let read = from.read(&mut buffer).await?;
+            let begins_response = self.begins_response(read);
+            self.forward(&buffer[..read], begins_response, &mut to).await?;
             if read == 0 {
                 return Ok(to.shutdown().await?);
             }
         }
     }
 
-    /// Whether so many bytes are the first of an answer.
-    fn begins(&mut self, read: usize) -> bool {
+    /// Returns whether the bytes that were just read begin a response.
+    fn begins_response(&mut self, read: usize) -> bool {
         match &mut self.direction {
-            Direction::There => {
-                self.asked.fetch_or(read > 0, Ordering::Relaxed);
+            Direction::ToServer => {
+                self.waiting.fetch_or(read > 0, Ordering::Relaxed);
                 false
             }
-            Direction::Back { answered } => {
-                let begins = self.asked.swap(false, Ordering::Relaxed);
+            Direction::ToClient { sent } => {
+                let begins = self.waiting.swap(false, Ordering::Relaxed);
                 if begins {
-                    *answered = 0;
+                    *sent = 0;
                 }
                 begins
             }
         }
     }
 
-    /// One piece, as the link is now; the end of the data is an empty one.
-    async fn carry(&mut self, mut piece: &[u8], begins: bool, to: &mut (impl AsyncWrite + Unpin)) -> Result<(), Cut> {
+    /// Forwards one chunk with the current fault. An empty chunk is the end of the data.
+    async fn forward(
+        &mut self,
+        mut chunk: &[u8],
+        begins_response: bool,
+        to: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<(), Abort> {
         loop {
             let fault = self.links.borrow_and_update().fault;
             match (fault, &self.direction) {
                 (Fault::Delay { base, jitter }, _) => {
-                    let late = base + jitter.mul_f64(self.dice.random());
-                    if self.changes_within(late).await {
+                    let delay = base + jitter.mul_f64(self.random.random());
+                    if self.changes_within(delay).await {
                         continue;
                     }
                 }
-                (Fault::Throttle(rate), _) if !piece.is_empty() => {
-                    let (now, later) = piece.split_at(piece.len().min((rate / THROTTLED_PIECES).max(1) as usize));
+                (Fault::Throttle(rate), _) if !chunk.is_empty() => {
+                    let (now, later) = chunk.split_at(chunk.len().min((rate / THROTTLED_CHUNKS).max(1) as usize));
                     self.write(now, to).await?;
                     self.changes_within(Duration::from_secs(now.len() as u64) / rate.max(1)).await;
-                    piece = later;
+                    chunk = later;
                     continue;
                 }
                 (Fault::BlackHole, _) => {
-                    becomes(&mut self.links, |link| link.fault != Fault::BlackHole).await;
-                    return Err(Cut::Reset);
+                    wait_for(&mut self.links, |link| link.fault != Fault::BlackHole).await;
+                    return Err(Abort::Reset);
                 }
-                (Fault::CloseAfter(most), Direction::Back { answered }) if answered + piece.len() >= most => {
-                    let last = most.saturating_sub(*answered);
-                    self.write(&piece[..last], to).await?;
-                    return Err(Cut::Close);
+                (Fault::CloseAfter(limit), Direction::ToClient { sent }) if sent + chunk.len() >= limit => {
+                    let last = limit.saturating_sub(*sent);
+                    self.write(&chunk[..last], to).await?;
+                    return Err(Abort::Close);
                 }
-                (Fault::LoseAnswers(share), _) if begins && self.dice.random::<f64>() < share => {
-                    return Err(Cut::Reset);
+                (Fault::LoseAnswers(share), _) if begins_response && self.random.random::<f64>() < share => {
+                    return Err(Abort::Reset);
                 }
                 _ => {}
             }
-            return self.write(piece, to).await;
+            return self.write(chunk, to).await;
         }
     }
 
-    async fn write(&mut self, bytes: &[u8], to: &mut (impl AsyncWrite + Unpin)) -> Result<(), Cut> {
-        if let Direction::Back { answered } = &mut self.direction {
-            *answered += bytes.len();
+    async fn write(&mut self, bytes: &[u8], to: &mut (impl AsyncWrite + Unpin)) -> Result<(), Abort> {
+        if let Direction::ToClient { sent } = &mut self.direction {
+            *sent += bytes.len();
         }
         Ok(to.write_all(bytes).await?)
     }
 
-    /// Waits so long, or until something else is wrong; whether that is so.
+    /// Waits for this time, or until the link changes. Returns whether it changed.
     async fn changes_within(&mut self, time: Duration) -> bool {
         time::timeout(time, self.links.changed()).await.is_ok_and(|changed| changed.is_ok())
     }
 }
 
-/// A side that breaks off breaks the other.
-impl From<io::Error> for Cut {
+/// An error on one side resets the other.
+impl From<io::Error> for Abort {
     fn from(_: io::Error) -> Self {
         Self::Reset
     }

@@ -1,4 +1,4 @@
-//! One service that runs.
+//! One running service.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -9,10 +9,10 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader, Lines};
 use tokio::process::{Child, Command};
 use tokio::time;
 
-use crate::http::{self, Received, Sending};
+use crate::http::{self, Request, Response};
 use crate::launch::Launch;
 
-/// How long a service may take from its start to its start-up line.
+/// The time from the start to the start-up line.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// A process of one of the three services. It never outlives this value, nor this process, however that ends.
@@ -25,24 +25,24 @@ pub struct Service {
     http: reqwest::Client,
 }
 
-/// What a process can be told from outside.
+/// A signal that a process can receive.
 #[derive(Clone, Copy, Debug)]
 pub enum Signal {
-    /// To end, as a supervisor says it: SIGTERM.
+    /// SIGTERM, from a supervisor.
     Terminate,
-    /// To end, as Ctrl-C says it: SIGINT.
+    /// SIGINT, from Ctrl-C.
     Interrupt,
-    /// To stand still, with its connections open: SIGSTOP. So a machine that swaps looks to its callers.
+    /// SIGSTOP: the process stands still with its connections open, as on a machine that swaps.
     Freeze,
-    /// To go on where it stood still: SIGCONT.
+    /// SIGCONT: the process continues.
     Thaw,
 }
 
 impl Service {
-    /// Starts it and waits for its start-up line.
+    /// Starts the service and waits for its start-up line.
     ///
     /// # Errors
-    /// If it does not come that far; the text has what it wrote.
+    /// If the line does not come; the text has the output so far.
     pub async fn start(launch: Launch) -> Result<Self, String> {
         let service = launch.service;
         let spawned = launch.command()?.spawn();
@@ -51,9 +51,9 @@ impl Service {
 
         let (mut stdout, stderr) = (lines(child.stdout.take())?, lines(child.stderr.take())?);
         let stderr = tokio::spawn(launch.log.clone().follow(stderr));
-        let said = time::timeout(START_LIMIT, start_up_line(&launch, &mut stdout)).await;
-        let said = said.map_err(|_| format!("{service} does not start{}", launch.log))?;
-        let Some((start_up_line, address)) = said else {
+        let started = time::timeout(START_LIMIT, start_up_line(&launch, &mut stdout)).await;
+        let started = started.map_err(|_| format!("{service} does not start{}", launch.log))?;
+        let Some((start_up_line, address)) = started else {
             let status = child.wait().await.map_err(|error| error.to_string())?;
             let _ = stderr.await;
             return Err(format!("{service} ended at its start, {status}{}", launch.log));
@@ -62,70 +62,70 @@ impl Service {
         Ok(Self { launch, start_up_line, address, child, _lifeline: lifeline, http: http::client()? })
     }
 
-    /// Which of the three it is.
+    /// Returns the name of the service.
     pub fn name(&self) -> &'static str {
         self.launch.service
     }
 
-    /// Where it listens.
+    /// Returns the address on which it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Its address as a URL.
+    /// Returns its address as a URL.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Its process id.
+    /// Returns its process id.
     ///
     /// # Panics
-    /// If it is gone.
+    /// If the process has ended.
     pub fn pid(&self) -> u32 {
         self.child.id().expect("a process that runs has an id")
     }
 
-    /// What it said when it was ready.
+    /// Returns the line that it printed when it was ready.
     pub fn start_up_line(&self) -> &str {
         &self.start_up_line
     }
 
-    /// All that it has written so far, in all its lives.
+    /// Returns its output so far, restarts included.
     pub fn log(&self) -> Vec<String> {
         self.launch.log.lines()
     }
 
-    /// A request to it.
-    pub fn request(&self, method: &str, path: &str) -> Sending {
-        Sending::new(&self.http, method, format!("{}{path}", self.url()))
+    /// Returns a request to it.
+    pub fn request(&self, method: &str, path: &str) -> Request {
+        Request::new(&self.http, method, format!("{}{path}", self.url()))
     }
 
-    /// Makes requests to it (method, path), in whichever of its lives, and whoever holds it meanwhile.
-    pub fn caller(&self) -> impl Fn(&str, &str) -> Sending + Clone + Send + Sync + use<> {
+    /// Returns a function from method and path to a request. It stays valid after a restart, and borrows nothing.
+    pub fn requests(&self) -> impl Fn(&str, &str) -> Request + Clone + Send + Sync + use<> {
         let (http, url) = (self.http.clone(), self.url());
-        move |method, path| Sending::new(&http, method, format!("{url}{path}"))
+        move |method, path| Request::new(&http, method, format!("{url}{path}"))
     }
 
-    /// `GET path`.
-    pub async fn get(&self, path: &str) -> Received {
+    /// Sends `GET path`.
+    pub async fn get(&self, path: &str) -> Response {
         self.request("GET", path).send().await
     }
 
-    /// `POST path` with a JSON body.
-    pub async fn post(&self, path: &str, json: serde_json::Value) -> Received {
+    /// Sends `POST path` with a JSON body.
+    pub async fn post(&self, path: &str, json: serde_json::Value) -> Response {
         self.request("POST", path).json(&json).send().await
     }
 
-    /// `PATCH path` with a JSON body.
-    pub async fn patch(&self, path: &str, json: serde_json::Value) -> Received {
+    /// Sends `PATCH path` with a JSON body.
+    pub async fn patch(&self, path: &str, json: serde_json::Value) -> Response {
         self.request("PATCH", path).json(&json).send().await
     }
 
-    /// How many requests it has answered so far, by its own count: of this method, with a route that begins so, and with a
-    /// status from `statuses`.
+    /// Returns how many requests it has answered so far, from its metrics: those with this method, a route that begins with
+    /// `route`, and a status from `statuses`.
     ///
     /// # Panics
-    /// If it does not tell.
+    /// If it does not answer.
     pub async fn answered(&self, method: &str, route: &str, statuses: RangeInclusive<u16>) -> u64 {
         let metrics = self.get("/metrics").await.expect(200).text;
         let beginning = format!(r#"http_requests_total{{method="{method}",route="{route}"#);
@@ -137,15 +137,15 @@ impl Service {
         metrics.lines().filter_map(count).sum()
     }
 
-    /// The power fails: SIGKILL, after which it is gone.
+    /// Kills it with SIGKILL, as a power failure would, and waits until the process is gone.
     ///
     /// # Panics
-    /// If it is gone already.
+    /// If the process has ended already.
     pub async fn kill(&mut self) {
         self.child.kill().await.expect("a process that runs can be killed");
     }
 
-    /// Starts it once more, at the same port, so that those who call it find it again.
+    /// Starts it again on the same port, so that its callers find it.
     ///
     /// # Panics
     /// If it does not start.
@@ -154,7 +154,7 @@ impl Service {
         *self = again.unwrap_or_else(|reason| panic!("{reason}"));
     }
 
-    /// Starts it once more, at the same port, with these variables in its environment, for this one life.
+    /// Starts it again on the same port, with more environment variables. The next restart is without them.
     ///
     /// # Panics
     /// If it does not start.
@@ -170,7 +170,7 @@ impl Service {
     /// Sends it a signal.
     ///
     /// # Panics
-    /// If it is gone already.
+    /// If the process has ended.
     pub async fn signal(&self, signal: Signal) {
         let pid = self.pid().to_string();
         let name = match signal {
@@ -179,61 +179,65 @@ impl Service {
             Signal::Freeze => "STOP",
             Signal::Thaw => "CONT",
         };
-        // In a group of its own: a second Ctrl-C in the terminal must not end the messenger.
-        let mut messenger = Command::new("sh");
-        messenger.args(["-c", r#"kill -s "$0" "$1""#, name, &pid]).process_group(0);
-        let sent = messenger.status().await;
+        // In its own process group: a second Ctrl-C in the terminal must not end this shell.
+        let mut shell = Command::new("sh");
+        shell.args(["-c", r#"kill -s "$0" "$1""#, name, &pid]).process_group(0);
+        let sent = shell.status().await;
         assert!(sent.is_ok_and(|status| status.success()), "cannot signal {pid}");
     }
 
-    /// Whether nobody has been told yet that it has ended.
+    /// Returns whether its end has not been observed yet.
     pub(crate) fn is_running(&self) -> bool {
         self.child.id().is_some()
     }
 
-    /// Waits for its end, however long that takes.
+    /// Waits for its end, without a limit.
     ///
     /// # Panics
-    /// If the operating system does not tell.
+    /// If the operating system reports an error.
     pub async fn ended(&mut self) -> ExitStatus {
-        self.child.wait().await.expect("a child can be waited for")
+        self.child.wait().await.expect("the parent can wait for a child")
     }
 
     /// Waits for its end.
     ///
     /// # Panics
-    /// If it goes on running.
+    /// If it does not end within the limit.
     pub async fn ends_within(&mut self, limit: Duration) -> ExitStatus {
         let ended = time::timeout(limit, self.ended()).await;
-        ended.unwrap_or_else(|_| panic!("{} runs on after {limit:?}{}", self.launch.service, self.launch.log))
+        ended.unwrap_or_else(|_| panic!("{} runs after {limit:?}{}", self.launch.service, self.launch.log))
     }
 }
 
-/// The first line that says where the service listens, without what JSON puts around it, and the address in it; none if its
-/// output ends before.
+/// Returns the start-up line and the address in it. Returns `None` if the output ends before.
 async fn start_up_line(
     launch: &Launch,
     lines: &mut Lines<BufReader<impl AsyncRead + Unpin>>,
 ) -> Option<(String, SocketAddr)> {
-    let beginning = format!("{} listens on http://", launch.service);
     while let Ok(Some(line)) = lines.next_line().await {
         launch.log.add(line.clone());
         let json = serde_json::from_str::<serde_json::Value>(&line).ok();
         let line = json.and_then(|json| Some(json["message"].as_str()?.to_owned())).unwrap_or(line);
-        let address = line.strip_prefix(&beginning).and_then(|rest| rest.split(',').next()?.parse().ok());
-        if let Some(address) = address {
+        if let Some(address) = listening_address(&line) {
             return Some((line, address));
         }
     }
     None
 }
 
+/// Returns the first URL of a line that says that the service listens, as text or as JSON.
+fn listening_address(line: &str) -> Option<SocketAddr> {
+    let (_, rest) = line.split_once("listen")?.1.split_once("http://")?;
+    let end = rest.find(|c: char| !(c.is_ascii_hexdigit() || "[].:".contains(c))).unwrap_or(rest.len());
+    rest[..end].parse().ok()
+}
+
 fn lines<R: AsyncRead>(pipe: Option<R>) -> Result<Lines<BufReader<R>>, String> {
     pipe.map(|pipe| BufReader::new(pipe).lines()).ok_or_else(|| "a child without a pipe".to_owned())
 }
 
-/// A shell that reads from us. When this process ends, in whatever way, also by SIGKILL, its pipe closes, and the shell
-/// kills the service. When the service is dropped before, so is the shell.
+/// Starts a shell that kills the service when this process ends. Even after a SIGKILL, the shell reads the end of its pipe.
+/// Dropping the service ends the shell.
 fn lifeline(child: &Child) -> std::io::Result<Child> {
     let pid = child.id().unwrap_or_default().to_string();
     let mut shell = Command::new("sh");

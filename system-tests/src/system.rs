@@ -1,4 +1,4 @@
-//! The three services together, each told where the others are.
+//! The three services together, each with the addresses of its peers.
 
 use std::time::Duration;
 
@@ -18,20 +18,20 @@ pub const ORDERS: &str = "order-service";
 const USERS_URL: &str = "USER_SERVICE_URL";
 const PRODUCTS_URL: &str = "PRODUCT_SERVICE_URL";
 
-/// How long a service may take to finish what it is doing: its own limit of ten seconds, and some.
+/// The time in which a service must shut down: its own limit of ten seconds, and some slack.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
 
 /// The three services, running.
 pub struct System {
     /// user-service.
     pub users: Service,
-    /// product-service, which calls users.
+    /// product-service, which calls user-service.
     pub products: Service,
     /// order-service, which calls both.
     pub orders: Service,
 }
 
-/// The three ways between the services, each through a proxy.
+/// The proxies on the three links between the services.
 pub struct Links {
     /// From order-service to user-service.
     pub orders_to_users: Proxy,
@@ -42,18 +42,18 @@ pub struct Links {
 }
 
 impl System {
-    /// Starts the three at free ports, in memory, with what they are seeded with.
+    /// Starts the three on free ports, in memory, with their seed data.
     ///
     /// # Panics
-    /// If one does not start.
+    /// If a service does not start.
     pub async fn start() -> Self {
         Self::start_as(|launch| launch).await.unwrap_or_else(|reason| panic!("{reason}"))
     }
 
-    /// Starts the three, each as `prepare` will have it.
+    /// Starts the three, each as `prepare` returns it.
     ///
     /// # Errors
-    /// If one does not start; those before it are stopped.
+    /// If a service does not start. Those already started are stopped.
     pub async fn start_as(prepare: impl Fn(Launch) -> Launch) -> Result<Self, String> {
         let users = Service::start(prepare(Launch::of(USERS))).await?;
         let launch = prepare(Launch::of(PRODUCTS)).env(USERS_URL, users.url());
@@ -63,24 +63,24 @@ impl System {
         Ok(Self { users, products, orders })
     }
 
-    /// The same, with a proxy on each way between them. What their faults leave to chance comes from `seed`.
+    /// Starts the three with a proxy on each link between them. Random faults of the proxies come from `seed`.
     ///
     /// # Errors
-    /// If one does not start; those before it are stopped.
+    /// If a service does not start. Those already started are stopped.
     pub async fn start_linked(seed: u64, prepare: impl Fn(Launch) -> Launch) -> Result<(Self, Links), String> {
         let users = Service::start(prepare(Launch::of(USERS))).await?;
-        let products_to_users = Proxy::before(users.address(), seed).await;
+        let products_to_users = Proxy::start(users.address(), seed).await;
         let launch = prepare(Launch::of(PRODUCTS)).env(USERS_URL, products_to_users.url());
         let products = Service::start(launch).await?;
-        let orders_to_users = Proxy::before(users.address(), seed.wrapping_add(1)).await;
-        let orders_to_products = Proxy::before(products.address(), seed.wrapping_add(2)).await;
+        let orders_to_users = Proxy::start(users.address(), seed.wrapping_add(1)).await;
+        let orders_to_products = Proxy::start(products.address(), seed.wrapping_add(2)).await;
         let launch = prepare(Launch::of(ORDERS)).env(USERS_URL, orders_to_users.url());
         let orders = Service::start(launch.env(PRODUCTS_URL, orders_to_products.url())).await?;
         Ok((Self { users, products, orders }, Links { orders_to_users, orders_to_products, products_to_users }))
     }
 
-    /// Waits until one of them ends by itself, and says which.
-    pub async fn one_ended(&mut self) -> String {
+    /// Waits until one of them ends, and returns which one.
+    pub async fn wait_for_end(&mut self) -> String {
         tokio::select! {
             status = self.users.ended() => format!("{USERS} has ended, {status}"),
             status = self.products.ended() => format!("{PRODUCTS} has ended, {status}"),
@@ -88,7 +88,7 @@ impl System {
         }
     }
 
-    /// Stops those that still run, callers first, so that what runs can be finished.
+    /// Stops the services that run, callers first, so that running requests can finish.
     pub async fn stop(self) {
         for mut service in [self.orders, self.products, self.users] {
             if service.is_running() {
@@ -98,31 +98,31 @@ impl System {
         }
     }
 
-    /// The processor time that the three have used so far, in seconds, by their own count.
+    /// Returns the processor time of the three so far, in seconds, from their metrics.
     ///
     /// # Panics
-    /// If they do not tell.
+    /// If a service does not report it.
     pub async fn processor_seconds(&self) -> f64 {
         let mut sum = 0.0;
         for service in [&self.users, &self.products, &self.orders] {
             let metrics = service.get("/metrics").await.expect(200).text;
-            let told = metrics.lines().find_map(|line| line.strip_prefix("process_cpu_seconds_total "));
-            sum += told.and_then(|told| told.parse::<f64>().ok()).expect("Linux tells it");
+            let seconds = metrics.lines().find_map(|line| line.strip_prefix("process_cpu_seconds_total "));
+            sum += seconds.and_then(|seconds| seconds.parse::<f64>().ok()).expect("the metric exists on Linux");
         }
         sum
     }
 
-    /// Adds a product and answers its id.
+    /// Adds a product and returns its id.
     ///
     /// # Panics
-    /// If that is refused.
+    /// If the request fails.
     pub async fn add_product(&self, name: &str, price: f64, stock: i64) -> i64 {
         let product = json!({"name": name, "price": price, "stock": stock});
         let added = self.products.post("/products", product).await.expect(201).json();
         added["id"].as_i64().expect("an id is an integer")
     }
 
-    /// How many units of a product are free to sell.
+    /// Returns the units of a product that are free to sell.
     ///
     /// # Panics
     /// If there is no such product.
@@ -132,7 +132,7 @@ impl System {
     }
 }
 
-/// The body of an order of one line.
+/// Returns the body of an order with one line.
 pub fn order(user: i64, product: i64, quantity: u32) -> Value {
     json!({"userId": user, "products": [{"productId": product, "quantity": quantity}]})
 }

@@ -1,4 +1,4 @@
-//! Colours, for a terminal only; and how a person, or a supervisor, ends a program.
+//! Colours on a terminal, and the signals that end a program.
 
 use std::env;
 use std::future::Future;
@@ -6,12 +6,12 @@ use std::io::{self, IsTerminal};
 
 use tokio::signal::unix::{SignalKind, signal};
 
-/// The colours that are used, by their ANSI number.
+/// The colours in use, by their ANSI number.
 #[derive(Clone, Copy, Debug)]
 pub enum Colour {
-    /// Something is wrong.
+    /// A failure.
     Red = 31,
-    /// All is well.
+    /// A success.
     Green = 32,
     /// order-service.
     Yellow = 33,
@@ -21,18 +21,18 @@ pub enum Colour {
     Magenta = 35,
 }
 
-/// The text in this colour; as it is when stdout is no terminal, or `NO_COLOR` is set (<https://no-color.org>).
+/// Returns the text in this colour. Returns it unchanged if stdout is no terminal, or if `NO_COLOR` is set
+/// (<https://no-color.org>).
 pub fn paint(text: &str, colour: Colour) -> String {
     let plain = !io::stdout().is_terminal() || env::var_os("NO_COLOR").is_some_and(|set| !set.is_empty());
     if plain { text.to_owned() } else { format!("\x1b[{}m{text}\x1b[0m", colour as u8) }
 }
 
-/// Comes when this process is asked to end: by Ctrl-C, a supervisor, or a terminal that is closed. From the call on,
-/// those signals no longer end it by themselves.
+/// Completes at the first SIGINT, SIGTERM or SIGHUP. From the call on, these signals no longer end the process.
 ///
 /// # Errors
 /// If signals cannot be caught.
-pub fn asked_to_end() -> io::Result<impl Future<Output = ()>> {
+pub fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hang_up = signal(SignalKind::hangup())?;

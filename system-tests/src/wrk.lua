@@ -1,5 +1,5 @@
 -- wrk -s wrk.lua URL -- METHOD PATH [BODY]
--- `{1-9}` in them is one of these numbers, another each time; `{new}` is what nobody had before.
+-- In them `{1-9}` becomes a random number from this range, and `{new}` a text that is unique in each request.
 
 local threads = 0
 
@@ -19,7 +19,7 @@ function init(args)
   end
   local function fresh() return wrk.format(method, filled(path), headers, body and filled(body)) end
   request = fresh
-  if not (path .. (body or "")):find("{new}") then -- so many made once are random enough, and leave wrk more time
+  if not (path .. (body or "")):find("{new}") then -- 4096 prepared requests are random enough, and save wrk processor time
     local ready, at = {}, 0
     for i = 1, 4096 do ready[i] = fresh() end
     request = function()

@@ -1,5 +1,4 @@
-//! What `deploy/` says is true: its settings are ones that the services have, and with them the services run. (No image
-//! is built here.)
+//! Checks the files in `deploy/`: their settings exist, and the services run with them. (No image is built here.)
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -21,7 +20,7 @@ fn read(name: &str) -> String {
     fs::read_to_string(path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// The lines of compose.yaml below that with this key, without their indent.
+/// Returns the lines below this key of compose.yaml, without their indent.
 fn below(lines: &[String], key: &str) -> Vec<String> {
     let lines = lines.iter().skip_while(|line| **line != format!("{key}:")).skip(1);
     lines.map_while(|line| line.strip_prefix("  ").or(line.is_empty().then_some(""))).map(str::to_owned).collect()
@@ -34,14 +33,14 @@ fn compose(service: &str) -> Vec<String> {
     section
 }
 
-/// What compose.yaml puts into its environment.
+/// Returns the environment of a service in compose.yaml.
 fn environment(service: &str) -> BTreeMap<String, String> {
     let variables = below(&compose(service), "environment");
     let variables = variables.iter().filter_map(|line| line.split_once(": "));
     variables.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
-/// The settings that a service has, each with its default.
+/// Returns the settings of a service, each with its default.
 async fn settings(service: &'static str) -> BTreeMap<String, String> {
     let help = String::from_utf8(Launch::of(service).output(&["--help"]).await.stdout).expect("text");
     let setting = |text: &str| {
@@ -53,7 +52,7 @@ async fn settings(service: &'static str) -> BTreeMap<String, String> {
 }
 
 #[tokio::test]
-async fn every_setting_and_every_port_is_one_of_the_services() {
+async fn uses_only_settings_and_ports_of_the_services() {
     let dockerfile = read("Dockerfile");
     let mut known = BTreeSet::from(["POSTGRES_PASSWORD", "DATABASE_PASSWORD"].map(str::to_owned));
     for service in [USERS, PRODUCTS, ORDERS] {
@@ -62,7 +61,7 @@ async fn every_setting_and_every_port_is_one_of_the_services() {
             assert!(settings.contains_key(variable), "{service} has no {variable}");
         }
         let port = &environment(service)["PORT"];
-        assert_eq!(*port, settings["PORT"], "the port of {service} is the one that all else here names");
+        assert_eq!(*port, settings["PORT"], "the port of {service} is its default port");
         for part in [
             format!(r#""127.0.0.1:{port}:{port}""#),
             format!("//127.0.0.1:{port}/readyz\n"),
@@ -79,7 +78,7 @@ async fn every_setting_and_every_port_is_one_of_the_services() {
         let grace =
             grace.split_once("stop_grace_period: ").and_then(|(_, rest)| rest.split_once('s')).expect("it is set");
         let needed = seconds("DRAIN_SECONDS") + seconds("SHUTDOWN_SECONDS");
-        assert!(grace.0.parse::<u32>().expect("a number") > needed, "{service} may take {needed} s to end");
+        assert!(grace.0.parse::<u32>().expect("a number") > needed, "{service} may need {needed} s to shut down");
         known.extend(settings.into_keys());
     }
     let haproxy = read("haproxy.cfg");
@@ -102,18 +101,18 @@ async fn every_setting_and_every_port_is_one_of_the_services() {
 }
 
 #[tokio::test]
-async fn with_the_settings_of_compose_the_services_run_over_a_database_each() {
+async fn runs_the_services_over_separate_databases_with_the_settings_of_compose() {
     let Some(postgres) = Server::start(Durability::ProcessOnly) else { return };
-    let somewhere = postgres.create_database().await;
-    let socket = somewhere.get_socket().expect("it listens on a socket").display().to_string();
+    let database = postgres.create_database().await;
+    let socket = database.get_socket().expect("it listens on a socket").display().to_string();
     let mut create = Command::new(path("databases.sh"));
     create.env("PGHOST", &socket).env("PGUSER", "postgres").env("DATABASE_PASSWORD", PASSWORD);
-    let created = create.output().expect("there is a sh");
+    let created = create.output().expect("sh is installed");
     assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
 
     let mut running = BTreeMap::<_, Service>::new();
     for service in [USERS, PRODUCTS, ORDERS] {
-        let mut launch = Launch::of(service).env("HOST", "0.0.0.0"); // as the images have it
+        let mut launch = Launch::of(service).env("HOST", "0.0.0.0"); // as in the images
         for (variable, value) in environment(service) {
             launch = match variable.as_str() {
                 "PORT" => launch,
@@ -133,12 +132,13 @@ async fn with_the_settings_of_compose_the_services_run_over_a_database_each() {
     running[PRODUCTS].post("/products", json!({"name": "Lamp", "price": 19.99, "stock": 5})).await.expect(201);
     running[ORDERS].post("/orders", order(1, 1, 1)).await.expect(201);
 
-    let of_another = here(&environment(USERS)["DATABASE_URL"], &socket).replace("localhost/users", "localhost/orders");
-    let refused = PgConnection::connect(&of_another).await.expect_err("a database is one service's alone");
-    assert!(refused.to_string().contains("permission denied"), "{refused}");
+    let other_database =
+        here(&environment(USERS)["DATABASE_URL"], &socket).replace("localhost/users", "localhost/orders");
+    let denied = PgConnection::connect(&other_database).await.expect_err("only its own service may use a database");
+    assert!(denied.to_string().contains("permission denied"), "{denied}");
 }
 
-/// A `DATABASE_URL` of compose.yaml, but with the password, and for the server of this test.
+/// Returns a `DATABASE_URL` of compose.yaml with the password, and for the server of this test.
 fn here(url: &str, socket: &str) -> String {
     let (before, rest) = url.split_once("${DATABASE_PASSWORD").expect("the password is not in the file");
     let (_, database) = rest.split_once("}@postgres/").expect("the server is called postgres");

@@ -1,16 +1,16 @@
-//! The three services over PostgreSQL, a database each: what was promised outlives every process.
+//! The three services over PostgreSQL: confirmed orders survive the end of every process.
 
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use system_tests::durable::Durable;
 use system_tests::invariants::{DatabaseSnapshot, settled};
-use system_tests::{Received, Service, USERS, eventually, order, seed};
+use system_tests::{Response, Service, USERS, eventually, order, seed};
 
-/// After the database has come back, all is well within so long.
+/// The time to recover after the database is back.
 const RECOVERY: Duration = Duration::from_secs(5);
 
-/// The system, with a user 1 and a product 1, of which there are so many. `None` without PostgreSQL.
+/// Starts the system with user 1 and with this stock of product 1. Returns `None` without PostgreSQL.
 async fn start(stock: i64) -> Option<Durable> {
     let durable = Durable::start(seed(), |launch| launch).await?;
     durable.system.users.post("/users", json!({"name": "Eve"})).await.expect(201);
@@ -18,15 +18,15 @@ async fn start(stock: i64) -> Option<Durable> {
     Some(durable)
 }
 
-async fn with_key(orders: &Service, key: &str, body: &Value) -> Received {
+async fn with_key(orders: &Service, key: &str, body: &Value) -> Response {
     orders.request("POST", "/orders").header("idempotency-key", key).json(body).send().await
 }
 
 #[tokio::test]
-async fn what_was_promised_outlives_a_kill_of_everything() {
+async fn keeps_confirmed_orders_when_every_process_is_killed() {
     let Some(Durable { mut postgres, mut system, links: _links, .. }) = start(50).await else { return };
-    let wanted = order(1, 1, 5);
-    let placed = with_key(&system.orders, "a", &wanted).await.expect(201);
+    let body = order(1, 1, 5);
+    let placed = with_key(&system.orders, "a", &body).await.expect(201);
     postgres.kill();
     for service in [&mut system.users, &mut system.products, &mut system.orders] {
         service.kill().await;
@@ -36,14 +36,14 @@ async fn what_was_promised_outlives_a_kill_of_everything() {
         service.restart().await;
     }
     assert_eq!(system.orders.get(placed.header("location")).await.expect(200).json(), placed.json());
-    let again = with_key(&system.orders, "a", &wanted).await.expect(201);
+    let again = with_key(&system.orders, "a", &body).await.expect(201);
     assert_eq!((again.json(), again.header("idempotent-replayed")), (placed.json(), "true"));
     assert_eq!(system.stock(1).await, 45, "it was sold once");
     assert_eq!(system.users.get("/users/1").await.expect(200).json()["name"], "Eve");
 }
 
 #[tokio::test]
-async fn without_its_database_a_service_says_so_and_with_it_all_is_well_without_a_restart() {
+async fn reports_a_missing_database_and_recovers_without_a_restart() {
     let Some(mut durable) = start(50).await else { return };
     let system = &durable.system;
     let placed = system.orders.post("/orders", order(1, 1, 1)).await.expect(201);
@@ -61,7 +61,7 @@ async fn without_its_database_a_service_says_so_and_with_it_all_is_well_without_
     assert_eq!(system.orders.post("/orders", order(1, 1, 1)).await.expect(503).header("retry-after"), "1");
 
     durable.postgres.restart();
-    durable.database(USERS).await.expect("it has recovered, which is its own affair");
+    durable.database(USERS).await.expect("the database has recovered");
     let back = Instant::now();
     for (service, path) in &calls {
         let status = eventually(200, async || service.get(path).await.status).await;
@@ -78,11 +78,11 @@ async fn replicas_over_one_database_keep_every_promise_together() {
     let (one, two) = (&durable.system, &durable.replicas().await);
     let attempts = (0..10).flat_map(|_| [&one.orders, &two.orders]);
     let answers = futures_util::future::join_all(attempts.map(|orders| {
-        let wanted = order(1, 1, 1);
-        async move { with_key(orders, "one", &wanted).await }
+        let body = order(1, 1, 1);
+        async move { with_key(orders, "one", &body).await }
     }));
     let answers = answers.await;
-    let placed: Vec<_> = answers.iter().filter(|answer| answer.status == 201).map(Received::json).collect();
+    let placed: Vec<_> = answers.iter().filter(|answer| answer.status == 201).map(Response::json).collect();
     assert!(answers.iter().all(|answer| matches!(answer.status, 201 | 409)), "{answers:#?}");
     assert!(!placed.is_empty() && placed.iter().all(|order| *order == placed[0]), "one key, one order: {placed:#?}");
 

@@ -1,10 +1,10 @@
-//! One customer's way through the whole system, from an account to a parcel at the door.
+//! The way of one customer through the whole system, from registration to delivery.
 
 use serde_json::{Value, json};
 use system_tests::{System, eventually, order};
 
 #[tokio::test]
-async fn from_an_account_to_a_delivered_parcel() {
+async fn delivers_an_order_of_a_new_user() {
     let system = System::start().await;
     let account = json!({"username": "ada", "email": "ada@example.com", "password": "correct horse"});
     let ada = system.users.post("/users", account).await.expect(201).json();
@@ -24,11 +24,11 @@ async fn from_an_account_to_a_delivered_parcel() {
     }
     let too_late = system.orders.patch(&location, json!({"status": "cancelled"})).await;
     too_late.expect_problem(409, "illegal-status-step");
-    assert_eq!(system.stock(kettle).await, 7, "what was delivered is sold");
+    assert_eq!(system.stock(kettle).await, 7, "delivered units stay sold");
 }
 
 #[tokio::test]
-async fn an_order_keeps_the_price_of_its_day_and_a_cancelled_one_gives_its_stock_back() {
+async fn keeps_the_price_of_an_order_and_returns_the_stock_when_it_is_cancelled() {
     let system = System::start().await;
     let kettle = system.add_product("Kettle", 24.90, 10).await;
     let placed = system.orders.post("/orders", order(1, kettle, 4)).await.expect(201);
@@ -43,33 +43,33 @@ async fn an_order_keeps_the_price_of_its_day_and_a_cancelled_one_gives_its_stock
 }
 
 #[tokio::test]
-async fn orders_are_listed_page_by_page_under_both_path_families() {
+async fn lists_orders_page_by_page_under_both_path_prefixes() {
     let system = System::start().await;
     let mut placed = Vec::new();
     for user in [1, 2, 1, 2, 1] {
         placed.push(system.orders.post("/api/orders", order(user, 1, 1)).await.expect(201).json());
     }
 
-    for family in ["", "/api"] {
+    for prefix in ["", "/api"] {
         let mut listed = Vec::new();
-        let mut next = Some(format!("{family}/orders?limit=2"));
+        let mut next = Some(format!("{prefix}/orders?limit=2"));
         while let Some(path) = next {
             let page = system.orders.get(&path).await.expect(200);
             listed.extend(page.json().as_array().cloned().unwrap());
             next = next_page(page.header("link"));
-            assert!(next.iter().all(|next| next.starts_with(&format!("{family}/orders?"))), "{page}");
+            assert!(next.iter().all(|next| next.starts_with(&format!("{prefix}/orders?"))), "{page}");
         }
-        assert_eq!(listed, placed, "oldest first, none twice, none left out");
+        assert_eq!(listed, placed, "oldest first, each order once");
 
-        let of_jane = system.orders.get(&format!("{family}/orders?userId=2")).await.expect(200);
+        let of_jane = system.orders.get(&format!("{prefix}/orders?userId=2")).await.expect(200);
         assert_eq!(of_jane.json(), json!([placed[1], placed[3]]));
-        let one = system.orders.get(&format!("{family}/orders/{}", placed[0]["id"].as_str().unwrap())).await;
+        let one = system.orders.get(&format!("{prefix}/orders/{}", placed[0]["id"].as_str().unwrap())).await;
         assert_eq!(one.expect(200).json(), placed[0]);
     }
 }
 
 #[tokio::test]
-async fn product_service_passes_the_users_on() {
+async fn passes_the_users_on_from_product_service() {
     let system = System::start().await;
     for (path, next) in [("/users?limit=1", "/users?"), ("/api/users?limit=1", "/api/users?")] {
         let (own, passed_on) = (system.users.get(path).await.expect(200), system.products.get(path).await.expect(200));
@@ -85,7 +85,7 @@ fn id(thing: &Value) -> i64 {
     thing["id"].as_i64().expect("an id is an integer")
 }
 
-/// The path in `Link: </orders?after=…&limit=2>; rel="next"`.
+/// Returns the path in `Link: </orders?after=…&limit=2>; rel="next"`.
 fn next_page(link: &str) -> Option<String> {
     Some(link.strip_prefix('<')?.strip_suffix(r#">; rel="next""#)?.to_owned())
 }

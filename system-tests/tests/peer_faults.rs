@@ -1,5 +1,5 @@
-//! A peer that fails, in every way that we could think of: a customer is told so in time, what can be read can be read,
-//! no unit is lost or taken, and when the peer is back, so are orders.
+//! Every known way in which a peer can fail: the client gets a 503 in time, reads still work, no unit is lost or stays taken,
+//! and orders succeed again when the peer is back.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
-use system_tests::{Fault, Launch, Links, PRODUCTS, Proxy, Received, System, USERS, eventually, order, seed};
+use system_tests::{Fault, Launch, Links, PRODUCTS, Proxy, Response, System, USERS, eventually, order, seed};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -17,46 +17,46 @@ const LAPTOPS: i64 = 50;
 const PHONE: i64 = 2;
 const PHONES: i64 = 100;
 
-/// For a call to a peer. Three of them are longer than an order may take, so a missing deadline would be seen.
+/// The time limit of a call to a peer. Three calls take longer than an order may, so a missing deadline would be seen.
 const CALL: Duration = Duration::from_millis(1500);
-/// For an order to be placed or refused.
+/// The time limit of an order.
 const ORDER: Duration = Duration::from_secs(2);
-/// What a noisy machine may take on top.
+/// The extra time that a busy machine may need.
 const NOISE: Duration = Duration::from_millis(1500);
-/// What order-service takes of an answer.
+/// The size limit of a response to order-service.
 const MAX_ANSWER_BYTES: usize = 4096;
-/// After a peer is well again, orders are placed within so long.
+/// The time within which orders succeed after the peer is back.
 const RECOVERY: Duration = Duration::from_secs(5);
 
-/// Every way to fail, and what `/readyz` calls a peer that fails so.
+/// Every failure, and the state of the peer in `/readyz`.
 const FAILURES: [(Failure, &str); 12] = [
     (Failure::Link("dead", Fault::Refuse), "down"),
     (Failure::Link("black-holed", Fault::BlackHole), "down"),
     (Failure::Link("resetting", Fault::Reset), "down"),
     (Failure::Link("slow", Fault::Delay { base: ORDER, jitter: ORDER }), "down"),
-    (Failure::Link("on a thin line", Fault::Throttle(100)), "down"),
-    (Failure::Link("hanging up after 20 bytes", Fault::CloseAfter(20)), "down"),
-    (Failure::Link("losing its answers", Fault::LoseAnswers(1.0)), "down"),
+    (Failure::Link("throttled", Fault::Throttle(100)), "down"),
+    (Failure::Link("closing after 20 bytes", Fault::CloseAfter(20)), "down"),
+    (Failure::Link("losing its responses", Fault::LoseAnswers(1.0)), "down"),
     (Failure::Answer("answering 500", |_| http(500, "{}")), "up"),
     (Failure::Answer("answering 503", |_| http(503, "{}")), "up"),
     (Failure::Answer("answering garbage", |_| "\u{0}\u{7}garbage\r\n\r\n".to_owned()), "down"),
-    (Failure::Answer("answering in another language", |_| http(418, "<p>teapot</p>")), "up"),
-    (Failure::Answer("answering twice too much", |asked| http(200, &twice_too_much(asked))), "down"),
+    (Failure::Answer("answering with another status and type", |_| http(418, "<p>teapot</p>")), "up"),
+    (Failure::Answer("answering twice the size limit", |request| http(200, &twice_the_limit(request))), "down"),
 ];
 
 #[tokio::test]
-async fn however_user_service_fails_an_order_is_refused_in_time_and_nothing_is_lost() {
+async fn answers_503_in_time_and_loses_nothing_however_user_service_fails() {
     all_failures_of(USERS).await;
 }
 
 #[tokio::test]
-async fn however_product_service_fails_an_order_is_refused_in_time_and_nothing_is_lost() {
+async fn answers_503_in_time_and_loses_nothing_however_product_service_fails() {
     all_failures_of(PRODUCTS).await;
 }
 
-/// Else the tries would multiply: three of a caller, three each of whom it calls.
+/// If every service retried, the attempts would multiply: three by the caller, three by each service that it calls.
 #[tokio::test]
-async fn only_order_service_tries_again() {
+async fn retries_only_in_order_service() {
     let (system, links) = System::start_linked(seed(), |launch| launch).await.unwrap();
     for proxy in [&links.orders_to_users, &links.products_to_users] {
         proxy.set(Fault::LoseAnswers(1.0));
@@ -67,7 +67,7 @@ async fn only_order_service_tries_again() {
     assert_eq!(eventually(3, || system.users.answered("GET", "/users/{id}", 200..=299)).await, 3);
 }
 
-/// Each in a system of its own, four at the same time: most of it is waiting.
+/// Runs each failure in its own system, four at the same time, because most of it is waiting.
 async fn all_failures_of(peer: &'static str) {
     let cases = FAILURES.iter().enumerate().map(async |(at, (failure, readiness))| {
         let case = Case::start(peer, failure, at as u64).await;
@@ -76,12 +76,12 @@ async fn all_failures_of(peer: &'static str) {
     stream::iter(cases).buffer_unordered(4).collect::<()>().await;
 }
 
-/// One way in which a peer fails.
+/// A way in which a peer fails.
 enum Failure {
-    /// What is between.
+    /// The link to it is faulty.
     Link(&'static str, Fault),
-    /// What it answers, given what it was asked.
-    Answer(&'static str, fn(&BatchItem) -> String),
+    /// It sends this response to a request.
+    Answer(&'static str, fn(&PeerRequest) -> String),
 }
 
 /// One failure of one peer.
@@ -108,20 +108,20 @@ impl Case {
     async fn run(&self, failure: &Failure, readiness: &str) {
         let Self { name, system, .. } = self;
         let placed = self.order(LAPTOP).await.expect(201);
-        let stand_in = self.begin(failure).await;
+        let fake_peer = self.begin(failure).await;
 
         let began = Instant::now();
-        let refused = self.order(LAPTOP).await;
+        let failed = self.order(LAPTOP).await;
         let waited = began.elapsed();
-        assert_eq!(refused.status, 503, "{name}: {refused}");
-        let problem = refused.expect_problem(503, "peer-unavailable"); // which has a Retry-After
+        assert_eq!(failed.status, 503, "{name}: {failed}");
+        let problem = failed.expect_problem(503, "peer-unavailable"); // checks for a Retry-After as well
         assert_eq!(problem["error"], format!("{} does not answer", self.peer), "{name}");
         assert!(waited < ORDER + NOISE, "{name}: 503 after {waited:?}");
         self.reads_are_not_affected(&placed).await;
         self.readiness_is(readiness).await;
 
         self.link().heal();
-        drop(stand_in);
+        drop(fake_peer);
         let healed = Instant::now();
         let (settled, recovered) = tokio::join!(self.settles(healed), self.recovers(healed));
         assert_eq!(eventually(PHONES - 1, || system.stock(PHONE)).await, PHONES - 1, "{name}");
@@ -135,7 +135,7 @@ impl Case {
         );
     }
 
-    /// The link that fails: that from order-service to the peer.
+    /// Returns the link from order-service to the failing peer.
     fn link(&self) -> &Proxy {
         if self.peer == USERS { &self.links.orders_to_users } else { &self.links.orders_to_products }
     }
@@ -147,18 +147,18 @@ impl Case {
                 None
             }
             Failure::Answer(_, answer) => {
-                let (address, stand_in) = stand_in(*answer).await;
+                let (address, fake_peer) = start_fake_peer(*answer).await;
                 self.link().redirect(address);
-                Some(stand_in)
+                Some(fake_peer)
             }
         }
     }
 
-    async fn order(&self, product: i64) -> Received {
+    async fn order(&self, product: i64) -> Response {
         self.system.orders.post("/orders", order(1, product, 1)).await
     }
 
-    async fn reads_are_not_affected(&self, placed: &Received) {
+    async fn reads_are_not_affected(&self, placed: &Response) {
         let Self { name, system, .. } = self;
         let read = system.orders.get(placed.header("location")).await.expect(200);
         assert_eq!(read.json(), placed.json(), "{name}");
@@ -171,8 +171,8 @@ impl Case {
         system.users.get("/users/1").await.expect(200);
     }
 
-    /// It is told how the peer is, and this service is ready all the same. (Looked at until it is so, since half a second
-    /// of silence can also be this machine's fault.)
+    /// Checks that `/readyz` reports the state of the peer, and that the service stays ready. (It looks until that is so: on a
+    /// busy machine a probe may time out.)
     async fn readiness_is(&self, wanted: &str) {
         let mut peers = json!({USERS: "up", PRODUCTS: "up"});
         peers[self.peer] = json!(wanted);
@@ -182,7 +182,7 @@ impl Case {
         assert_eq!(seen.await, peers, "{}", self.name);
     }
 
-    /// Waits until no unit of the refused order is taken, and none can be; how long after healing that is.
+    /// Waits until the failed order is released and holds no unit. Returns the time since healing.
     async fn settles(&self, healed: Instant) -> Duration {
         let wanted = (true, LAPTOPS - 1);
         let state = async || {
@@ -193,7 +193,7 @@ impl Case {
         healed.elapsed()
     }
 
-    /// Orders until one is placed; how long after healing that is.
+    /// Orders until an order is placed. Returns the time since healing.
     async fn recovers(&self, healed: Instant) -> Duration {
         let status = eventually(201, async || self.order(PHONE).await.status).await;
         let took = healed.elapsed();
@@ -202,14 +202,14 @@ impl Case {
     }
 }
 
-/// What a peer was asked.
-struct BatchItem {
+/// A request to the fake peer.
+struct PeerRequest {
     path: String,
     body: String,
 }
 
-/// Listens in the place of a peer, and answers all that it is asked so, until the tasks are dropped.
-async fn stand_in(answer: fn(&BatchItem) -> String) -> (SocketAddr, JoinSet<()>) {
+/// Starts a fake peer that answers every request so, until the tasks are dropped.
+async fn start_fake_peer(answer: fn(&PeerRequest) -> String) -> (SocketAddr, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("it is bound");
     let mut tasks = JoinSet::new();
@@ -222,7 +222,7 @@ async fn stand_in(answer: fn(&BatchItem) -> String) -> (SocketAddr, JoinSet<()>)
     (address, tasks)
 }
 
-async fn answer_one(mut client: TcpStream, answer: fn(&BatchItem) -> String) -> io::Result<()> {
+async fn answer_one(mut client: TcpStream, answer: fn(&PeerRequest) -> String) -> io::Result<()> {
     let mut reader = BufReader::new(&mut client);
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head).await? > 0 {}
@@ -230,8 +230,8 @@ async fn answer_one(mut client: TcpStream, answer: fn(&BatchItem) -> String) -> 
     let mut body = vec![0; length.unwrap_or(0)];
     reader.read_exact(&mut body).await?;
     let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
-    let asked = BatchItem { path, body: String::from_utf8_lossy(&body).into_owned() };
-    client.write_all(answer(&asked).as_bytes()).await?;
+    let request = PeerRequest { path, body: String::from_utf8_lossy(&body).into_owned() };
+    client.write_all(answer(&request).as_bytes()).await?;
     client.shutdown().await
 }
 
@@ -240,10 +240,10 @@ fn http(status: u16, body: &str) -> String {
     format!("HTTP/1.1 {status} Said\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}")
 }
 
-/// A good answer to whatever was asked, but for the blanks behind it.
-fn twice_too_much(asked: &BatchItem) -> String {
-    let id = asked.path.rsplit('/').next();
-    let mut reserved = serde_json::from_str::<Value>(&asked.body).unwrap_or_default();
+/// Returns a valid response to a request, padded with blanks to twice the size limit.
+fn twice_the_limit(request: &PeerRequest) -> String {
+    let id = request.path.rsplit('/').next();
+    let mut reserved = serde_json::from_str::<Value>(&request.body).unwrap_or_default();
     for line in reserved["lines"].as_array_mut().into_iter().flatten() {
         line["name"] = json!("Laptop");
         line["price"] = json!(999.99);

@@ -1,92 +1,91 @@
-//! A peer that fails while many ask: it is not asked more than it can bear, nobody waits for one that is dead, and every
-//! unit is where it belongs afterwards.
+//! A peer that fails under load: retries do not overload it, calls to a dead peer fail fast, and no unit is lost.
 
 use std::time::Duration;
 
-use system_tests::load::{Outcome, steady};
+use system_tests::load::{Outcome, constant_rate};
 use system_tests::{Fault, Links, Proxy, System, eventually, order, seed};
 use tokio::sync::Mutex;
 use tokio::time::{self, Instant};
 
 const STOCK: i64 = 100_000;
-/// Orders a second while half of the answers are lost, enough to tell retries that are limited from those that are not.
-const MANY: u32 = 125;
-/// Orders a second after a peer has come back.
-const AFTERWARDS: u32 = 20;
-/// When so many are placed one after the other, all is as before.
-const IN_A_ROW: usize = 25;
-/// How long a peer is dead: some time longer than the first ones wait, before anything is known.
+/// Orders per second while half of the responses are lost: enough to tell limited retries from unlimited ones.
+const HIGH_RATE: u32 = 125;
+/// Orders per second after the peer is back.
+const LOW_RATE: u32 = 20;
+/// The system has recovered when this many orders succeed in succession.
+const CONSECUTIVE: usize = 25;
+/// How long the peer is dead: longer than the first orders wait, before the throttle acts.
 const DEAD: Duration = Duration::from_secs(7);
-/// In so long orders are as before, after a peer has come back.
+/// The time to recover after the peer is back.
 const RECOVERY: Duration = Duration::from_secs(5);
 
-/// Retries are a fifth of the calls, and ten a second on top …
+/// The retry budget: a fifth of the calls, and ten per second on top …
 const RETRY_SHARE: f64 = 0.2;
 const RETRIES_A_SECOND: f64 = 10.0;
-/// … which is counted over so many seconds, and may be spent at once.
+/// … counted over this many seconds. All of it may be spent in one moment.
 const RETRY_WINDOW: f64 = 10.0;
 
-/// Each of these tests takes times, and would disturb the others'.
+/// These tests measure times, so they run one after the other.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 #[tokio::test]
-async fn a_peer_that_loses_half_of_its_answers_is_asked_a_fifth_more_and_no_unit_is_lost() {
+async fn limits_retries_to_a_fifth_and_loses_no_unit_when_half_of_the_responses_are_lost() {
     let _alone = ONE_AT_A_TIME.lock().await;
     let (system, links, product) = start().await;
-    let asked = || system.users.answered("GET", "/users", 200..=299); // for one, and for several
+    let received = || system.users.answered("GET", "/users", 200..=299); // single and batched calls
     let retried = async || {
         let metrics = system.orders.get("/metrics").await.expect(200).text;
         let count = metrics.lines().find_map(|line| line.strip_prefix(r#"peer_retries_total{peer="user-service"} "#));
         count.map_or(0, |count| count.parse::<u64>().expect("a number"))
     };
-    let (began, asked_before, retried_before) = (Instant::now(), asked().await, retried().await);
+    let (began, received_before, retried_before) = (Instant::now(), received().await, retried().await);
     let both = [&links.orders_to_users, &links.orders_to_products];
     both.iter().for_each(|proxy| proxy.set(Fault::LoseAnswers(0.5)));
-    let outcomes = orders_for(&system, product, MANY, Duration::from_secs(5)).await;
+    let outcomes = orders_for(&system, product, HIGH_RATE, Duration::from_secs(5)).await;
     let (orders, placed) = (outcomes.len() as f64, sold(&outcomes));
-    let (calls, retries) = ((asked().await - asked_before) as f64, (retried().await - retried_before) as f64);
+    let (calls, retries) = ((received().await - received_before) as f64, (retried().await - retried_before) as f64);
     let reserve = RETRIES_A_SECOND * (RETRY_WINDOW + began.elapsed().as_secs_f64());
 
     both.iter().for_each(|proxy| proxy.heal());
     let settled = settles(&system, product, placed).await.as_millis();
     let figures =
-        format!("{calls} calls, {retries} of them again, for {orders} orders, {placed} placed, seed {}", seed());
-    println!("peer_load: half of the answers lost: {figures}; settled {settled} ms after healing");
+        format!("{calls} calls, {retries} of them retries, for {orders} orders, {placed} placed, seed {}", seed());
+    println!("peer_load: half of the responses lost: {figures}; settled {settled} ms after healing");
     assert!(calls <= (calls - retries) * (1.0 + RETRY_SHARE) + reserve, "{figures}");
     assert!(calls <= orders * (1.0 + RETRY_SHARE) + reserve, "orders share calls: {figures}");
-    assert!(retries > 0.0, "what may pass is tried again: {figures}");
+    assert!(retries > 0.0, "some calls are retried: {figures}");
 }
 
 #[tokio::test]
-async fn nobody_waits_for_a_dead_user_service_and_it_is_found_again_within_five_seconds() {
-    nobody_waits("user-service", 60, |links| &links.orders_to_users).await;
+async fn fails_fast_while_user_service_is_dead_and_recovers_within_five_seconds() {
+    fails_fast("user-service", 60, |links| &links.orders_to_users).await;
 }
 
 #[tokio::test]
-async fn nobody_waits_for_a_dead_product_service_and_it_is_found_again_within_five_seconds() {
-    nobody_waits("product-service", 20, |links| &links.orders_to_products).await;
+async fn fails_fast_while_product_service_is_dead_and_recovers_within_five_seconds() {
+    fails_fast("product-service", 20, |links| &links.orders_to_products).await;
 }
 
-/// Dead as a machine is whose power failed: nothing comes back, not even that nobody is there.
-async fn nobody_waits(peer: &str, a_second: u32, link: fn(&Links) -> &Proxy) {
+/// The peer is dead like a machine without power: no packet comes back, not even a reset.
+async fn fails_fast(peer: &str, rate: u32, link: fn(&Links) -> &Proxy) {
     let _alone = ONE_AT_A_TIME.lock().await;
     let (system, links, product) = start().await;
     link(&links).set(Fault::BlackHole);
     let healing = async {
         time::sleep(DEAD).await;
         link(&links).heal();
-        (Instant::now(), orders_for(&system, product, AFTERWARDS, RECOVERY + Duration::from_secs(1)).await)
+        (Instant::now(), orders_for(&system, product, LOW_RATE, RECOVERY + Duration::from_secs(1)).await)
     };
-    let (dead, (healed, after)) = tokio::join!(orders_for(&system, product, a_second, DEAD), healing);
+    let (dead, (healed, after)) = tokio::join!(orders_for(&system, product, rate, DEAD), healing);
     let settled = settles(&system, product, sold(&dead) + sold(&after)).await;
 
     let mut waits: Vec<_> = dead.iter().map(|outcome| outcome.took.as_millis()).collect();
     waits.sort();
     let (median, longest) = (waits[waits.len() / 2], waits[waits.len() - 1]);
-    let as_before = after.windows(IN_A_ROW).find(|some| some.iter().all(is_placed));
-    let recovered = as_before.map_or(Duration::MAX, |some| some[0].due - healed);
+    let recovery = after.windows(CONSECUTIVE).find(|some| some.iter().all(is_placed));
+    let recovered = recovery.map_or(Duration::MAX, |some| some[0].due - healed);
     println!(
-        "peer_load: {peer} dead, {a_second} orders a second: 503 after {median} ms at the median and {longest} at most; {recovered:.0?} after healing \
+        "peer_load: {peer} dead, {rate} orders per second: 503 after {median} ms at the median and {longest} at most; {recovered:.0?} after healing \
          every order is placed; settled {} ms after the last, seed {}",
         settled.as_millis(),
         seed(),
@@ -104,19 +103,19 @@ async fn start() -> (System, Links, i64) {
     (system, links, product)
 }
 
-/// Orders one unit each at a steady pace for so long, and waits for all answers, which are 201 or 503.
-async fn orders_for(system: &System, product: i64, a_second: u32, time: Duration) -> Vec<Outcome> {
+/// Places orders of one unit at this rate for this time. Waits for all responses, which must be 201 or 503.
+async fn orders_for(system: &System, product: i64, rate: u32, time: Duration) -> Vec<Outcome> {
     let one = || {
-        let sending = system.orders.request("POST", "/orders").json(&order(1, product, 1));
+        let request = system.orders.request("POST", "/orders").json(&order(1, product, 1));
         async move {
-            let answer = sending.try_send().await?;
+            let answer = request.try_send().await?;
             if answer.status != 201 {
                 answer.clone().expect_problem(503, "peer-unavailable");
             }
             Ok(answer)
         }
     };
-    steady(a_second, time, one).await.outcomes
+    constant_rate(rate, time, one).await.outcomes
 }
 
 fn is_placed(outcome: &Outcome) -> bool {
@@ -127,7 +126,7 @@ fn sold(outcomes: &[Outcome]) -> i64 {
     outcomes.iter().filter(|outcome| is_placed(outcome)).count() as i64
 }
 
-/// Waits until only what was sold is missing: so many units, and the one of the start; how long it took.
+/// Waits until exactly the sold units are missing, and the one unit of `start`. Returns how long that took.
 async fn settles(system: &System, product: i64, sold: i64) -> Duration {
     let (began, wanted) = (Instant::now(), STOCK - 1 - sold);
     assert_eq!(eventually(wanted, || system.stock(product)).await, wanted, "seed {}", seed());

@@ -1,4 +1,4 @@
-//! The proxy that tests break the network with does what its faults say: or what they prove would be worth nothing.
+//! Tests of the fault proxy: tests that use it prove nothing if its faults do not do what they say.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -10,41 +10,41 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::time;
 
-/// Says `yes` to every question of four bytes, on every connection, and tells us each.
+/// Answers `yes` to every question of four bytes, on every connection, and reports each question.
 async fn oracle() -> (SocketAddr, UnboundedReceiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("it is bound");
-    let (tell, told) = mpsc::unbounded_channel();
+    let (report, questions) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Ok((mut client, _)) = listener.accept().await {
-            let tell = tell.clone();
+            let report = report.clone();
             tokio::spawn(async move {
                 let mut question = [0; 4];
                 while client.read_exact(&mut question).await.is_ok() {
-                    let _ = tell.send(String::from_utf8_lossy(&question).into_owned());
+                    let _ = report.send(String::from_utf8_lossy(&question).into_owned());
                     let _ = client.write_all(b"yes").await;
                 }
                 let _ = client.write_all(b"bye").await; // after a half-close
             });
         }
     });
-    (address, told)
+    (address, questions)
 }
 
-async fn before_an_oracle() -> (Proxy, UnboundedReceiver<String>) {
-    let (address, told) = oracle().await;
-    (Proxy::before(address, seed()).await, told)
+async fn proxy_to_oracle() -> (Proxy, UnboundedReceiver<String>) {
+    let (address, questions) = oracle().await;
+    (Proxy::start(address, seed()).await, questions)
 }
 
 async fn connect(proxy: &Proxy) -> TcpStream {
-    TcpStream::connect(proxy.address()).await.expect("somebody listens")
+    TcpStream::connect(proxy.address()).await.expect("the proxy listens")
 }
 
-/// What comes within the deadline, up to so many bytes; or how the connection broke.
+/// Reads up to `most` bytes within the deadline. Returns the kind of error if the connection breaks.
 async fn read(from: &mut TcpStream, most: u64) -> Result<String, ErrorKind> {
     let mut text = String::new();
     let read = time::timeout(DEADLINE, from.take(most).read_to_string(&mut text)).await;
-    read.expect("something comes, if only the end").map_err(|error| error.kind())?;
+    read.expect("data or the end arrives").map_err(|error| error.kind())?;
     Ok(text)
 }
 
@@ -54,18 +54,18 @@ async fn ask(through: &mut TcpStream, question: &str) -> Result<String, ErrorKin
 }
 
 #[tokio::test]
-async fn without_a_fault_all_passes_and_each_way_ends_by_itself() {
-    let (proxy, _told) = before_an_oracle().await;
+async fn passes_everything_without_a_fault_and_ends_each_direction_separately() {
+    let (proxy, _questions) = proxy_to_oracle().await;
     let mut client = connect(&proxy).await;
     assert_eq!(ask(&mut client, "one?").await.unwrap(), "yes");
     assert_eq!(ask(&mut client, "two?").await.unwrap(), "yes");
     client.shutdown().await.unwrap();
-    assert_eq!(read(&mut client, 100).await.unwrap(), "bye", "the answer comes though nothing more is asked");
+    assert_eq!(read(&mut client, 100).await.unwrap(), "bye", "the response arrives after the end of the requests");
 }
 
 #[tokio::test]
-async fn a_reset_is_one_for_what_is_open_and_for_what_comes() {
-    let (proxy, mut told) = before_an_oracle().await;
+async fn resets_open_and_new_connections() {
+    let (proxy, mut questions) = proxy_to_oracle().await;
     let mut open = connect(&proxy).await;
     assert_eq!(ask(&mut open, "one?").await.unwrap(), "yes");
     proxy.set(Fault::Reset);
@@ -73,12 +73,12 @@ async fn a_reset_is_one_for_what_is_open_and_for_what_comes() {
     assert!(ask(&mut connect(&proxy).await, "two?").await.is_err());
     proxy.heal();
     assert_eq!(ask(&mut connect(&proxy).await, "six?").await.unwrap(), "yes");
-    assert_eq!([told.recv().await.unwrap(), told.recv().await.unwrap()], ["one?", "six?"]);
+    assert_eq!([questions.recv().await.unwrap(), questions.recv().await.unwrap()], ["one?", "six?"]);
 }
 
 #[tokio::test]
-async fn nobody_listens_where_a_service_is_dead_and_it_comes_back_at_the_same_port() {
-    let (proxy, _told) = before_an_oracle().await;
+async fn stops_listening_and_comes_back_on_the_same_port() {
+    let (proxy, _questions) = proxy_to_oracle().await;
     let mut open = connect(&proxy).await;
     assert_eq!(ask(&mut open, "one?").await.unwrap(), "yes");
     proxy.set(Fault::Refuse);
@@ -91,31 +91,31 @@ async fn nobody_listens_where_a_service_is_dead_and_it_comes_back_at_the_same_po
 }
 
 #[tokio::test]
-async fn a_black_hole_swallows_and_what_lost_something_does_not_go_on() {
-    let (proxy, mut told) = before_an_oracle().await;
-    let (mut asking, mut idle) = (connect(&proxy).await, connect(&proxy).await);
+async fn passes_nothing_in_a_black_hole_and_resets_connections_that_lost_data() {
+    let (proxy, mut questions) = proxy_to_oracle().await;
+    let (mut losing, mut idle) = (connect(&proxy).await, connect(&proxy).await);
     assert_eq!(ask(&mut idle, "one?").await.unwrap(), "yes");
     proxy.set(Fault::BlackHole);
-    asking.write_all(b"two?").await.unwrap();
-    assert!(time::timeout(Duration::from_millis(200), asking.readable()).await.is_err(), "nothing comes");
+    losing.write_all(b"two?").await.unwrap();
+    assert!(time::timeout(Duration::from_millis(200), losing.readable()).await.is_err(), "nothing arrives");
     proxy.heal();
-    assert_eq!(read(&mut asking, 3).await.unwrap_err(), ErrorKind::ConnectionReset);
+    assert_eq!(read(&mut losing, 3).await.unwrap_err(), ErrorKind::ConnectionReset);
     assert_eq!(ask(&mut idle, "six?").await.unwrap(), "yes");
-    assert_eq!([told.recv().await.unwrap(), told.recv().await.unwrap()], ["one?", "six?"]);
+    assert_eq!([questions.recv().await.unwrap(), questions.recv().await.unwrap()], ["one?", "six?"]);
 }
 
 #[tokio::test]
-async fn an_answer_is_lost_only_after_its_request_was_carried_out() {
-    let (proxy, mut told) = before_an_oracle().await;
+async fn loses_a_response_only_after_its_request_was_executed() {
+    let (proxy, mut questions) = proxy_to_oracle().await;
     proxy.set(Fault::LoseAnswers(1.0));
     assert_eq!(ask(&mut connect(&proxy).await, "one?").await.unwrap_err(), ErrorKind::ConnectionReset);
-    assert_eq!(told.recv().await.unwrap(), "one?");
+    assert_eq!(questions.recv().await.unwrap(), "one?");
 }
 
 #[tokio::test]
-async fn a_share_of_the_answers_is_lost_and_the_seed_says_which() {
+async fn loses_a_share_of_the_responses_chosen_by_the_seed() {
     let lost = async || {
-        let (proxy, _told) = before_an_oracle().await;
+        let (proxy, _questions) = proxy_to_oracle().await;
         proxy.set(Fault::LoseAnswers(0.5));
         let mut lost = Vec::new();
         for _ in 0..100 {
@@ -130,22 +130,22 @@ async fn a_share_of_the_answers_is_lost_and_the_seed_says_which() {
 }
 
 #[tokio::test]
-async fn a_connection_closes_after_so_many_bytes_of_each_answer() {
-    let (proxy, _told) = before_an_oracle().await;
+async fn closes_a_connection_after_n_bytes_of_a_response() {
+    let (proxy, _questions) = proxy_to_oracle().await;
     let mut client = connect(&proxy).await;
     assert_eq!(ask(&mut client, "one?").await.unwrap(), "yes");
     proxy.set(Fault::CloseAfter(2));
-    assert_eq!(ask(&mut client, "two?").await.unwrap(), "ye", "what was answered before does not count");
+    assert_eq!(ask(&mut client, "two?").await.unwrap(), "ye", "earlier responses do not count");
     assert_eq!(read(&mut client, 1).await.unwrap(), "", "it is closed");
 }
 
 #[tokio::test]
-async fn a_delay_and_a_throttle_take_their_time_and_end_with_it() {
-    let (proxy, _told) = before_an_oracle().await;
+async fn delays_and_throttles_until_the_fault_ends() {
+    let (proxy, _questions) = proxy_to_oracle().await;
     let mut client = connect(&proxy).await;
     for (fault, at_least) in [
         (Fault::Delay { base: Duration::from_millis(200), jitter: Duration::from_millis(50) }, 400),
-        (Fault::Throttle(10), 500), // four bytes there and three back, each but the first of a way 100 ms after the last
+        (Fault::Throttle(10), 500), // four bytes there and three back: in each direction, every byte except the first comes 100 ms after the last
     ] {
         proxy.set(fault);
         let asked = Instant::now();
@@ -155,19 +155,19 @@ async fn a_delay_and_a_throttle_take_their_time_and_end_with_it() {
     proxy.set(Fault::Delay { base: DEADLINE, jitter: DEADLINE });
     client.write_all(b"two?").await.unwrap();
     proxy.heal();
-    assert_eq!(read(&mut client, 3).await.unwrap(), "yes", "what was on its way comes at once");
+    assert_eq!(read(&mut client, 3).await.unwrap(), "yes", "delayed data arrives immediately");
 }
 
 #[tokio::test]
-async fn redirected_it_leads_to_somebody_else_and_dropped_nowhere() {
-    let ((proxy, mut told), (address, mut told_elsewhere)) = (before_an_oracle().await, oracle().await);
+async fn redirects_to_another_target_and_closes_connections_when_dropped() {
+    let ((proxy, mut questions), (address, mut questions_elsewhere)) = (proxy_to_oracle().await, oracle().await);
     let mut client = connect(&proxy).await;
     assert_eq!(ask(&mut client, "one?").await.unwrap(), "yes");
     proxy.redirect(address);
-    assert!(read(&mut client, 1).await.is_err(), "it was connected to the first");
+    assert!(read(&mut client, 1).await.is_err(), "its connection to the first target is reset");
     let mut client = connect(&proxy).await;
     assert_eq!(ask(&mut client, "two?").await.unwrap(), "yes");
-    assert_eq!([told.recv().await.unwrap(), told_elsewhere.recv().await.unwrap()], ["one?", "two?"]);
+    assert_eq!([questions.recv().await.unwrap(), questions_elsewhere.recv().await.unwrap()], ["one?", "two?"]);
 
     let address = proxy.address();
     drop(proxy);

@@ -1,4 +1,4 @@
-//! Traces and logs, as whoever runs the system gets them: by a collector of their own, and from stdout.
+//! Traces and logs as an operator gets them: from a collector of traces, and from stdout.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -20,16 +20,16 @@ use tokio::task::JoinSet;
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";
 
-/// A collector of traces: what arrives at it by OTLP over HTTP, decoded.
+/// A collector of traces by OTLP over HTTP.
 struct Collector {
     url: String,
-    spans: Arc<Mutex<Vec<Sent>>>,
+    spans: Arc<Mutex<Vec<SentSpan>>>,
     _tasks: JoinSet<()>,
 }
 
-/// A span, and whose it is.
+/// A span, and the service that sent it.
 #[derive(Clone, Debug)]
-struct Sent {
+struct SentSpan {
     service: String,
     span: Span,
 }
@@ -38,7 +38,7 @@ impl Collector {
     async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("it is bound"));
-        let spans = Arc::<Mutex<Vec<Sent>>>::default();
+        let spans = Arc::<Mutex<Vec<SentSpan>>>::default();
         let mut tasks = JoinSet::new();
         let all = Arc::clone(&spans);
         tasks.spawn(async move {
@@ -50,20 +50,20 @@ impl Collector {
         Self { url, spans, _tasks: tasks }
     }
 
-    /// Has a service send its spans here, soon.
+    /// Makes a service send its spans here, after 50 ms at most.
     fn traced(&self, launch: Launch) -> Launch {
         launch.env("OTEL_EXPORTER_OTLP_ENDPOINT", &self.url).env("OTEL_BSP_SCHEDULE_DELAY", 50)
     }
 
-    fn all(&self) -> Vec<Sent> {
-        self.spans.lock().expect("nobody panics with it").clone()
+    fn all(&self) -> Vec<SentSpan> {
+        self.spans.lock().expect("no holder of the lock panics").clone()
     }
 
-    /// The span of this name of this service, when it has come.
-    async fn find(&self, service: &str, name: &str) -> Sent {
+    /// Waits for the span of this name from this service.
+    async fn find(&self, service: &str, name: &str) -> SentSpan {
         let find = || self.all().into_iter().find(|sent| sent.service == service && sent.span.name == name);
         assert!(eventually(true, async || find().is_some()).await, "{service} {name}: {:#?}", self.names());
-        find().expect("it was there")
+        find().expect("it was found")
     }
 
     fn names(&self) -> Vec<String> {
@@ -71,19 +71,19 @@ impl Collector {
     }
 }
 
-/// Prints a trace as a tree, as README shows one.
-fn show(spans: &[Sent], parent: &[u8], depth: usize) {
+/// Prints a trace as a tree, as docs/observability.md shows one.
+fn show(spans: &[SentSpan], parent: &[u8], depth: usize) {
     let mut children: Vec<_> = spans.iter().filter(|sent| sent.span.parent_span_id == parent).collect();
     children.sort_by_key(|sent| sent.span.start_time_unix_nano);
-    for Sent { service, span } in children {
+    for SentSpan { service, span } in children {
         let ms = (span.end_time_unix_nano - span.start_time_unix_nano) as f64 / 1e6;
         println!("{:3$}{:<4$}{:6.1} ms  {service}", "", span.name, ms, 2 * depth, 36 - 2 * depth);
         show(spans, &span.span_id, depth + 1);
     }
 }
 
-/// One connection, to its end.
-async fn collect(connection: TcpStream, spans: Arc<Mutex<Vec<Sent>>>) {
+/// Reads the requests of one connection to its end.
+async fn collect(connection: TcpStream, spans: Arc<Mutex<Vec<SentSpan>>>) {
     let mut connection = BufReader::new(connection);
     loop {
         let (mut line, mut length) = (String::new(), 0);
@@ -103,8 +103,8 @@ async fn collect(connection: TcpStream, spans: Arc<Mutex<Vec<Sent>>>) {
             let sent = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
             spans
                 .lock()
-                .expect("nobody panics with it")
-                .extend(sent.map(|span| Sent { service: service.clone(), span }));
+                .expect("no holder of the lock panics")
+                .extend(sent.map(|span| SentSpan { service: service.clone(), span }));
         }
         if connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.is_err() {
             return;
@@ -123,7 +123,7 @@ fn text(attributes: &[KeyValue], key: &str) -> String {
     }
 }
 
-impl Sent {
+impl SentSpan {
     fn attribute(&self, key: &str) -> String {
         text(&self.span.attributes, key)
     }
@@ -142,7 +142,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn one_order_is_one_trace_through_the_three_services() {
+async fn joins_the_spans_of_the_three_services_in_one_trace() {
     let collector = Collector::start().await;
     let system = System::start_as(|launch| collector.traced(launch)).await.unwrap();
     let placing = system.orders.request("POST", "/orders").header("traceparent", &format!("00-{TRACE}-{CALLER}-01"));
@@ -167,24 +167,26 @@ async fn one_order_is_one_trace_through_the_three_services() {
         let (calling, answering) = (collector.find(ORDERS, call).await, collector.find(service, name).await);
         assert_eq!((calling.trace(), answering.trace()), (TRACE.to_owned(), TRACE.to_owned()));
         assert_eq!((calling.span.kind(), answering.span.kind()), (SpanKind::Client, SpanKind::Server));
-        assert_eq!(hex(&calling.span.parent_span_id), hex(&ordered.span.span_id), "{call} is a part of the order");
-        assert_eq!(hex(&answering.span.parent_span_id), hex(&calling.span.span_id), "{name} is what was called");
+        assert_eq!(hex(&calling.span.parent_span_id), hex(&ordered.span.span_id), "{call} belongs to the order");
+        assert_eq!(hex(&answering.span.parent_span_id), hex(&calling.span.span_id), "{name} belongs to the call");
         assert!(calling.attribute("url.full").starts_with("http://127.0.0.1:"), "{calling:#?}");
         assert!(!calling.is_error() && !answering.is_error());
     }
 }
 
 #[tokio::test]
-async fn orders_that_share_a_call_have_each_its_own_trace() {
+async fn keeps_one_trace_per_order_when_orders_share_a_call() {
     let collector = Collector::start().await;
-    let prepare = |launch: Launch| collector.traced(launch).with_fault_injection().env("MISTAKE", "wait for company");
+    let prepare = |launch: Launch| {
+        collector.traced(launch).with_fault_injection().env("PAUSE_AT", "batch: before collecting:500")
+    };
     let system = System::start_as(prepare).await.unwrap();
     let place = || system.orders.request("POST", "/orders").json(&order(1, 1, 1)).send();
     let (one, other) = tokio::join!(place(), place());
     one.expect(201);
     other.expect(201);
     collector.find(PRODUCTS, "POST /reservations").await;
-    let named = |service: &str, name: &str| -> Vec<Sent> {
+    let named = |service: &str, name: &str| -> Vec<SentSpan> {
         collector.all().into_iter().filter(|sent| sent.service == service && sent.span.name == name).collect()
     };
     let takes = || named(PRODUCTS, "PUT /reservations/{orderId}");
@@ -198,7 +200,7 @@ async fn orders_that_share_a_call_have_each_its_own_trace() {
 }
 
 #[tokio::test]
-async fn what_a_request_does_in_the_database_is_a_part_of_its_trace() {
+async fn includes_the_statements_of_a_request_in_its_trace() {
     let collector = Collector::start().await;
     let Some(durable) = Durable::start(seed(), |launch| collector.traced(launch)).await else { return };
     let system = &durable.system;
@@ -223,21 +225,24 @@ async fn what_a_request_does_in_the_database_is_a_part_of_its_trace() {
 }
 
 #[tokio::test]
-async fn a_failure_is_marked_where_it_is_one() {
+async fn marks_failures_but_not_client_errors() {
     let collector = Collector::start().await;
     let mut system = System::start_as(|launch| collector.traced(launch)).await.unwrap();
     system.orders.get("/orders/none").await.expect(400);
-    assert!(!collector.find(ORDERS, "GET /orders/{id}").await.is_error(), "the client's mistake is no failure of ours");
+    assert!(
+        !collector.find(ORDERS, "GET /orders/{id}").await.is_error(),
+        "a client error is no failure of the service"
+    );
     system.users.kill().await;
     system.orders.post("/orders", order(1, 1, 1)).await.expect(503);
     let ordered = collector.find(ORDERS, "POST /orders").await;
     assert!(ordered.is_error() && ordered.attribute("error.type") == "503", "{ordered:#?}");
-    let asked = collector.find(ORDERS, "GET user-service").await;
-    assert!(asked.is_error() && asked.attribute("error.type") == "unreachable", "{asked:#?}");
+    let call = collector.find(ORDERS, "GET user-service").await;
+    assert!(call.is_error() && call.attribute("error.type") == "unreachable", "{call:#?}");
 }
 
 #[tokio::test]
-async fn the_last_spans_are_sent_at_the_very_end() {
+async fn sends_the_last_spans_at_shutdown() {
     let collector = Collector::start().await;
     let launch = collector.traced(Launch::of(USERS)).env("OTEL_BSP_SCHEDULE_DELAY", 3_600_000);
     let mut users = Service::start(launch.env("OTEL_SERVICE_NAME", "people")).await.unwrap();
@@ -249,7 +254,7 @@ async fn the_last_spans_are_sent_at_the_very_end() {
 }
 
 #[tokio::test]
-async fn what_is_not_sampled_is_not_sent() {
+async fn sends_no_span_that_is_not_sampled() {
     let collector = Collector::start().await;
     let launch = collector.traced(Launch::of(USERS)).env("OTEL_TRACES_SAMPLER", "always_off");
     let mut users = Service::start(launch).await.unwrap();
@@ -260,8 +265,8 @@ async fn what_is_not_sampled_is_not_sent() {
 }
 
 #[tokio::test]
-async fn a_collector_that_is_silent_costs_nothing() {
-    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap(); // the kernel accepts, and nobody answers
+async fn is_not_delayed_by_a_silent_collector() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap(); // the kernel accepts connections, and no process answers
     let collector = format!("http://{}", silent.local_addr().unwrap());
     let launch = Launch::of(USERS).env("OTEL_EXPORTER_OTLP_ENDPOINT", collector).env("OTEL_BSP_SCHEDULE_DELAY", 10);
     let mut users = Service::start(launch.env("OTEL_BSP_MAX_QUEUE_SIZE", 10)).await.unwrap();
@@ -273,24 +278,24 @@ async fn a_collector_that_is_silent_costs_nothing() {
 }
 
 #[tokio::test]
-async fn each_request_has_one_line_with_its_ids() {
+async fn logs_one_line_per_request_with_its_ids() {
     let users = Service::start(Launch::of(USERS)).await.unwrap();
-    let asking = users.request("GET", "/users/1").header("traceparent", &format!("00-{TRACE}-{CALLER}-01"));
-    asking.header("x-request-id", "seven").send().await.expect(200);
+    let request = users.request("GET", "/users/1").header("traceparent", &format!("00-{TRACE}-{CALLER}-01"));
+    request.header("x-request-id", "seven").send().await.expect(200);
     let lines = || -> Vec<Value> {
-        let lines =
-            users.log().into_iter().map(|line| serde_json::from_str(&line).expect("JSON, since this is no terminal"));
+        let lines = users.log().into_iter();
+        let lines = lines.map(|line| serde_json::from_str(&line).expect("JSON, because stdout is no terminal"));
         lines.filter(|line: &Value| line["message"] == "request").collect()
     };
     assert_eq!(eventually(1, async || lines().len()).await, 1, "{:#?}", users.log());
     let line = &lines()[0];
-    let told = ["level", "message", "method", "route", "request_id", "trace_id"].map(|field| line[field].as_str());
-    assert_eq!(told, ["INFO", "request", "GET", "/users/{id}", "seven", TRACE].map(Some), "{line}");
+    let fields = ["level", "message", "method", "route", "request_id", "trace_id"].map(|field| line[field].as_str());
+    assert_eq!(fields, ["INFO", "request", "GET", "/users/{id}", "seven", TRACE].map(Some), "{line}");
     assert!(line["status"] == 200 && line["ms"].is_number() && line["timestamp"].is_string(), "{line}");
 }
 
 #[tokio::test]
-async fn no_secret_is_in_any_line_or_span() {
+async fn writes_no_secret_into_logs_or_spans() {
     const SECRET: &str = "canary-7f3a9c";
     let collector = Collector::start().await;
     let prepare = |launch: Launch| collector.traced(launch).env("RUST_LOG", "trace");
@@ -301,8 +306,8 @@ async fn no_secret_is_in_any_line_or_span() {
     system.users.post("/users", json!({"username": SECRET, "password": 7})).await.expect(400);
     system.users.post("/users", json!({"name": "Bob", "password": SECRET, "email": "none"})).await.expect(400);
     for service in [&system.users, &system.products, &system.orders] {
-        let bearing = service.request("GET", "/livez").header("authorization", &format!("Bearer {SECRET}"));
-        bearing.header("cookie", &format!("session={SECRET}")).send().await.expect(200);
+        let request = service.request("GET", "/livez").header("authorization", &format!("Bearer {SECRET}"));
+        request.header("cookie", &format!("session={SECRET}")).send().await.expect(200);
         service.request("POST", "/none").json(&json!({"token": SECRET})).send().await.expect(404);
     }
     collector.find(ORDERS, "POST (none)").await;
@@ -313,6 +318,6 @@ async fn no_secret_is_in_any_line_or_span() {
     }
     let logs = [&system.users, &system.products, &system.orders].map(Service::log).concat();
     let spans: Vec<_> = collector.all().iter().map(|sent| format!("{sent:?}")).collect();
-    let told: Vec<_> = logs.iter().chain(&spans).filter(|line| line.contains(SECRET)).collect();
-    assert!(told.is_empty(), "{told:#?}");
+    let leaks: Vec<_> = logs.iter().chain(&spans).filter(|line| line.contains(SECRET)).collect();
+    assert!(leaks.is_empty(), "{leaks:#?}");
 }

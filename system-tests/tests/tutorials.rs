@@ -1,5 +1,5 @@
-//! The project grew from two tutorials, each with two services in JavaScript. A client written for either one works
-//! here unchanged: these are its requests, and of the answers the members that it reads.
+//! The project grew from two tutorials, each with two services in JavaScript. Clients written for them work unchanged: the
+//! tests send their requests, and check the members of the responses that they read.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,12 +11,12 @@ use tokio::net::{TcpListener, TcpStream};
 
 /// "Microservices Architecture Example": users and products, known by their names, at the root.
 #[tokio::test]
-async fn the_first_tutorials_client_lists_and_adds_users_and_products() {
+async fn serves_the_first_tutorials_client_that_lists_and_adds() {
     let system = System::start().await;
     assert_eq!(names(&system.users.get("/users").await.expect(200).json()), ["John Doe", "Jane Smith"]);
     assert_eq!(names(&system.products.get("/products").await.expect(200).json()), ["Laptop", "Phone"]);
 
-    // It sends ids of its own, and shows the thing that comes back.
+    // The client sends ids, and shows the response.
     let user = system.users.post("/users", json!({"id": 3, "name": "Alice"})).await.expect(201).json();
     assert_eq!((&user["id"], &user["name"]), (&json!(3), &json!("Alice")));
     let product = system.products.post("/products", json!({"id": 3, "name": "Tablet"})).await.expect(201).json();
@@ -28,7 +28,7 @@ async fn the_first_tutorials_client_lists_and_adds_users_and_products() {
 }
 
 #[tokio::test]
-async fn the_first_tutorials_client_reads_that_users_cannot_be_fetched() {
+async fn tells_the_first_tutorials_client_that_users_cannot_be_fetched() {
     let mut system = System::start().await;
     system.users.kill().await;
     let failed = system.products.get("/users").await;
@@ -37,7 +37,7 @@ async fn the_first_tutorials_client_reads_that_users_cannot_be_fetched() {
 
 /// "Microservices Architecture", module 8: accounts and orders, under `/api`, with ids in strings.
 #[tokio::test]
-async fn the_second_tutorials_client_registers_and_reads_users() {
+async fn serves_the_second_tutorials_client_that_registers_and_reads_users() {
     let system = System::start().await;
     let ada = json!({"username": "ada", "email": "ada@example.com", "password": "correct horse"});
     let made = system.users.post("/api/users", ada).await.expect(201).json();
@@ -56,7 +56,7 @@ async fn the_second_tutorials_client_registers_and_reads_users() {
 }
 
 #[tokio::test]
-async fn the_second_tutorials_client_places_and_lists_orders() {
+async fn serves_the_second_tutorials_client_that_places_and_lists_orders() {
     let system = System::start().await;
     let wanted = json!({"userId": "1", "products": [{"productId": "1", "quantity": 2, "price": 999.99}]});
     let placed = system.orders.post("/api/orders", wanted).await.expect(201).json();
@@ -66,14 +66,14 @@ async fn the_second_tutorials_client_places_and_lists_orders() {
     assert!(placed["createdAt"].is_string(), "{placed}");
     assert_eq!(system.orders.get("/api/orders").await.expect(200).json(), json!([placed]));
 
-    let nobodys = json!({"userId": "999", "products": [{"productId": "1", "quantity": 2, "price": 999.99}]});
-    let refused = system.orders.post("/api/orders", nobodys).await.expect(400).json();
+    let unknown_user = json!({"userId": "999", "products": [{"productId": "1", "quantity": 2, "price": 999.99}]});
+    let refused = system.orders.post("/api/orders", unknown_user).await.expect(400).json();
     assert_eq!(refused["error"], "User not found");
 }
 
-/// A user exists when user-service answers 200 for it: any service that keeps the path can stand in its place.
+/// A user exists if user-service answers 200. So any service with the same path can replace it.
 #[tokio::test]
-async fn a_foreign_user_service_can_stand_in() {
+async fn places_orders_with_a_foreign_user_service() {
     let system = System::start().await;
     let foreign = foreign_user_service().await;
     let launch = Launch::of(ORDERS).env("USER_SERVICE_URL", format!("http://{foreign}/api"));
@@ -81,22 +81,22 @@ async fn a_foreign_user_service_can_stand_in() {
 
     orders.post("/orders", order(7, 1, 1)).await.expect(201);
     let refused = orders.post("/orders", order(1, 1, 1)).await.expect_problem(400, "user-not-found");
-    assert_eq!(refused["error"], "User not found", "its 404 has no body at all");
+    assert_eq!(refused["error"], "User not found", "the 404 of this service has no body");
 }
 
-/// Starts a service that is none of ours; its address.
+/// Starts another implementation of user-service. Returns its address.
 async fn foreign_user_service() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("there are free ports");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("it is bound");
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let _ = answer(stream).await; // whoever hangs up wants no answer
+            let _ = answer(stream).await; // fails if the client has closed the connection
         }
     });
     address
 }
 
-/// Answers one request. There is a user 7, of whom no more is told than that it exists.
+/// Answers one request. User 7 exists; the response has no member.
 async fn answer(stream: TcpStream) -> io::Result<()> {
     let mut lines = BufReader::new(stream).lines();
     let request = lines.next_line().await?.unwrap_or_default();

@@ -18,8 +18,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::{task, time};
 use tracing::{Instrument, Span};
 
-use crate::mistake;
 use crate::telemetry::metrics::{self, Counter, Family, Labels};
+use crate::{limit_point, pause_point};
 
 /// Batches in flight at the same time. With two, one slow batch does not hold up the items that follow.
 const MAX_WORKERS: usize = 2;
@@ -187,9 +187,7 @@ impl<T: Send + 'static, R: Send + 'static> Worker<T, R> {
 
     async fn next_batch(&self) -> Vec<BatchItem<T, R>> {
         task::yield_now().await; // lets tasks that are ready submit their items first
-        if mistake!("wait for company") {
-            self.inner.wait_for_company().await;
-        }
+        pause_point!("batch: before collecting");
         self.inner.next_batch()
     }
 
@@ -240,25 +238,13 @@ impl<T: Send + 'static, R: Send + 'static> Inner<T, R> {
         }
     }
 
-    /// What looks like a good idea: more would go in one call. But a lone ask would wait for nothing. Tests have what they ask
-    /// go together so: what is asked first has time for that on any machine, and what comes later does not wait in vain for long.
-    async fn wait_for_company(&self) {
-        let patience = Duration::from_millis(if self.queue().taken == 0 { 2000 } else { 300 });
-        let alone = async {
-            while self.queue().waiting.len() == 1 {
-                time::sleep(Duration::from_millis(3)).await;
-            }
-        };
-        let _ = time::timeout(patience, alone).await;
-    }
-
     fn enqueue(&self, mut item: BatchItem<T, R>) -> Action {
         let mut queue = self.queue();
         queue.submitted += 1;
         let number = queue.submitted;
         item.number = number;
         queue.waiting.push_back(item);
-        if queue.workers < MAX_WORKERS || mistake!("one by one") {
+        if queue.workers < MAX_WORKERS {
             queue.workers += 1;
             Action::StartWorker { number }
         } else if !queue.watched {
@@ -272,7 +258,7 @@ impl<T: Send + 'static, R: Send + 'static> Inner<T, R> {
     /// Takes the next batch from the queue, oldest items first, without items whose callers were dropped.
     fn next_batch(&self) -> Vec<BatchItem<T, R>> {
         let (mut batch, mut bytes) = (Vec::new(), 0);
-        let max_items = if mistake!("one by one") { 1 } else { self.limits.max_items };
+        let max_items = limit_point!("batch: items", self.limits.max_items);
         let mut queue = self.queue();
         while let Some(next) = queue.waiting.front() {
             if next.reply.is_closed() {

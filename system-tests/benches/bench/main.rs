@@ -1,5 +1,5 @@
-//! What the three real services do, as anybody could measure it: release builds on this machine, in memory, with all that is
-//! on by itself, and wrk, which they share its cores with. Writes a table and two plots into docs/.
+//! Measures the three services with wrk: release builds in memory with default settings, on the same machine as wrk. Writes a
+//! table and two plots into docs/.
 
 mod plot;
 
@@ -12,39 +12,39 @@ use system_tests::System;
 use system_tests::wrk::{self, Figures, Kind};
 
 const CONNECTIONS: [u32; 5] = [1, 4, 16, 64, 256];
-/// Of these nothing is told.
+/// Not measured.
 const WARM_UP: Duration = Duration::from_secs(1);
 const WINDOW: Duration = Duration::from_secs(5);
 const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs");
 
 const KINDS: [Kind; 5] = [
-    Kind { what: "GET a user", of: |system| &system.users, line: ["GET", "/users/{1-2000}"], body: None },
+    Kind { name: "GET a user", service: |system| &system.users, line: ["GET", "/users/{1-2000}"], body: None },
     Kind {
-        what: "GET a page of 50 users",
-        of: |system| &system.users,
+        name: "GET a page of 50 users",
+        service: |system| &system.users,
         line: ["GET", "/users?limit=50&after={1-1900}"],
         body: None,
     },
     Kind {
-        what: "POST a user",
-        of: |system| &system.users,
+        name: "POST a user",
+        service: |system| &system.users,
         line: ["POST", "/users"],
         body: Some(r#"{"name":"User {new}","email":"user{new}@example.com"}"#),
     },
     Kind {
-        what: "GET users through product-service",
-        of: |system| &system.products,
+        name: "GET users through product-service",
+        service: |system| &system.products,
         line: ["GET", "/users?limit=50&after={1-1900}"],
         body: None,
     },
     wrk::ORDER,
 ];
 
-/// What was seen in one window.
+/// The results of one window.
 struct Window {
     connections: u32,
     figures: Figures,
-    /// Requests per second of processor time of the three services together.
+    /// Requests per second of processor time, summed over the three services.
     per_processor_second: f64,
 }
 
@@ -71,7 +71,7 @@ async fn bench() -> Result<(), String> {
             println!("{}", table.lines().last().unwrap_or_default());
             windows.push(window);
         }
-        orders = windows; // the last kind is the one that is plotted
+        orders = windows; // the last kind is plotted
     }
     write("bench.md", &table)?;
     write("bench.svg", &plot::svg(&orders, &plot::LIGHT))?;
@@ -79,14 +79,14 @@ async fn bench() -> Result<(), String> {
 }
 
 /// # Errors
-/// If wrk fails, or any request: what is refused is not done quickly.
+/// If wrk or any request fails: a failed request would count as a fast one.
 async fn window(system: &System, kind: &Kind, connections: u32) -> Result<Window, String> {
     wrk::load(system, kind, connections, WARM_UP).await?;
     let before = system.processor_seconds().await;
     let figures = wrk::load(system, kind, connections, WINDOW).await?;
     let seconds = system.processor_seconds().await - before;
     if figures.failed > 0 {
-        return Err(format!("{} of {} failed: {}", figures.failed, figures.requests, kind.what));
+        return Err(format!("{} of {} failed: {}", figures.failed, figures.requests, kind.name));
     }
     Ok(Window { connections, per_processor_second: figures.requests as f64 / seconds, figures })
 }
@@ -99,24 +99,25 @@ fn head() -> String {
 
 fn row(kind: &Kind, window: &Window) -> String {
     let Figures { rate, p50_p99_p999, .. } = &window.figures;
-    let mut row = format!("| {:<33} | {:>3} | {rate:>6.0} |", kind.what, window.connections);
+    let mut row = format!("| {:<33} | {:>3} | {rate:>6.0} |", kind.name, window.connections);
     for time in p50_p99_p999 {
-        let _ = write!(row, " {:>6.2} |", time.as_secs_f64() * 1_000.0); // a String takes everything
+        let _ = write!(row, " {:>6.2} |", time.as_secs_f64() * 1_000.0); // writing to a String cannot fail
     }
     row + &format!(" {:>6.0} |\n", window.per_processor_second)
 }
 
-/// What the figures depend on.
+/// Describes the machine.
 fn machine() -> String {
-    let says = |program: &str, argument: &str| {
+    let output_of = |program: &str, argument: &str| {
         let output = Command::new(program).arg(argument).output();
         output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
     };
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name\t: ")).unwrap_or("processor unknown");
-    let wrk = says("wrk", "-v").lines().next().unwrap_or_default().split(" [").next().unwrap_or_default().to_owned();
-    let rustc = says("rustc", "--version");
-    format!("{}, {} cores ({cpu}), {rustc}, {wrk}", says("date", "+%-d %B %Y"), says("nproc", "--all"))
+    let wrk =
+        output_of("wrk", "-v").lines().next().unwrap_or_default().split(" [").next().unwrap_or_default().to_owned();
+    let rustc = output_of("rustc", "--version");
+    format!("{}, {} cores ({cpu}), {rustc}, {wrk}", output_of("date", "+%-d %B %Y"), output_of("nproc", "--all"))
 }
 
 fn write(file: &str, text: &str) -> Result<(), String> {

@@ -1,10 +1,10 @@
-//! Two plots beside each other as SVG: how many orders a second, and how long the median and the slowest take.
+//! Two plots side by side as SVG: orders per second, and the percentiles of their times.
 
 use std::fmt::Write as _;
 
 use crate::Window;
 
-/// The colours on light or on dark paper.
+/// The colours on a light or a dark background.
 pub(crate) struct Theme {
     text: &'static str,
     faint: &'static str,
@@ -32,10 +32,10 @@ const WIDTH: f64 = 820.0;
 const HEIGHT: f64 = 300.0;
 const TOP: f64 = 48.0;
 const BOTTOM: f64 = 252.0;
-/// Two names at the ends of lines are at least so far apart.
-const APART: f64 = 14.0;
+/// The least distance between two labels at the ends of lines.
+const LABEL_DISTANCE: f64 = 14.0;
 
-/// Of the orders.
+/// Returns the plots of the orders.
 pub(crate) fn svg(orders: &[Window], theme: &Theme) -> String {
     let rates: Vec<_> = orders.iter().map(|window| window.figures.rate).collect();
     let time = |n: usize| orders.iter().map(move |window| window.figures.p50_p99_p999[n].as_secs_f64() * 1_000.0);
@@ -43,12 +43,12 @@ pub(crate) fn svg(orders: &[Window], theme: &Theme) -> String {
 
     let mut svg = format!(
         r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" font-family="system-ui, sans-serif" font-size="12" fill="{}">
-<title>Orders a second, and how long they take, by connections</title>
+<title>Orders per second, and their times, by connections</title>
 "#,
         theme.text
     );
     let panel = Panel::new(theme, 62.0, 362.0, orders, linear(&rates));
-    svg += &panel.frame("orders a second", |tick| thousands(*tick));
+    svg += &panel.frame("orders per second", |tick| thousands(*tick));
     svg += &panel.line(&rates, theme.rate);
     for (n, rate) in rates.iter().enumerate() {
         let (x, y) = (panel.x(n), panel.y(*rate) - 10.0);
@@ -60,13 +60,13 @@ pub(crate) fn svg(orders: &[Window], theme: &Theme) -> String {
     let mut above = f64::INFINITY;
     for ((times, colour), name) in times.iter().zip(theme.times).zip(["p50", "p99", "p99.9"]) {
         svg += &panel.line(times, colour);
-        above = panel.y(times.last().copied().unwrap_or_default()).min(above - APART);
+        above = panel.y(times.last().copied().unwrap_or_default()).min(above - LABEL_DISTANCE);
         svg += &text(panel.right + 10.0, above + 4.0, "start", colour, name);
     }
     svg + "</svg>\n"
 }
 
-/// One of the two: where its values lie.
+/// One of the two plots, with its scale.
 struct Panel<'a> {
     theme: &'a Theme,
     left: f64,
@@ -75,10 +75,10 @@ struct Panel<'a> {
     ticks: Ticks,
 }
 
-/// The lines across, from the lowest to the highest.
+/// The horizontal grid lines, from the lowest to the highest.
 struct Ticks {
     at: Vec<f64>,
-    /// Whether equal ways are equal ratios.
+    /// Whether the scale is logarithmic.
     log: bool,
 }
 
@@ -97,7 +97,7 @@ impl<'a> Panel<'a> {
         BOTTOM - (scale(value) - low) / (high - low) * (BOTTOM - TOP)
     }
 
-    /// All but the values.
+    /// Draws everything except the values.
     fn frame(&self, title: &str, label: impl Fn(&f64) -> String) -> String {
         let Self { theme, left, right, .. } = self;
         let mut frame = text(*left, 22.0, "start", theme.text, title);
@@ -128,16 +128,16 @@ fn text(x: f64, y: f64, anchor: &str, colour: &str, text: &str) -> String {
     format!("<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" fill=\"{colour}\">{text}</text>\n")
 }
 
-/// From nothing to above the highest, in steps that are easy to read.
+/// Returns ticks from zero to above the highest value, in round steps.
 fn linear(values: &[f64]) -> Ticks {
-    let highest = values.iter().copied().fold(1.0, f64::max) * 1.1; // with room for a figure above it
+    let highest = values.iter().copied().fold(1.0, f64::max) * 1.1; // space for a label above the point
     let power = 10_f64.powf((highest / 4.0).log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].map(|n| n * power).into_iter().find(|step| step * 5.0 >= highest);
     let step = step.unwrap_or(10.0 * power);
     Ticks { at: (0..=(highest / step).ceil() as u32).map(|n| f64::from(n) * step).collect(), log: false }
 }
 
-/// The powers of ten around them.
+/// Returns the powers of ten around the values.
 fn decades<'a>(values: impl Iterator<Item = &'a f64>) -> Ticks {
     let (low, high) = values.fold((f64::INFINITY, 0.0), |(low, high): (f64, f64), n| (low.min(*n), high.max(*n)));
     let [low, high] = [low.log10().floor() as i32, high.log10().ceil() as i32];

@@ -1,18 +1,18 @@
-//! `make run`: the three services at their own ports, their lines side by side, until Ctrl-C.
+//! `make run`: the three services on their default ports, their output side by side, until Ctrl-C.
 //!
-//! They inherit the environment (`RUST_LOG=warn make run` is quiet), and they are stopped by us alone, callers first:
-//! each is in a process group of its own, which a terminal's Ctrl-C does not reach.
+//! They inherit the environment (`RUST_LOG=warn make run` prints only warnings). This program alone stops them, callers
+//! first: each has its own process group, which a terminal's Ctrl-C does not reach.
 
 use std::env;
 use std::io::{self, Write};
 use std::pin::pin;
 use std::process::ExitCode;
 
-use system_tests::terminal::{Colour, asked_to_end, paint};
+use system_tests::terminal::{Colour, paint, shutdown_signal};
 use system_tests::{Launch, PRODUCTS, Service, System, USERS, build, eventually};
 
 #[tokio::main]
-#[expect(clippy::print_stderr, reason = "why it ends is for whoever started it")]
+#[expect(clippy::print_stderr, reason = "the reason is for the user on the terminal")]
 async fn main() -> ExitCode {
     match run().await {
         Ok(()) => ExitCode::SUCCESS,
@@ -25,13 +25,13 @@ async fn main() -> ExitCode {
 
 async fn run() -> Result<(), String> {
     if env::var_os("DATABASE_URL").is_some() {
-        return Err("DATABASE_URL would be one database for all three, and each needs one of its own; \
+        return Err("DATABASE_URL would be one database for all three, but each needs its own; \
                     see docs/postgres.md"
             .to_owned());
     }
-    say("Building the three services; the first time takes a few minutes.");
+    print("Building the three services; the first time takes a few minutes.");
     build()?;
-    let mut end = pin!(asked_to_end().map_err(|error| format!("cannot catch signals: {error}"))?);
+    let mut end = pin!(shutdown_signal().map_err(|error| format!("cannot catch signals: {error}"))?);
     let mut system = tokio::select! {
         started = System::start_as(visible) => started?,
         () = &mut end => return Ok(()),
@@ -40,12 +40,12 @@ async fn run() -> Result<(), String> {
         reason = watch(&mut system) => Err(reason),
         () = &mut end => Ok(()),
     };
-    say("Stopping.");
+    print("Stopping.");
     system.stop().await;
     ended
 }
 
-/// As a user would start it, but for the prefix of its lines.
+/// Starts it as a user would, with a prefix for its lines.
 fn visible(launch: Launch) -> Launch {
     let colour = match launch.service() {
         USERS => Colour::Blue,
@@ -53,12 +53,12 @@ fn visible(launch: Launch) -> Launch {
         _ => Colour::Yellow,
     };
     let prefix = paint(&format!("{:15} | ", launch.service()), colour);
-    let launch = launch.inherits().shown(prefix);
-    // To them stdout is a pipe, and who looks at it is a person all the same.
+    let launch = launch.inherit_environment().show_output(prefix);
+    // Their stdout is a pipe, but a person reads it.
     if env::var_os("LOG_FORMAT").is_none() { launch.env("LOG_FORMAT", "text") } else { launch }
 }
 
-/// Waits until all are ready, then until one of them ends: why the rest has to be stopped.
+/// Waits until all are ready, and then until one of them ends. Returns why the others must be stopped.
 async fn watch(system: &mut System) -> String {
     for service in [&system.users, &system.products, &system.orders] {
         if !eventually(true, || is_ready(service)).await {
@@ -66,24 +66,24 @@ async fn watch(system: &mut System) -> String {
         }
     }
     greet(system);
-    system.one_ended().await
+    system.wait_for_end().await
 }
 
-/// Says where to look and what to try.
+/// Prints the URLs, and requests to try.
 fn greet(system: &System) {
     let (users, products, orders) = (system.users.url(), system.products.url(), system.orders.url());
-    say(&format!(
-        "\n{} Watch them at {orders}/, or try, in another terminal:\n\n  \
+    print(&format!(
+        "\n{} Open {orders}/, or try in another terminal:\n\n  \
          curl -s {users}/users\n  \
          curl -s {products}/products\n  \
          curl -s {orders}/orders -H 'content-type: application/json' \\\n    \
          -d '{{\"userId\":1,\"products\":[{{\"productId\":1,\"quantity\":1}}]}}'\n",
-        paint("All three are ready; Ctrl-C, or the end of one, stops them.", Colour::Green)
+        paint("All three are ready. Ctrl-C stops them; so does the end of one.", Colour::Green)
     ));
 }
 
-/// Says something to whoever is still there to read it.
-fn say(text: &str) {
+/// Prints a line. Ignores that the reader of stdout may be gone.
+fn print(text: &str) {
     let _ = writeln!(io::stdout(), "{text}");
 }
 

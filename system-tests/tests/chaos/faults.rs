@@ -1,4 +1,4 @@
-//! What goes wrong: processes are killed and frozen, and what is between them fails in every way that the proxy knows.
+//! The faults: processes are killed and frozen, and links fail in every way that the proxy can simulate.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,18 +11,15 @@ use system_tests::{Fault, Links, ORDERS, PRODUCTS, Proxy, Service, Signal, USERS
 use tokio::task;
 use tokio::time::{self, Instant};
 
-use crate::say;
+use crate::print;
 
-/// With fewer a run proves nothing.
-const MIN: usize = 60;
-const MIN_OF_EACH_KIND: usize = 8;
-/// From one fault to the next.
+/// The time from one fault to the next.
 const PAUSES_MS: std::ops::Range<u64> = 700..1500;
-/// How long a process is dead.
+/// The time from a kill to the restart.
 const DEATHS_MS: std::ops::Range<u64> = 0..400;
-/// How long one stands still.
+/// The time that a process stands still.
 const FREEZES_MS: std::ops::Range<u64> = 1000..5000;
-/// How long a link is broken.
+/// The time that a link is faulty.
 const BREAKS_MS: std::ops::Range<u64> = 300..2000;
 
 /// Every kind of fault.
@@ -32,7 +29,7 @@ const KINDS: [Kind; 12] = [
     Kind::Kill(ORDERS),
     Kind::KillPostgres,
     Kind::Freeze,
-    Kind::Break("late", Fault::Delay { base: Duration::from_millis(50), jitter: Duration::from_millis(1500) }),
+    Kind::Break("delay", Fault::Delay { base: Duration::from_millis(50), jitter: Duration::from_millis(1500) }),
     Kind::Break("thin", Fault::Throttle(2000)),
     Kind::Break("black hole", Fault::BlackHole),
     Kind::Break("reset", Fault::Reset),
@@ -49,82 +46,81 @@ enum Kind {
     Break(&'static str, Fault),
 }
 
-/// What is wrong for a while.
+/// A fault that ends later.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Passing {
-    /// This service stands still.
+enum Lasting {
+    /// This service is frozen.
     Frozen(&'static str),
-    /// This one of the three links is broken.
+    /// This one of the three links is faulty.
     Broken(usize),
 }
 
-/// All that goes wrong with a system.
+/// The faults of a system.
 pub(crate) struct Faults<'a> {
     durable: &'a mut Durable,
     began: Instant,
-    /// What is wrong now, and until when.
-    passing: Vec<(Instant, Passing)>,
-    /// What is left of the dozen.
+    /// The faults that last, and when they end.
+    lasting: Vec<(Instant, Lasting)>,
+    /// The kinds that are left in the current round.
     kinds: Vec<Kind>,
     counts: BTreeMap<String, usize>,
 }
 
 impl<'a> Faults<'a> {
     pub(crate) fn new(durable: &'a mut Durable) -> Self {
-        Self { durable, began: Instant::now(), passing: Vec::new(), kinds: Vec::new(), counts: BTreeMap::new() }
+        Self { durable, began: Instant::now(), lasting: Vec::new(), kinds: Vec::new(), counts: BTreeMap::new() }
     }
 
-    /// One fault after the other for so long, in each dozen each kind once.
-    pub(crate) async fn strike_for(&mut self, length: Duration, dice: &mut StdRng) {
+    /// Injects faults for this long. Each round has every kind once, in random order.
+    pub(crate) async fn inject_for(&mut self, length: Duration, random: &mut StdRng) {
         let end = Instant::now() + length;
         while Instant::now() < end {
-            let next = Instant::now() + some(PAUSES_MS, dice);
-            self.pass_until(next).await;
+            let next = Instant::now() + duration(PAUSES_MS, random);
+            self.wait_until(next).await;
             if self.kinds.is_empty() {
                 self.kinds = KINDS.to_vec();
-                self.kinds.shuffle(dice);
+                self.kinds.shuffle(random);
             }
             let kind = self.kinds.remove(0);
-            self.strike(kind, dice).await;
+            self.inject(kind, random).await;
         }
     }
 
-    /// Whether there were enough for the run to prove something.
-    pub(crate) fn are_enough(&self) -> bool {
-        let of_each = self.counts.len() == KINDS.len() && self.counts.values().all(|count| *count >= MIN_OF_EACH_KIND);
-        of_each && self.counts.values().sum::<usize>() >= MIN
+    /// Returns whether each kind of fault happened at least this often.
+    pub(crate) fn are_enough(&self, of_each_kind: usize) -> bool {
+        self.counts.len() == KINDS.len() && self.counts.values().all(|count| *count >= of_each_kind)
     }
 
-    /// Since the first of them.
+    /// Returns the time since the start.
     pub(crate) fn elapsed(&self) -> Duration {
         self.began.elapsed()
     }
 
-    /// Ends everything that is wrong; how many faults there were of each kind.
+    /// Ends all faults. Returns the number of faults of each kind.
     pub(crate) async fn heal(mut self) -> BTreeMap<String, usize> {
-        let passing = std::mem::take(&mut self.passing);
-        for (_, passing) in passing {
-            self.end(passing).await;
+        let lasting = std::mem::take(&mut self.lasting);
+        for (_, lasting) in lasting {
+            self.end(lasting).await;
         }
         self.counts
     }
 
-    /// Waits, and ends meanwhile what has lasted long enough.
-    async fn pass_until(&mut self, next: Instant) {
+    /// Waits until `next`, and ends faults whose time is over.
+    async fn wait_until(&mut self, next: Instant) {
         loop {
-            let first = self.passing.iter().copied().min_by_key(|(until, _)| *until);
-            let Some((until, passing)) = first.filter(|(until, _)| *until < next) else { break };
+            let first = self.lasting.iter().copied().min_by_key(|(until, _)| *until);
+            let Some((until, lasting)) = first.filter(|(until, _)| *until < next) else { break };
             time::sleep_until(until).await;
-            self.passing.retain(|(_, other)| *other != passing);
-            self.end(passing).await;
+            self.lasting.retain(|(_, other)| *other != lasting);
+            self.end(lasting).await;
         }
         time::sleep_until(next).await;
     }
 
-    async fn strike(&mut self, kind: Kind, dice: &mut StdRng) {
-        let what = match kind {
+    async fn inject(&mut self, kind: Kind, random: &mut StdRng) {
+        let name = match kind {
             Kind::Kill(name) => {
-                let death = some(DEATHS_MS, dice);
+                let death = duration(DEATHS_MS, random);
                 let service = self.service(name);
                 service.kill().await;
                 time::sleep(death).await;
@@ -132,38 +128,38 @@ impl<'a> Faults<'a> {
                 format!("kill {name}")
             }
             Kind::KillPostgres => {
-                let death = some(DEATHS_MS, dice);
+                let death = duration(DEATHS_MS, random);
                 task::block_in_place(|| self.durable.postgres.kill());
                 time::sleep(death).await;
                 task::block_in_place(|| self.durable.postgres.restart());
                 "kill PostgreSQL".to_owned()
             }
             Kind::Freeze => {
-                let name = *[USERS, PRODUCTS, ORDERS].choose(dice).expect("there are three");
+                let name = *[USERS, PRODUCTS, ORDERS].choose(random).expect("there are three services");
                 self.service(name).signal(Signal::Freeze).await;
-                self.lasts(Passing::Frozen(name), some(FREEZES_MS, dice));
+                self.start(Lasting::Frozen(name), duration(FREEZES_MS, random));
                 "freeze".to_owned()
             }
             Kind::Break(name, fault) => {
-                let link = dice.random_range(0..3);
+                let link = random.random_range(0..3);
                 self.links()[link].set(fault);
-                self.lasts(Passing::Broken(link), some(BREAKS_MS, dice));
+                self.start(Lasting::Broken(link), duration(BREAKS_MS, random));
                 name.to_owned()
             }
         };
-        say(format_args!("chaos: {:6.1} s  {what}", self.began.elapsed().as_secs_f64()));
-        *self.counts.entry(what).or_default() += 1;
+        print(format_args!("chaos: {:6.1} s  {name}", self.began.elapsed().as_secs_f64()));
+        *self.counts.entry(name).or_default() += 1;
     }
 
-    fn lasts(&mut self, passing: Passing, how_long: Duration) {
-        self.passing.retain(|(_, other)| *other != passing);
-        self.passing.push((Instant::now() + how_long, passing));
+    fn start(&mut self, lasting: Lasting, how_long: Duration) {
+        self.lasting.retain(|(_, other)| *other != lasting);
+        self.lasting.push((Instant::now() + how_long, lasting));
     }
 
-    async fn end(&mut self, passing: Passing) {
-        match passing {
-            Passing::Frozen(name) => self.service(name).signal(Signal::Thaw).await,
-            Passing::Broken(link) => self.links()[link].heal(),
+    async fn end(&mut self, lasting: Lasting) {
+        match lasting {
+            Lasting::Frozen(name) => self.service(name).signal(Signal::Thaw).await,
+            Lasting::Broken(link) => self.links()[link].heal(),
         }
     }
 
@@ -182,6 +178,6 @@ impl<'a> Faults<'a> {
     }
 }
 
-fn some(range: std::ops::Range<u64>, dice: &mut StdRng) -> Duration {
-    Duration::from_millis(dice.random_range(range))
+fn duration(range: std::ops::Range<u64>, random: &mut StdRng) -> Duration {
+    Duration::from_millis(random.random_range(range))
 }

@@ -1,8 +1,8 @@
-//! Chaos: sixteen customers, and every second or two something is killed, frozen or cut off. When it is over, every order
-//! that was promised is there once, every unit is sold once or free, and nothing is left half done.
+//! Chaos: sixteen customers order while every second or so a process is killed or frozen, or a link fails. Afterwards every
+//! confirmed order is stored once, every unit is sold once or free, and every order is settled.
 //!
-//! `TEST_SEED` chooses the faults and what the customers do (not how the threads of so many processes meet: the same seed
-//! is the same plan, not the same run), `CHAOS_MINUTES` how long.
+//! `TEST_SEED` chooses the faults and the actions of the customers. The same seed gives the same plan but not the same run,
+//! because the timing of the processes differs. `CHAOS_MINUTES=n` sets the length; `THOROUGH=1` runs 2.5 minutes.
 
 mod customers;
 mod faults;
@@ -21,35 +21,43 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde_json::json;
 use system_tests::durable::Durable;
-use system_tests::{DEADLINE, invariants, seed};
+use system_tests::{DEADLINE, invariants, is_thorough, seed};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::customers::{Customer, Shop};
 use crate::faults::Faults;
 
-/// What CI has time for.
-const MINUTES: f64 = 2.5;
+/// The length of a run, and what a run must contain to prove something.
+struct Length {
+    minutes: f64,
+    faults_of_each_kind: usize,
+    definite_orders: usize,
+}
+
+/// The default: long enough for each kind of fault to happen once.
+const SHORT: Length = Length { minutes: 0.5, faults_of_each_kind: 1, definite_orders: 500 };
+/// With `THOROUGH=1`, or with `CHAOS_MINUTES`.
+const LONG: Length = Length { minutes: 2.5, faults_of_each_kind: 8, definite_orders: 3_000 };
 const CUSTOMERS: u64 = 16;
-/// Users 1 to 5, one of whom each order is for.
+/// Orders are for users 1 to 5.
 const USERS: i64 = 5;
-/// Units of products 1 to 10: three of them run out, and are sold again when somebody cancels.
+/// The units of products 1 to 10. Three of them sell out, and are sold again after a cancellation.
 const UNITS: [i64; 10] = [1_000_000, 30, 1_000_000, 1_000_000, 40, 1_000_000, 1_000_000, 50, 1_000_000, 1_000_000];
 
-/// A run with fewer proves nothing.
-const DEFINITE_ORDERS: usize = 3_000;
-/// A run that is short of them goes on by so much, to twice its length at most.
-const MORE: Duration = Duration::from_secs(10);
+/// A run that is short of faults or orders continues in steps of this length, up to twice its length.
+const EXTENSION: Duration = Duration::from_secs(10);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_order_is_lost_and_no_unit_sold_twice_whatever_is_killed() {
+async fn loses_no_order_and_sells_no_unit_twice_when_everything_fails() {
     let seed = seed();
     let Some(mut durable) = Durable::start(seed, |launch| launch.env("RUST_LOG", "warn")).await else { return };
-    let shop = stock_up(&durable).await;
-    let length = Duration::from_secs_f64(minutes() * 60.0);
-    say(format_args!("\nchaos: TEST_SEED={seed}, {:.1} minutes", minutes()));
+    let shop = fill(&durable).await;
+    let limits = limits();
+    let length = Duration::from_secs_f64(limits.minutes * 60.0);
+    print(format_args!("\nchaos: TEST_SEED={seed}, {:.1} minutes", limits.minutes));
 
-    let mut dice = StdRng::seed_from_u64(seed);
+    let mut random = StdRng::seed_from_u64(seed);
     let (open, closing) = watch::channel(true);
     let customers = (0..CUSTOMERS).map(|number| {
         let customer = Customer::new(number, shop.clone(), StdRng::seed_from_u64(seed.wrapping_add(number)));
@@ -57,43 +65,49 @@ async fn no_order_is_lost_and_no_unit_sold_twice_whatever_is_killed() {
     });
     let customers: Vec<_> = customers.collect();
     let mut faults = Faults::new(&mut durable);
-    faults.strike_for(length, &mut dice).await;
-    let too_few = |faults: &Faults<'_>| !faults.are_enough() || shop.definite.load(Ordering::Relaxed) < DEFINITE_ORDERS;
+    faults.inject_for(length, &mut random).await;
+    let are_enough = |faults: &Faults<'_>| faults.are_enough(limits.faults_of_each_kind);
+    let too_few =
+        |faults: &Faults<'_>| !are_enough(faults) || shop.definite.load(Ordering::Relaxed) < limits.definite_orders;
     while faults.elapsed() < 2 * length && too_few(&faults) {
-        faults.strike_for(MORE, &mut dice).await; // the machine is slow
+        faults.inject_for(EXTENSION, &mut random).await; // on a slow machine
     }
     open.send_replace(false);
-    let (enough, counts) = (faults.are_enough(), faults.heal().await);
+    let (enough, counts) = (are_enough(&faults), faults.heal().await);
     let healed = Instant::now();
     let customers = join_all(customers).await;
     let mut customers: Vec<_> =
-        customers.into_iter().map(|customer| customer.expect("a customer stays calm")).collect();
+        customers.into_iter().map(|customer| customer.expect("a customer does not panic")).collect();
     let settled = invariants::settled(&durable).await.map(|_| healed.elapsed()).filter(|elapsed| *elapsed <= DEADLINE);
     for customer in &mut customers {
-        customer.ask_until_definite().await;
+        customer.resolve().await;
     }
-    let settled = invariants::settled(&durable).await.and(settled); // what was asked just now may have been refused
+    let settled = invariants::settled(&durable).await.and(settled); // requests of this moment may have been rejected
     let verdict = verdict::of(&durable, &customers, &shop, settled).await;
 
     let total: usize = counts.values().sum();
-    say(format_args!("chaos: {counts:?}"));
-    say(format_args!("chaos: {verdict}, faults {total}"));
+    print(format_args!("chaos: {counts:?}"));
+    print(format_args!("chaos: {verdict}, faults {total}"));
     assert!(verdict.violations.is_empty(), "TEST_SEED={seed}\n{}", verdict.violations.join("\n"));
     assert!(enough, "too few faults: {counts:?}");
-    assert!(verdict.placed + verdict.refused >= DEFINITE_ORDERS, "too few orders: {verdict}");
+    assert!(verdict.placed + verdict.rejected >= limits.definite_orders, "too few orders: {verdict}");
 }
 
-fn minutes() -> f64 {
-    env::var("CHAOS_MINUTES").map_or(MINUTES, |minutes| minutes.parse().expect("CHAOS_MINUTES is a number"))
+fn limits() -> Length {
+    match env::var("CHAOS_MINUTES") {
+        Ok(minutes) => Length { minutes: minutes.parse().expect("CHAOS_MINUTES is a number"), ..LONG },
+        Err(_) if is_thorough() => LONG,
+        Err(_) => SHORT,
+    }
 }
 
-/// Past the test runner, which shows only what a failed test has said.
-fn say(line: fmt::Arguments<'_>) {
+/// Prints on stderr, past the test runner, which shows only the output of failed tests.
+fn print(line: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// Users to order for, and products to sell.
-async fn stock_up(durable: &Durable) -> Shop {
+/// Adds the users and the products.
+async fn fill(durable: &Durable) -> Shop {
     let system = &durable.system;
     for number in 1..=USERS {
         system.users.post("/users", json!({"name": format!("Customer {number}")})).await.expect(201);

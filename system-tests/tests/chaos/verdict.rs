@@ -1,4 +1,4 @@
-//! Whether everything that was promised is there, and nothing else: by HTTP, as customers see it, and in the databases.
+//! Compares what the customers know with the orders, by HTTP and in the databases.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -10,55 +10,55 @@ use system_tests::invariants::DatabaseSnapshot;
 
 use crate::customers::{Cancel, Customer, Known, Shop, id};
 
-/// What came of it all.
+/// The result of a run.
 pub(crate) struct Verdict {
     pub(crate) placed: usize,
-    pub(crate) refused: usize,
+    pub(crate) rejected: usize,
     lost: usize,
-    doubled: usize,
+    unexpected: usize,
     oversold: i64,
     settled: Option<Duration>,
-    /// Everything that may not be.
+    /// Every violation of an invariant or of the contract.
     pub(crate) violations: Vec<String>,
 }
 
-/// Compares what the customers know with what there is.
+/// Compares the records of the customers with the stored orders.
 pub(crate) async fn of(durable: &Durable, customers: &[Customer], shop: &Shop, settled: Option<Duration>) -> Verdict {
-    let books = DatabaseSnapshot::read(durable).await.expect("the databases answer");
+    let snapshot = DatabaseSnapshot::read(durable).await.expect("the databases answer");
     let orders = all_orders(durable).await;
-    let mut violations: Vec<String> = customers.iter().flat_map(|customer| customer.outrages.clone()).collect();
-    violations.extend(books.violations(&shop.units));
+    let mut violations: Vec<String> = customers.iter().flat_map(|customer| customer.violations.clone()).collect();
+    violations.extend(snapshot.violations(&shop.units));
     if settled.is_none() {
-        violations.push("I8: ten seconds after the last fault something was half done".to_owned());
+        violations.push("I8: ten seconds after the last fault an order was not settled".to_owned());
     }
 
-    let (mut placed, mut refused, mut lost) = (BTreeSet::new(), 0, 0);
-    let keys = books.by_key();
+    let (mut placed, mut rejected, mut lost) = (BTreeSet::new(), 0, 0);
+    let keys = snapshot.by_key();
     for purchase in customers.iter().flat_map(|customer| &customer.purchases) {
         match &purchase.state {
             Known::Placed { order, cancel } => {
                 placed.insert(id(order));
-                if let Err(reason) = is_as_promised(orders.get(id(order)), order, *cancel) {
+                if let Err(reason) = check_order(orders.get(id(order)), order, *cancel) {
                     lost += 1;
                     violations.push(format!("I5: {}: {reason}", purchase.key));
                 }
             }
-            Known::Refused if purchase.is_definite() => {
-                refused += 1;
+            Known::Rejected if purchase.is_definite() => {
+                rejected += 1;
                 if let Some(orders) = keys.get(&*purchase.key) {
-                    violations.push(format!("I6: {} was refused, and is {orders:?}", purchase.key));
+                    violations.push(format!("I6: {} was rejected, and is {orders:?}", purchase.key));
                 }
             }
-            _ => violations.push(format!("nobody can say what came of {}", purchase.key)),
+            _ => violations.push(format!("the outcome of {} is unknown", purchase.key)),
         }
     }
-    let strange: Vec<_> = orders.iter().filter(|(id, _)| !placed.contains(id.as_str())).collect();
-    violations.extend(strange.iter().map(|(_, order)| format!("doubled: {order}")));
+    let unknown: Vec<_> = orders.iter().filter(|(id, _)| !placed.contains(id.as_str())).collect();
+    violations.extend(unknown.iter().map(|(_, order)| format!("no customer knows {order}")));
     let oversold = shop.units.iter().map(|(product, units)| (sold(&orders, *product) - units).max(0)).sum();
-    Verdict { placed: placed.len(), refused, lost, doubled: strange.len(), oversold, settled, violations }
+    Verdict { placed: placed.len(), rejected, lost, unexpected: unknown.len(), oversold, settled, violations }
 }
 
-/// All orders that clients see, by id, page by page.
+/// Returns all orders that clients can see, by id.
 async fn all_orders(durable: &Durable) -> BTreeMap<String, Value> {
     let mut orders = BTreeMap::new();
     let mut after = String::new();
@@ -71,23 +71,23 @@ async fn all_orders(durable: &Durable) -> BTreeMap<String, Value> {
     }
 }
 
-/// Whether what is there now is what was promised, and where it should stand.
-fn is_as_promised(now: Option<&Value>, promised: &Value, cancel: Cancel) -> Result<(), String> {
-    let Some(now) = now else { return Err(format!("lost: {promised}")) };
+/// Checks that an order still equals its first response, except for an allowed status.
+fn check_order(now: Option<&Value>, placed: &Value, cancel: Cancel) -> Result<(), String> {
+    let Some(now) = now else { return Err(format!("lost: {placed}")) };
     let allowed: &[&str] = match cancel {
         Cancel::NotSent => &["pending"],
-        Cancel::InTheDark => return Err(format!("nobody can say whether {promised} is cancelled")),
+        Cancel::Unknown => return Err(format!("whether {placed} is cancelled is unknown")),
         Cancel::Done => &["cancelled"],
     };
-    let mut expected = promised.clone();
+    let mut expected = placed.clone();
     expected["status"] = now["status"].clone();
     if *now != expected || !allowed.iter().any(|status| now["status"] == *status) {
-        return Err(format!("promised {promised}, allowed {allowed:?}, found {now}"));
+        return Err(format!("placed {placed}, allowed {allowed:?}, found {now}"));
     }
     Ok(())
 }
 
-/// The units of a product in orders that are not cancelled.
+/// Returns the units of a product in orders that are not cancelled.
 fn sold(orders: &BTreeMap<String, Value>, product: i64) -> i64 {
     let valid = orders.values().filter(|order| order["status"] != "cancelled");
     let lines = valid.flat_map(|order| order["products"].as_array().into_iter().flatten());
@@ -96,12 +96,12 @@ fn sold(orders: &BTreeMap<String, Value>, product: i64) -> i64 {
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { placed, refused, lost, doubled, oversold, settled, .. } = self;
+        let Self { placed, rejected, lost, unexpected, oversold, settled, .. } = self;
         let settled = settled.map_or_else(|| "never".to_owned(), |settled| format!("{:.1} s", settled.as_secs_f64()));
         write!(
             f,
-            "orders {} ({placed} placed, {refused} refused), lost {lost}, doubled {doubled}, ",
-            placed + refused
+            "orders {} ({placed} placed, {rejected} rejected), lost {lost}, unexpected {unexpected}, ",
+            placed + rejected
         )?;
         write!(f, "oversold {oversold}, settled in {settled}")
     }

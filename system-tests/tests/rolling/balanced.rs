@@ -1,4 +1,4 @@
-//! Two replicas of each service over PostgreSQL, behind HAProxy as `deploy/haproxy.cfg` has it, replaced one by one.
+//! Two replicas of each service over PostgreSQL behind HAProxy with `deploy/haproxy.cfg`, replaced one by one.
 
 use std::collections::BTreeSet;
 
@@ -11,13 +11,13 @@ use testing::postgres::{Durability, Server};
 use crate::SOON;
 use crate::clients::Clients;
 
-/// More than can be ordered in the time.
+/// More than the test can order.
 const STOCK: i64 = 1_000_000;
-/// Products that are ordered: on a single one all orders would wait for each other.
+/// The products that are ordered: with a single one, all orders would wait for its row.
 const PRODUCTS_SOLD: i64 = 4;
 
 #[tokio::test]
-async fn behind_a_load_balancer_every_replica_is_replaced_under_load_and_no_request_fails() {
+async fn fails_no_request_when_every_replica_behind_a_load_balancer_is_replaced() {
     let Some(postgres) = Server::start(Durability::Full) else { return };
     let databases = Databases::create(&postgres).await;
     let Some(mut balancer) = Balancer::prepare() else { return };
@@ -34,35 +34,35 @@ async fn behind_a_load_balancer_every_replica_is_replaced_under_load_and_no_requ
         clients.served(100).await;
         replica.signal(Signal::Terminate).await;
         assert!(replica.ends_within(SOON).await.success());
-        balancer.sees(replica.name(), [n % 2 != 0, n % 2 == 0]).await;
+        balancer.wait_for_replicas(replica.name(), [n % 2 != 0, n % 2 == 0]).await;
         replica.restart().await;
-        balancer.sees(replica.name(), [true, true]).await;
+        balancer.wait_for_replicas(replica.name(), [true, true]).await;
     }
     clients.served(100).await;
     let (served, placed) = clients.stop().await;
     println!("behind a balancer: six restarts under {served} requests, {} of them orders; none failed", placed.len());
-    assert!(placed.len() >= 200, "orders are placed all the while, not only {}", placed.len());
+    assert!(placed.len() >= 200, "orders are placed throughout, not only {}", placed.len());
 
-    let promised: BTreeSet<_> = placed.iter().map(|answer| answer.json()["id"].to_string()).collect();
-    assert_eq!(promised.len(), placed.len(), "each key had an order of its own");
-    let kept = all_orders(&balancer).await;
-    assert_eq!(kept.len(), placed.len(), "each is there once, and no other");
-    assert_eq!(kept.iter().map(|order| order["id"].to_string()).collect::<BTreeSet<_>>(), promised);
+    let placed_ids: BTreeSet<_> = placed.iter().map(|answer| answer.json()["id"].to_string()).collect();
+    assert_eq!(placed_ids.len(), placed.len(), "each key had its own order");
+    let stored = all_orders(&balancer).await;
+    assert_eq!(stored.len(), placed.len(), "each order is stored once, and no other");
+    assert_eq!(stored.iter().map(|order| order["id"].to_string()).collect::<BTreeSet<_>>(), placed_ids);
     let initial = (1..=PRODUCTS_SOLD).map(|product| (product, STOCK)).collect();
     let violations = async || {
         let (orders, products) = (databases.connect(ORDERS).await, databases.connect(PRODUCTS).await);
-        let books =
+        let snapshot =
             DatabaseSnapshot::read_from(&mut orders.expect("it answers"), &mut products.expect("it answers")).await;
-        books.expect("the databases answer").violations(&initial)
+        snapshot.expect("the databases answer").violations(&initial)
     };
     assert_eq!(eventually(vec![], violations).await, Vec::<String>::new());
 }
 
-/// In the balancer's order, the two replicas of a service beside each other, over one database.
+/// Starts two replicas of each service over one database, in the order of the balancer.
 async fn start_two_of_each(databases: &Databases, balancer: &Balancer) -> Vec<Service> {
     let mut replicas = Vec::new();
     for service in [USERS, PRODUCTS, ORDERS] {
-        let launch = databases.under(Launch::of(service));
+        let launch = databases.configure(Launch::of(service));
         let launch = launch.env("USER_SERVICE_URL", balancer.url(USERS));
         let launch = launch.env("PRODUCT_SERVICE_URL", balancer.url(PRODUCTS)).env("RUST_LOG", "warn");
         for _ in 0..2 {
@@ -72,7 +72,7 @@ async fn start_two_of_each(databases: &Databases, balancer: &Balancer) -> Vec<Se
     replicas
 }
 
-/// Who read, list and order without a pause, each order with a key of its own.
+/// Starts clients that read, list and order. Each order has its own key.
 fn clients_of(balancer: &Balancer) -> Clients {
     let mut clients = Clients::none();
     let reads = [
@@ -89,21 +89,21 @@ fn clients_of(balancer: &Balancer) -> Clients {
     for client in 0..4 {
         let url = format!("{}/orders", balancer.url(ORDERS));
         clients.add(move |caller, number| {
-            let wanted = order(1, 1 + (client + number as i64) % PRODUCTS_SOLD, 1);
+            let body = order(1, 1 + (client + number as i64) % PRODUCTS_SOLD, 1);
             let key = format!("{client}-{number}");
-            caller.request("POST", url.clone()).header("idempotency-key", &key).json(&wanted)
+            caller.request("POST", url.clone()).header("idempotency-key", &key).json(&body)
         });
     }
     clients
 }
 
-/// Page by page.
+/// Returns all orders, page by page.
 async fn all_orders(balancer: &Balancer) -> Vec<Value> {
     let mut orders: Vec<Value> = Vec::new();
     loop {
         let after = orders
             .last()
-            .map_or(String::new(), |order| format!("&after={}", order["id"].as_str().expect("an id is a text")));
+            .map_or(String::new(), |order| format!("&after={}", order["id"].as_str().expect("an id is a string")));
         let page = balancer.request(ORDERS, "GET", &format!("/orders?limit=1000{after}")).send().await.expect(200);
         let Value::Array(mut page) = page.json() else { panic!("{page}") };
         if page.is_empty() {

@@ -1,4 +1,4 @@
-//! A service is replaced, and its clients notice nothing.
+//! Services are replaced while clients send requests, and no request fails.
 
 mod balanced;
 mod clients;
@@ -12,12 +12,12 @@ use system_tests::{Launch, ORDERS, PRODUCTS, Service, Signal, USERS, eventually,
 
 use crate::clients::Clients;
 
-/// Much longer than an end takes.
+/// Much longer than a shutdown takes.
 const SOON: Duration = Duration::from_secs(20);
 
-/// A load balancer of two replicas, as small as can be: it asks for `/readyz`, and sends to one that is ready.
+/// A minimal load balancer: it checks `/readyz` and sends to a ready replica.
 #[tokio::test]
-async fn who_asks_for_readiness_sees_no_failure_when_a_replica_goes() {
+async fn fails_no_request_when_a_replica_drains_behind_readiness_checks() {
     let replica = async || Service::start(Launch::of(USERS)).await.expect("user-service starts");
     let (mut going, staying) = (replica().await, replica().await);
     let urls = [going.url(), staying.url()];
@@ -30,20 +30,20 @@ async fn who_asks_for_readiness_sees_no_failure_when_a_replica_goes() {
     clients.served(100).await;
 
     going.signal(Signal::Terminate).await;
-    let turned_away =
+    let is_draining =
         async || going.request("GET", "/readyz").try_send().await.is_ok_and(|answer| answer.status == 503);
-    assert!(eventually(true, turned_away).await);
+    assert!(eventually(true, is_draining).await);
     ready.store(1, Ordering::Relaxed);
     assert!(going.ends_within(SOON).await.success());
     clients.served(100).await;
 
     let (served, _) = clients.stop().await;
-    println!("drain: {served} requests at 100 a second, none failed");
+    println!("drain: {served} requests at 100 per second, none failed");
 }
 
-/// The next process has the same socket, and accepts before the last one goes.
+/// The new process has the same socket and accepts before the old one ends.
 #[tokio::test]
-async fn five_rolling_restarts_of_all_three_fail_no_request() {
+async fn fails_no_request_in_five_rolling_restarts_of_all_three() {
     let socket = || TcpListener::bind("127.0.0.1:0").expect("a free port");
     let [users, products, orders] = [socket(), socket(), socket()];
     let url = |socket: &TcpListener| format!("http://{}", socket.local_addr().expect("it is bound"));
@@ -80,5 +80,5 @@ async fn five_rolling_restarts_of_all_three_fail_no_request() {
     let (served, placed) = clients.stop().await;
     let placed = placed.len();
     println!("rolling restarts: fifteen under {served} requests, {placed} of them orders; none failed");
-    assert!(placed >= 200, "orders are placed all the while, not only {placed}");
+    assert!(placed >= 200, "orders are placed throughout, not only {placed}");
 }

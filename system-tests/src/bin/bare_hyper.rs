@@ -1,5 +1,5 @@
-//! What cannot be saved: hyper answering the same few bytes, without routes, JSON, a store or any of our layers. The
-//! instructions of a request are counted against this one's, built by the same compiler and run on the same machine.
+//! A lower bound: hyper with the same response, without routes, JSON, a store or any layer of ours. The instructions of a
+//! request are compared with those of this program, built by the same compiler and run on the same machine.
 
 use std::convert::Infallible;
 use std::env;
@@ -20,7 +20,7 @@ const USER: &[u8] = br#"{"id":1,"name":"John Doe","createdAt":"2026-11-21T22:34:
 async fn main() -> io::Result<()> {
     let port = env::var("PORT").ok().and_then(|port| port.parse::<u16>().ok()).unwrap_or_default();
     let listener = TcpListener::bind(("127.0.0.1", port)).await?;
-    println!("bare listens on http://{}", listener.local_addr()?);
+    println!("bare_hyper listens on http://{}", listener.local_addr()?);
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
