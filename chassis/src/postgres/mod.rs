@@ -14,12 +14,12 @@ use futures_util::{FutureExt, StreamExt, TryFutureExt};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::gauge::ConstGauge;
-use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::migrate::Migrator;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{
     PgConnectOptions, PgConnection, PgPool, PgPoolOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo,
 };
-use sqlx::{ConnectOptions, Connection, Either, Error, Execute, Executor, Postgres, SqlSafeStr, SqlStr};
+use sqlx::{ConnectOptions, Connection, Either, Error, Execute, Executor, Postgres, SqlStr};
 use tokio::time::{self, Instant};
 use tracing::Instrument;
 
@@ -54,8 +54,8 @@ static DURATIONS: LazyLock<Durations<Labels<1>>> = LazyLock::new(|| {
     metrics::register("store_call_duration_seconds", "Time for a step in the database", metrics::durations())
 });
 
-/// Connects to the database at `url`, and brings it to the latest of `migrations`: the SQL of each, in order, with what
-/// it is for. Of several replicas that start together one migrates and the others wait (an advisory lock).
+/// Connects to the database at `url` and runs the `migrations` that it lacks. Of several replicas that start together one
+/// migrates and the others wait (an advisory lock).
 ///
 /// # Errors
 /// If the database does not answer for half a minute, or a migration fails.
@@ -63,7 +63,7 @@ pub async fn open(
     service: &str,
     url: &PgConnectOptions,
     settings: &DatabaseSettings,
-    migrations: &[(&'static str, &'static str)],
+    migrations: &Migrator,
 ) -> Result<Pool, String> {
     let options = url.clone().application_name(service).disable_statement_logging(); // a failure has a line at its cause
     migrate(&options.clone().options([("client_min_messages", "warning")]), migrations).await?;
@@ -104,14 +104,12 @@ pub async fn open(
 }
 
 /// On a connection without the limits that [`open`] sets: it may have to wait for another replica to be done.
-async fn migrate(options: &PgConnectOptions, migrations: &[(&'static str, &'static str)]) -> Result<(), String> {
+async fn migrate(options: &PgConnectOptions, migrations: &Migrator) -> Result<(), String> {
     let mut connection = connect(options).await?;
-    let numbered = migrations.iter().zip(1..).map(|((about, sql), version)| {
-        Migration::new(version, (*about).into(), MigrationType::Simple, sql.into_sql_str(), false)
-    });
-    let mut migrator = Migrator::with_migrations(numbered.collect());
-    migrator.set_ignore_missing(true); // a newer release may have migrated already: migrations only add
-    let migrated = time::timeout(MIGRATION, migrator.run_direct(None, &mut connection, false)).await;
+    let mut migrator = Migrator::with_migrations(migrations.iter().cloned().collect());
+    // A rolled-back release finds the migrations of the newer one. It can run: migrations only add.
+    migrator.set_ignore_missing(true);
+    let migrated = time::timeout(MIGRATION, migrator.run(&mut connection)).await;
     let migrated = migrated.map_err(|_| "cannot migrate the database: another is at it, or it is silent".to_owned())?;
     migrated.map_err(|error| format!("cannot migrate the database: {error}"))?;
     let _ = connection.close().await; // it has done its work
@@ -348,8 +346,11 @@ impl<'p> Executor<'p> for &'p Pool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use sqlx::SqlSafeStr;
+    use sqlx::migrate::{Migration, MigrationType};
     use testing::eventually;
+
+    use super::*;
 
     /// As `testing::postgres::generous_timeouts`, which returns the type of the chassis that `testing` links.
     fn generous_timeouts() -> DatabaseSettings {
@@ -371,13 +372,22 @@ mod tests {
         assert_eq!(waits(&pool.short_lock_timeout()).await, (true, true));
     }
 
-    const THINGS: (&str, &str) = ("a table", "create table things (id bigint primary key); select pg_sleep(0.2)");
+    const THINGS: &str = "create table things (id bigint primary key); select pg_sleep(0.2)";
+
+    /// As `sqlx::migrate!` makes it of files `0001_….sql`, `0002_….sql`, … that hold this SQL.
+    fn migrations(sql: &[&'static str]) -> Migrator {
+        let numbered = sql.iter().zip(1..).map(|(sql, version)| {
+            Migration::new(version, "test".into(), MigrationType::Simple, sql.into_sql_str(), false)
+        });
+        Migrator::with_migrations(numbered.collect())
+    }
 
     #[tokio::test]
     async fn replicas_that_start_together_migrate_once() {
         let Some(database) = testing::postgres::database().await else { return };
         let settings = generous_timeouts();
-        let open = || open("tiny", &database, &settings, &[THINGS]);
+        let things = migrations(&[THINGS]);
+        let open = || open("tiny", &database, &settings, &things);
         let (one, two, three) = tokio::join!(open(), open(), open());
         for pool in [one.unwrap(), two.unwrap(), three.unwrap()] {
             sqlx::query("select id from things").execute(&pool).await.unwrap();
@@ -388,18 +398,18 @@ mod tests {
     async fn a_release_that_is_rolled_back_finds_the_database_ahead_and_starts() {
         let Some(database) = testing::postgres::database().await else { return };
         let settings = generous_timeouts();
-        let newer = [THINGS, ("a column", "alter table things add name text")];
-        for migrations in [&newer[..], &newer[..1]] {
-            open("tiny", &database, &settings, migrations).await.unwrap();
+        let newer = [THINGS, "alter table things add name text"];
+        for sql in [&newer[..], &newer[..1]] {
+            open("tiny", &database, &settings, &migrations(sql)).await.unwrap();
         }
-        let changed = [("another table", "create table others (id bigint primary key)")];
+        let changed = migrations(&["create table others (id bigint primary key)"]);
         assert!(open("tiny", &database, &settings, &changed).await.is_err(), "what was released is never changed");
     }
 
     /// So many connections to `database`, and as much time as these settings give.
     async fn pool(database: &PgConnectOptions, connections: u32, settings: DatabaseSettings) -> Pool {
         let settings = DatabaseSettings { database_connections: connections, ..settings };
-        open("tiny", database, &settings, &[]).await.unwrap()
+        open("tiny", database, &settings, &migrations(&[])).await.unwrap()
     }
 
     fn hasty() -> DatabaseSettings {
@@ -450,7 +460,7 @@ mod tests {
     #[tokio::test]
     async fn a_statement_has_let_go_of_its_rows_when_its_failure_is_told() {
         let Some(database) = testing::postgres::database().await else { return };
-        let pool = open("tiny", &database, &generous_timeouts(), &[THINGS]).await.unwrap();
+        let pool = open("tiny", &database, &generous_timeouts(), &migrations(&[THINGS])).await.unwrap();
         sqlx::query("insert into things values (0)").execute(&pool).await.unwrap();
         let fail = "do $$ begin
             update things set id = 0;

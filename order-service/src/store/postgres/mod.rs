@@ -22,6 +22,7 @@ use jiff_sqlx::ToSqlx;
 use serde::{Deserialize, Serialize};
 use shared::orders::{Order, OrderLine, OrderStatus};
 use shared::{Id, Money, OrderId};
+use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow};
 use sqlx::query::Query;
 use sqlx::types::Json;
@@ -35,7 +36,8 @@ use crate::order::State;
 
 type PgQuery = Query<'static, Postgres, PgArguments>;
 
-const MIGRATIONS: [(&str, &str); 1] = [("orders", include_str!("../../../migrations/0001_orders.sql"))];
+/// The files in `migrations/`. A released one is never changed: databases have run it.
+static MIGRATIONS: Migrator = sqlx_macros::migrate!();
 
 /// How often an intent may find something in its way that is gone when it is looked at: each time an attempt with the
 /// same key has failed just then.

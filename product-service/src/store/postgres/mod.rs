@@ -17,6 +17,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use shared::products::{Reserved, ReservedLine, Take};
 use shared::{Id, Money, OrderId, products};
+use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::types::{Json, Uuid};
 use sqlx::{Error, FromRow, Row};
@@ -26,11 +27,8 @@ use crate::SERVICE;
 use crate::product::{NewProduct, Product, ProductChange, fold};
 use crate::reservation::{Refusal, Reservation, ReservationOutcome, ReservationRequest, ReservationStatus};
 
-const MIGRATIONS: [(&str, &str); 3] = [
-    ("products", include_str!("../../../migrations/0001_products.sql")),
-    ("reservations", include_str!("../../../migrations/0002_reservations.sql")),
-    ("batches", include_str!("../../../migrations/0003_batches.sql")),
-];
+/// The files in `migrations/`. A released one is never changed: databases have run it.
+static MIGRATIONS: Migrator = sqlx_macros::migrate!();
 
 /// Products, chosen by the rest of a statement.
 macro_rules! products {

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
 use shared::Id;
 use shared::users;
+use sqlx::migrate::Migrator;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Error, query, query_as, query_scalar};
 
@@ -19,8 +20,8 @@ use crate::SERVICE;
 use crate::password::PasswordHash;
 use crate::user::{Draft, User, fold};
 
-/// Each with what it is for. One that has been released is never changed: a database may be past it.
-const MIGRATIONS: [(&str, &str); 1] = [("users", include_str!("../../../migrations/0001_users.sql"))];
+/// The files in `migrations/`. A released one is never changed: databases have run it.
+static MIGRATIONS: Migrator = sqlx_macros::migrate!();
 
 const INSERT: &str = "insert into users \
     (name, username, username_folded, email, email_folded, password_hash, created_at, version) \
