@@ -7,8 +7,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection, Error};
 use tokio::time::{self, Instant};
 
-use super::pool::timed_out;
-use super::retry::is_transient;
+use super::retry::{is_transient, timed_out};
 
 /// How long a service waits for its database at the start. Both may be started together.
 const START_TIMEOUT: Duration = Duration::from_secs(30);

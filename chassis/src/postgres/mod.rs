@@ -1,5 +1,6 @@
 //! The PostgreSQL database of a service: migrations at the start, a pool with a timeout on every wait, and retries.
 
+mod connections;
 mod metrics;
 mod migrate;
 mod pool;

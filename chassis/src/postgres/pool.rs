@@ -1,36 +1,26 @@
-//! A pool of connections with a timeout on every wait.
-//!
-//! sqlx's pool limits the wait for a free connection, but not the wait for an answer. It waits without limit for a statement
-//! and for the ping that it sends when a connection is returned. A silent database would keep all its permits.
+//! The pool that the stores use: an executor of statements with a timeout on every wait, and retries of steps.
 
 use std::future::Future;
-use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, TryStreamExt};
 use futures_util::{FutureExt, StreamExt, TryFutureExt};
-use sqlx::pool::PoolConnection;
-use sqlx::postgres::{
-    PgConnectOptions, PgConnection, PgPool, PgPoolOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo,
-};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{ConnectOptions, Connection, Either, Error, Execute, Executor, Postgres, SqlStr};
+use tokio::sync::Mutex;
 use tokio::time::{self, Instant};
 use tracing::Instrument;
 
+use super::connections::{ANSWER_TIMEOUT, Connections};
 use super::metrics;
-use super::retry::{invalidates_connections, is_constraint_violation, is_transient, not_executed, retry_if};
+use super::retry::{is_constraint_violation, is_transient, not_executed, retry_if, timed_out};
 use crate::config::DatabaseSettings;
 use crate::telemetry::traces;
 
 /// How long a transaction may stay open between two statements. A safeguard: the stores open no transaction.
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection that was idle for so long is pinged before use, because the database may have been restarted meanwhile.
-const PING_AFTER_IDLE: Duration = Duration::from_secs(1);
-/// How long the answer to a ping may take, and how much longer than `statement_timeout` the answer to a statement. The
-/// database keeps that limit itself: when it is later than this, it is silent.
-pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_millis(250);
 /// `lock_timeout` as a share of `statement_timeout`. Below one half, so that a statement has time to wait for two row locks.
 const LOCK_TIMEOUT_SHARE: f64 = 0.4;
 /// The `lock_timeout` of [`Pool::short_lock_timeout`]: enough for another step to end, too short for a lock that is stuck.
@@ -39,17 +29,15 @@ const SHORT_LOCK_TIMEOUT: Duration = Duration::from_millis(10);
 /// A pool of connections to the database of the service. It is an [`Executor`], so statements run on it as on sqlx's pool.
 #[derive(Clone, Debug)]
 pub struct Pool {
-    pub(super) connections: PgPool,
+    pub(super) connections: Arc<Connections>,
     /// The one connection of [`Pool::short_lock_timeout`].
-    short_lock_timeout: PgPool,
+    short_lock_timeout: Arc<Connections>,
     /// The connection of [`Pool::ping`], once it was used.
-    health_connection: Arc<tokio::sync::Mutex<Option<PgConnection>>>,
-    /// The longest that a statement takes, and the return of a connection.
+    health_connection: Arc<Mutex<Option<PgConnection>>>,
+    /// The longest that a statement takes.
     statement_timeout: Duration,
     /// The longest that a step takes, retries included.
     step_timeout: Duration,
-    /// When the database was last found broken or silent. Connections that were idle then are not used again.
-    suspect_since: Arc<Mutex<Instant>>,
 }
 
 impl Pool {
@@ -62,39 +50,18 @@ impl Pool {
             ("idle_in_transaction_session_timeout", millis(IDLE_IN_TRANSACTION_TIMEOUT)),
         ]);
         let short_lock_timeout = options.clone().options([("lock_timeout", millis(SHORT_LOCK_TIMEOUT))]);
-        let suspect_since = Arc::new(Mutex::new(Instant::now()));
-        let last_doubt = Arc::clone(&suspect_since);
-        let pool = PgPoolOptions::new()
-            .max_connections(settings.database_connections)
-            .acquire_timeout(settings.database_acquire)
-            .test_before_acquire(false) // it would cost a round trip per statement
-            .before_acquire(move |connection, used| {
-                let last_doubt = Arc::clone(&last_doubt);
-                Box::pin(async move {
-                    let doubt = || last_doubt.lock().unwrap_or_else(PoisonError::into_inner);
-                    if used.idle_for >= doubt().elapsed() {
-                        return Ok(false);
-                    }
-                    let answers = used.idle_for < PING_AFTER_IDLE
-                        || time::timeout(ANSWER_TIMEOUT, connection.ping()).await.is_ok_and(|pong| pong.is_ok());
-                    if !answers {
-                        *doubt() = Instant::now();
-                    }
-                    Ok(answers)
-                })
-            });
-        let short_lock_timeout = pool.clone().max_connections(1).connect_lazy_with(short_lock_timeout);
-        let connections = pool.connect_lazy_with(options);
-        metrics::register_pool(connections.clone());
+        let acquire_timeout = settings.database_acquire;
         let statement_timeout = settings.database_statement + ANSWER_TIMEOUT;
-        Self {
-            connections,
-            short_lock_timeout,
+        let connections = |options, max| Arc::new(Connections::new(options, max, acquire_timeout, statement_timeout));
+        let pool = Self {
+            connections: connections(options, settings.database_connections),
+            short_lock_timeout: connections(short_lock_timeout, 1),
             health_connection: Arc::default(),
             statement_timeout,
-            step_timeout: settings.database_acquire + statement_timeout,
-            suspect_since,
-        }
+            step_timeout: acquire_timeout + statement_timeout,
+        };
+        metrics::register_pool(Arc::clone(&pool.connections));
+        pool
     }
 
     /// Runs a step that is safe to repeat. Transient failures are retried, up to 4 attempts in all.
@@ -155,7 +122,7 @@ impl Pool {
     /// It is for steps that failed as one statement and are then run one by one, to find the row whose lock is stuck. The
     /// other steps must not wait for that lock.
     pub fn short_lock_timeout(&self) -> Self {
-        Self { connections: self.short_lock_timeout.clone(), ..self.clone() }
+        Self { connections: Arc::clone(&self.short_lock_timeout), ..self.clone() }
     }
 
     /// Checks that the database answers. It uses a connection of its own, because a busy pool is not an outage.
@@ -167,7 +134,7 @@ impl Pool {
             let mut health_connection = self.health_connection.lock().await;
             let mut connection = match health_connection.take() {
                 Some(connection) => connection,
-                None => self.connections.connect_options().connect().await?,
+                None => self.connections.connect_options.connect().await?,
             };
             connection.ping().await?;
             *health_connection = Some(connection);
@@ -180,51 +147,6 @@ impl Pool {
     pub async fn close(&self) {
         self.connections.close().await;
         self.short_lock_timeout.close().await;
-    }
-
-    pub(super) async fn acquire(&self) -> Result<Borrowed, Error> {
-        let acquired = self.record_outcome(self.connections.acquire().await);
-        Ok(Borrowed { connection: acquired?, statement_timeout: self.statement_timeout })
-    }
-
-    async fn with_timeout<T>(&self, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        self.record_outcome(time::timeout(self.statement_timeout, answer).await.unwrap_or_else(|_| Err(timed_out())))
-    }
-
-    fn record_outcome<T>(&self, outcome: Result<T, Error>) -> Result<T, Error> {
-        if outcome.as_ref().is_err_and(invalidates_connections) {
-            *self.suspect_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        }
-        outcome
-    }
-}
-
-pub(super) fn timed_out() -> Error {
-    Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the database does not answer"))
-}
-
-/// A connection in use. It is returned when it is dropped, also in the middle of a statement. If the database does not end
-/// the statement within the timeout, the connection is closed.
-pub(super) struct Borrowed {
-    connection: PoolConnection<Postgres>,
-    statement_timeout: Duration,
-}
-
-impl Borrowed {
-    /// Waits until a failed statement is rolled back. PostgreSQL reports the failure first, while the statement still holds
-    /// its locks; a retry on another connection would wait for them.
-    async fn wait_for_rollback<T>(&mut self, outcome: Result<T, Error>) -> Result<T, Error> {
-        if let Err(Error::Database(_)) = outcome {
-            // The answer comes after the rollback.
-            let _ = time::timeout(self.statement_timeout, self.connection.ping()).await;
-        }
-        outcome
-    }
-}
-
-impl Drop for Borrowed {
-    fn drop(&mut self) {
-        tokio::spawn(time::timeout(self.statement_timeout, self.connection.return_to_pool()));
     }
 }
 
@@ -239,9 +161,10 @@ impl<'p> Executor<'p> for &'p Pool {
         'p: 'e,
     {
         let fetched = async move {
-            let mut borrowed = self.acquire().await?;
-            let fetched = self.with_timeout(borrowed.connection.fetch_many(query).try_collect()).await;
-            let fetched: Vec<_> = borrowed.wait_for_rollback(fetched).await?;
+            let mut borrowed = self.connections.acquire().await?;
+            let fetched = borrowed.connection().fetch_many(query).try_collect();
+            let fetched = time::timeout(self.statement_timeout, fetched).await;
+            let fetched: Vec<_> = self.connections.finish(borrowed, fetched).await?;
             Ok(stream::iter(fetched.into_iter().map(Ok)))
         };
         fetched.try_flatten_stream().boxed()
@@ -255,9 +178,10 @@ impl<'p> Executor<'p> for &'p Pool {
         'p: 'e,
     {
         let fetched = async move {
-            let mut borrowed = self.acquire().await?;
-            let fetched = self.with_timeout(borrowed.connection.fetch_optional(query)).await;
-            borrowed.wait_for_rollback(fetched).await
+            let mut borrowed = self.connections.acquire().await?;
+            let fetched = borrowed.connection().fetch_optional(query);
+            let fetched = time::timeout(self.statement_timeout, fetched).await;
+            self.connections.finish(borrowed, fetched).await
         };
         fetched.boxed()
     }
@@ -267,9 +191,10 @@ impl<'p> Executor<'p> for &'p Pool {
         'p: 'e,
     {
         let prepared = async move {
-            let mut borrowed = self.acquire().await?;
-            let prepared = self.with_timeout(borrowed.connection.prepare_with(sql, parameters)).await;
-            borrowed.wait_for_rollback(prepared).await
+            let mut borrowed = self.connections.acquire().await?;
+            let prepared = borrowed.connection().prepare_with(sql, parameters);
+            let prepared = time::timeout(self.statement_timeout, prepared).await;
+            self.connections.finish(borrowed, prepared).await
         };
         prepared.boxed()
     }

@@ -77,6 +77,11 @@ pub(super) fn invalidates_connections(error: &Error) -> bool {
     matches!(error, Error::Io(_) | Error::Protocol(_)) || sql_state(error).is_some_and(|code| code.starts_with("57P"))
 }
 
+/// Returns the error of an answer that did not come in time.
+pub(super) fn timed_out() -> Error {
+    Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the database does not answer"))
+}
+
 fn sql_state(error: &Error) -> Option<Cow<'_, str>> {
     error.as_database_error()?.code()
 }

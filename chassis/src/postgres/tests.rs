@@ -9,7 +9,7 @@ use testing::eventually;
 use testing::postgres::{behind_a_faulty_connection, database};
 use tokio::time;
 
-use super::pool::ANSWER_TIMEOUT;
+use super::connections::ANSWER_TIMEOUT;
 use super::{Pool, open};
 use crate::config::{DatabaseSettings, defaults};
 
@@ -43,6 +43,20 @@ async fn pool(database: &PgConnectOptions, connections: u32, settings: DatabaseS
 async fn run_concurrently(pool: &Pool, steps: usize) -> bool {
     let sleep = || pool.retry_idempotent("test", || sqlx::query("select pg_sleep(0.05)").execute(pool));
     join_all((0..steps).map(|_| sleep())).await.iter().all(Result::is_ok)
+}
+
+/// Opens as many connections, and waits until all are idle.
+async fn open_connections(pool: &Pool, number: u32) {
+    eventually("open connections", async || {
+        run_concurrently(pool, number as usize).await;
+        let returned = async || {
+            let (open, idle) = pool.connections.count();
+            open == idle
+        };
+        eventually("all connections to be returned", returned).await;
+        pool.connections.count() == (number, number)
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -97,19 +111,49 @@ async fn times_out_when_the_database_is_silent_and_keeps_no_permit() {
     eventually("as many connections as before", recovered).await;
 }
 
+/// sqlx then waits for the answer to its ping without limit.
+#[tokio::test]
+async fn replaces_a_connection_that_is_lost_while_it_is_returned() {
+    let Some(database) = database().await else { return };
+    let (database, wire) = behind_a_faulty_connection(&database).await;
+    let pool = pool(&database, 1, short_timeouts()).await;
+    eventually("a connection", async || run_concurrently(&pool, 1).await).await;
+    wire.set_silent(true);
+    time::sleep(ANSWER_TIMEOUT / 5).await; // the ping is lost
+    wire.set_silent(false);
+    assert_eq!(pool.connections.count(), (1, 0), "the connection is not returned");
+    eventually("another connection", async || run_concurrently(&pool, 1).await).await;
+}
+
+#[tokio::test]
+async fn keeps_no_permit_when_a_statement_is_cancelled_and_the_database_is_silent() {
+    let Some(database) = database().await else { return };
+    let (database, wire) = behind_a_faulty_connection(&database).await;
+    let pool = pool(&database, 1, short_timeouts()).await;
+    open_connections(&pool, 1).await;
+    wire.set_silent(true);
+    let cancelled = time::timeout(ANSWER_TIMEOUT / 5, sqlx::query("select 1").execute(&pool)).await;
+    wire.set_silent(false);
+    cancelled.expect_err("no answer");
+    eventually("another connection", async || run_concurrently(&pool, 1).await).await;
+}
+
+#[tokio::test]
+async fn uses_the_connection_of_a_cancelled_statement_again() {
+    let Some(database) = database().await else { return };
+    let pool = pool(&database, 1, generous_timeouts()).await;
+    let process = async || sqlx::query_scalar::<_, i32>("select pg_backend_pid()").fetch_one(&pool).await.unwrap();
+    let before = process().await;
+    let sleep = sqlx::query("select pg_sleep(0.2)").execute(&pool);
+    time::timeout(Duration::from_millis(20), sleep).await.expect_err("it sleeps longer");
+    assert_eq!(process().await, before);
+}
+
 #[tokio::test]
 async fn closes_all_idle_connections_when_one_is_dead() {
     let Some(database) = database().await else { return };
     let pool = pool(&database, 10, generous_timeouts()).await;
-    eventually("ten idle connections", async || {
-        run_concurrently(&pool, 10).await;
-        eventually("all connections to be returned", async || {
-            pool.connections.num_idle() == pool.connections.size() as usize
-        })
-        .await;
-        pool.connections.size() == 10
-    })
-    .await;
+    open_connections(&pool, 10).await;
     let mut admin = database.connect().await.unwrap();
     let terminate = "select pg_terminate_backend(pid) from pg_stat_activity \
                      where application_name = 'tiny' and datname = current_database()";
@@ -142,7 +186,7 @@ async fn reports_a_failed_statement_after_its_rollback() {
 async fn pings_while_all_connections_are_busy() {
     let Some(database) = database().await else { return };
     let pool = pool(&database, 1, generous_timeouts()).await;
-    let _busy = pool.acquire().await.unwrap();
-    assert!(pool.acquire().now_or_never().is_none(), "all connections are busy");
+    let _busy = pool.connections.acquire().await.unwrap();
+    assert!(pool.connections.acquire().now_or_never().is_none(), "all connections are busy");
     pool.ping().await.unwrap();
 }
