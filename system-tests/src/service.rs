@@ -209,7 +209,8 @@ impl Service {
     }
 }
 
-/// The first line that says where the service listens, and the address in it; none if its output ends before.
+/// The first line that says where the service listens, without what JSON puts around it, and the address in it; none if its
+/// output ends before.
 async fn start_up_line(
     launch: &Launch,
     lines: &mut Lines<BufReader<impl AsyncRead + Unpin>>,
@@ -217,6 +218,8 @@ async fn start_up_line(
     let beginning = format!("{} listens on http://", launch.service);
     while let Ok(Some(line)) = lines.next_line().await {
         launch.log.add(line.clone());
+        let json = serde_json::from_str::<serde_json::Value>(&line).ok();
+        let line = json.and_then(|json| Some(json["message"].as_str()?.to_owned())).unwrap_or(line);
         let address = line.strip_prefix(&beginning).and_then(|rest| rest.split(',').next()?.parse().ok());
         if let Some(address) = address {
             return Some((line, address));

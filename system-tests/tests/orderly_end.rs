@@ -35,7 +35,7 @@ async fn after_sigterm_it_says_so_serves_on_for_the_grace_and_ends_with_0() {
 
     assert!(service.ends_within(grace + SOON).await.success());
     assert!(asked.elapsed() >= grace, "it ended after {:?}", asked.elapsed());
-    assert!(service.log().iter().any(|line| line.contains("asked to end")), "{:?}", service.log());
+    assert!(service.log().iter().any(|line| line.contains("shutdown requested")), "{:?}", service.log());
 }
 
 #[tokio::test]

@@ -278,8 +278,8 @@ async fn each_request_has_one_line_with_its_ids() {
     let asking = users.request("GET", "/users/1").header("traceparent", &format!("00-{TRACE}-{CALLER}-01"));
     asking.header("x-request-id", "seven").send().await.expect(200);
     let lines = || -> Vec<Value> {
-        let lines = users.log().into_iter().skip(1); // the start-up line is for people
-        let lines = lines.map(|line| serde_json::from_str(&line).expect("JSON, since this is no terminal"));
+        let lines =
+            users.log().into_iter().map(|line| serde_json::from_str(&line).expect("JSON, since this is no terminal"));
         lines.filter(|line: &Value| line["message"] == "request").collect()
     };
     assert_eq!(eventually(1, async || lines().len()).await, 1, "{:#?}", users.log());

@@ -105,13 +105,13 @@ impl Pool {
 
     /// Limits, counts and traces a step.
     async fn run_step<T>(&self, name: &'static str, step: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        let (started, span) = (Instant::now(), traces::of_step(name));
+        let (started, span) = (Instant::now(), traces::statement_span(name));
         let step = time::timeout(self.step_timeout, step).instrument(span.clone());
         let outcome = step.await.unwrap_or_else(|_| Err(timed_out()));
         // A violated constraint is a result: the name is taken. The database works.
         let failed = outcome.as_ref().is_err_and(|error| !is_constraint_violation(error));
         if failed {
-            traces::failed(&span, "database");
+            traces::record_error(&span, "database");
         }
         metrics::record_call(name, failed, started.elapsed());
         outcome

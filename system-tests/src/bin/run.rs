@@ -26,7 +26,7 @@ async fn main() -> ExitCode {
 async fn run() -> Result<(), String> {
     if env::var_os("DATABASE_URL").is_some() {
         return Err("DATABASE_URL would be one database for all three, and each needs one of its own; \
-                    see \"With PostgreSQL\" in README.md"
+                    see docs/postgres.md"
             .to_owned());
     }
     say("Building the three services; the first time takes a few minutes.");
