@@ -22,6 +22,7 @@ use jiff_sqlx::ToSqlx;
 use serde::{Deserialize, Serialize};
 use shared::orders::{Order, OrderLine, OrderStatus};
 use shared::{Id, Money, OrderId};
+use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow};
 use sqlx::query::Query;
 use sqlx::types::Json;
@@ -35,7 +36,8 @@ use crate::order::State;
 
 type PgQuery = Query<'static, Postgres, PgArguments>;
 
-const MIGRATIONS: [(&str, &str); 1] = [("orders", include_str!("../../../migrations/0001_orders.sql"))];
+/// The files in `migrations/`. A released one is never changed: databases have run it.
+static MIGRATIONS: Migrator = sqlx_macros::migrate!();
 
 /// Tries to record an intent whose key another row holds. A further try is needed only if that row has just been aborted.
 const MAX_BEGIN_TRIES: u32 = 20;
