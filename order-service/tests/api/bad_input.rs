@@ -135,8 +135,8 @@ async fn accepts_values_at_the_limits() {
     let last = i64::MAX;
     world.products.set_product(last, "The last thing", 100_000_000, 1);
     world.place(json!({"userId": ANN, "products": [{"productId": last, "quantity": 1, "price": 1_000_000}]})).await;
-    let nobody = json!({"userId": last.to_string(), "products": [{"productId": PEN, "quantity": 1}]});
-    world.client.post("/orders", nobody).await.expect_problem(400, "user-not-found");
+    let unknown_user = json!({"userId": last.to_string(), "products": [{"productId": PEN, "quantity": 1}]});
+    world.client.post("/orders", unknown_user).await.expect_problem(400, "user-not-found");
 }
 
 #[tokio::test]

@@ -75,7 +75,7 @@ async fn does_not_start_an_order_whose_deadline_has_passed() {
     world.expect_no_peer_calls();
 }
 
-/// Polls a future up to `polls` times, with a pause for other tasks before each, then drops it.
+/// Polls a future up to `polls` times, lets other tasks run after each poll, then drops it.
 async fn drop_after(polls: usize, future: impl Future) {
     let mut future = pin!(future);
     for _ in 0..polls {
