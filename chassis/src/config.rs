@@ -1,6 +1,7 @@
-//! The settings that every service has. Each is a flag and an environment variable of the same name; `--help` lists
-//! them all. The only place, with each service's own `config`, that reads the environment (but for `LISTEN_FDS`, which is
-//! no setting: [`crate::run`], and what [`crate::fault_injection`] is asked for).
+//! The settings that every service has. Each is a flag and an environment variable of the same name, listed by `--help`.
+//!
+//! Only this module and the `config` of each service read the environment, with three exceptions. [`crate::run`] reads
+//! `LISTEN_FDS`, libraries read `OTEL_…` and `NO_COLOR`, and [`crate::fault_injection`] reads its own variables.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -9,97 +10,105 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use axum::http::HeaderValue;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use sqlx::postgres::PgConnectOptions;
 use tracing::subscriber::NoSubscriber;
 use url::Url;
 
-use crate::telemetry::LogFormat;
-
-/// How a service listens, and what it takes from a client.
+/// How a service listens, what it accepts from clients, and what it logs.
 #[derive(Args, Clone, Debug)]
 pub struct Settings {
-    /// Interface to listen on
+    /// Address of the network interface to listen on
     #[arg(long, env, default_value = "127.0.0.1")]
     pub host: IpAddr,
 
-    /// What to log, as `tracing` filters: `info`, `warn,chassis=debug`
+    /// Which events to log, as a `tracing` filter such as `info` or `warn,chassis=debug`
     #[arg(long = "log", env = "RUST_LOG", value_name = "RUST_LOG", default_value = "info")]
     pub rust_log: String,
 
-    /// How log lines look: `text`, `json`, or `auto`, which is text where stdout is a terminal and JSON elsewhere
+    /// Format of log lines
     #[arg(long, env, default_value = "auto")]
     pub log_format: LogFormat,
 
-    /// Requests that went well for which there is a line in a second; the rest is counted. What failed, or took a second, always
-    /// has one
+    /// Maximum successful requests logged per second; the rest are counted. Requests that fail or take a second or more are
+    /// always logged
     #[arg(long, env, default_value_t = 100)]
     pub log_requests_per_second: u32,
 
-    /// OpenTelemetry collector that traces are sent to, by OTLP over HTTP: `http://collector:4318`; if not set, nothing is
-    /// traced. The other `OTEL_` variables hold too: `OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER`
+    /// URL of the OpenTelemetry collector that gets the traces, by OTLP over HTTP: `http://collector:4318`. If it is not set,
+    /// nothing is traced. Other `OTEL_` variables apply too, such as `OTEL_SERVICE_NAME` and `OTEL_TRACES_SAMPLER`
     #[arg(long, env, value_parser = peer_url)]
     pub otel_exporter_otlp_endpoint: Option<Url>,
 
-    /// Connections open at once (and no more than three in four of the files that the system lets a process open); further
-    /// ones wait to be accepted
+    /// Maximum open connections, and at most three quarters of the process's file limit; further ones wait to be accepted
     #[arg(long, env, default_value_t = 16_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_connections: u32,
 
-    /// Requests in work at once; beyond it 503 at once (health and metrics are always answered)
+    /// Maximum requests in flight; further ones get 503 immediately. Health checks and metrics are always answered
     #[arg(long, env, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_in_flight: u32,
 
-    /// Largest header, in bytes; beyond it 431
+    /// Maximum size of a request's header in bytes; then 431
     #[arg(long, env, default_value_t = 16 << 10, value_parser = clap::value_parser!(u32).range(1024..=1 << 20))]
     pub max_header_bytes: u32,
 
-    /// Largest body, in bytes; beyond it 413
+    /// Maximum size of a request's body in bytes; then 413
     #[arg(long, env, default_value_t = 64 << 10, value_parser = clap::value_parser!(u32).range(1024..=64 << 20))]
     pub max_body_bytes: u32,
 
-    /// Seconds for a header to arrive, for a connection to be idle, and for a client to take nothing of its answer; then
-    /// the connection is closed
+    /// Maximum seconds for a header to arrive, for a connection to be idle, and for a client to read nothing of its response;
+    /// then the connection is closed
     #[arg(long = "header-timeout", env = "HEADER_TIMEOUT_SECONDS", value_name = "HEADER_TIMEOUT_SECONDS", default_value = "15", value_parser = seconds)]
     pub header_timeout: Duration,
 
-    /// Seconds for a whole body to arrive; then 408
+    /// Maximum seconds for a whole body to arrive; then 408
     #[arg(long = "body-timeout", env = "BODY_TIMEOUT_SECONDS", value_name = "BODY_TIMEOUT_SECONDS", default_value = "10", value_parser = seconds)]
     pub body_timeout: Duration,
 
-    /// Seconds for a request to be answered; then 503
+    /// Maximum seconds to respond to a request; then 503
     #[arg(long = "request-timeout", env = "REQUEST_TIMEOUT_SECONDS", value_name = "REQUEST_TIMEOUT_SECONDS", default_value = "10", value_parser = seconds)]
     pub request_timeout: Duration,
 
-    /// Seconds between SIGTERM, when /readyz turns 503, and no longer accepting connections
+    /// Seconds between SIGTERM, when /readyz turns 503, and the end of accepting connections
     #[arg(long = "drain", env = "DRAIN_SECONDS", value_name = "DRAIN_SECONDS", default_value = "2", value_parser = seconds)]
     pub drain: Duration,
 
-    /// Seconds, at the end, for what is half-way in or out: half a request, an answer that its client is slow to take
+    /// Seconds, during shutdown, for a half-sent request to arrive and for a client to read its response
     #[arg(long = "linger", env = "LINGER_SECONDS", value_name = "LINGER_SECONDS", default_value = "1", value_parser = seconds)]
     pub linger: Duration,
 
-    /// Seconds for all that runs to be finished when the service ends
+    /// Maximum seconds, during shutdown, to finish all work in flight
     #[arg(long = "shutdown", env = "SHUTDOWN_SECONDS", value_name = "SHUTDOWN_SECONDS", default_value = "10", value_parser = seconds)]
     pub shutdown: Duration,
 
-    /// Origins of the browsers' pages that may call: `*`, or a list parted by commas
+    /// Origins of the web pages that may call the service: `*`, or a list separated by commas
     #[arg(long, env, default_value = "*", value_delimiter = ',', value_parser = origin)]
     pub cors_allowed_origins: Vec<HeaderValue>,
 }
 
-/// How a service calls the others.
+/// The format of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Text if stdout is a terminal, otherwise JSON
+    Auto,
+    /// Text for people
+    Text,
+    /// One JSON object a line, for programs
+    Json,
+}
+
+/// How a service calls its peers.
 #[derive(Args, Clone, Debug)]
 pub struct PeerSettings {
-    /// Seconds for a connection to a peer to be made
+    /// Maximum seconds to connect to a peer
     #[arg(long = "peer-connect-timeout", env = "PEER_CONNECT_TIMEOUT_SECONDS", value_name = "PEER_CONNECT_TIMEOUT_SECONDS", default_value = "1", value_parser = seconds)]
     pub connect_timeout: Duration,
 
-    /// Seconds for a call to a peer, its answer included
+    /// Maximum seconds of a call to a peer, its whole response included
     #[arg(long = "peer-timeout", env = "PEER_TIMEOUT_SECONDS", value_name = "PEER_TIMEOUT_SECONDS", default_value = "2", value_parser = seconds)]
     pub timeout: Duration,
 
-    /// Calls waiting for the answers of one peer; beyond it 503 at once
+    /// Maximum calls that wait for one peer; further ones fail immediately
     #[arg(
         id = "peer_max_in_flight",
         long = "peer-max-in-flight",
@@ -110,34 +119,35 @@ pub struct PeerSettings {
     )]
     pub max_in_flight: u32,
 
-    /// Largest answer taken from a peer, in bytes
+    /// Maximum size of a peer's response in bytes
     #[arg(long = "peer-max-answer-bytes", env = "PEER_MAX_ANSWER_BYTES", value_name = "PEER_MAX_ANSWER_BYTES", default_value_t = 4 << 20)]
     pub max_answer_bytes: usize,
 }
 
-/// Where a service keeps what it knows.
+/// Where a service stores its rows.
 #[derive(Args, Clone, Debug)]
 pub struct DatabaseSettings {
-    /// PostgreSQL database of this service alone, `postgres://name:password@host/database`; if not set, the store is in
-    /// memory, and a restart forgets everything
+    /// PostgreSQL database of this service alone, `postgres://name:password@host/database`. If it is not set, the store is in
+    /// memory, and a restart loses all rows
     #[arg(long, env, hide_env_values = true)]
     pub database_url: Option<DatabaseUrl>,
 
-    /// Connections to the database, besides one by which /readyz asks for it and one for steps that rows are kept from
+    /// Maximum connections in the pool. Two more are opened when needed: one for the check of /readyz, one to retry statements
+    /// whose rows are locked
     #[arg(long, env, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub database_connections: u32,
 
-    /// Seconds to wait for one of them to be free; then 503
+    /// Maximum seconds to wait for a free connection; then 503
     #[arg(long = "database-acquire", env = "DATABASE_ACQUIRE_SECONDS", value_name = "DATABASE_ACQUIRE_SECONDS", default_value = "1", value_parser = seconds)]
     pub database_acquire: Duration,
 
-    /// Seconds for a statement, what it waits for included; then 503. (Less than another service waits for the answer.)
+    /// Maximum seconds of a statement, its waits for locks included; then 503. Keep it below the caller's `PEER_TIMEOUT_SECONDS`
     #[arg(long = "database-statement", env = "DATABASE_STATEMENT_SECONDS", value_name = "DATABASE_STATEMENT_SECONDS", default_value = "1", value_parser = seconds)]
     pub database_statement: Duration,
 }
 
-/// The address of a database. It may hold a password, so nothing shows it: not `Debug`, and not clap, which would repeat
-/// one that it cannot read; so it is read later.
+/// The URL of a database. It may contain a password, so `Debug` hides it. It is parsed later, because clap repeats a value that it
+/// cannot parse.
 #[derive(Clone)]
 pub struct DatabaseUrl(String);
 
@@ -156,16 +166,16 @@ impl fmt::Debug for DatabaseUrl {
 }
 
 impl DatabaseSettings {
-    /// Where the database is; `None` for a store in memory.
+    /// Returns the options to connect to the database; `None` for a store in memory.
     ///
     /// # Errors
-    /// If that is no address of a PostgreSQL database.
+    /// If `DATABASE_URL` is not the URL of a PostgreSQL database.
     pub fn url(&self) -> Result<Option<PgConnectOptions>, String> {
         let Some(DatabaseUrl(text)) = &self.database_url else { return Ok(None) };
-        let known = text.starts_with("postgres://") || text.starts_with("postgresql://");
-        // sqlx writes a parameter that it does not know to the log, and its value: a misspelt password's too.
+        let is_postgres = text.starts_with("postgres://") || text.starts_with("postgresql://");
+        // sqlx logs a parameter that it does not know with its value. That may be a password whose name is misspelt.
         let parsed = tracing::subscriber::with_default(NoSubscriber::new(), || text.parse());
-        let options = parsed.ok().filter(|_| known);
+        let options = parsed.ok().filter(|_| is_postgres);
         options.map(Some).ok_or_else(|| "DATABASE_URL must be postgres://name:password@host/database".to_owned())
     }
 }
@@ -180,28 +190,30 @@ pub fn defaults<T: Args>() -> T {
     T::from_arg_matches(&command.get_matches_from::<_, &str>([])).expect("every setting has a default")
 }
 
-/// Reads a time in seconds, fractions allowed: 0 to a day.
+/// Parses a time in seconds: 0 to 86400, with fractions.
 pub fn seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().ok().filter(|seconds| (0.0..=86_400.0).contains(seconds));
     seconds.map(Duration::from_secs_f64).ok_or_else(|| "must be a number of seconds from 0 to 86400".to_owned())
 }
 
-/// Reads the address of a peer. Its path is kept: `http://users.internal/api` is asked at `/api/users/1`.
+/// Parses the URL of a peer: `http://`, a host, and optionally a port and a path. The path is kept, so a call to
+/// `http://users.internal/api` goes to `/api/users/1`.
 pub fn peer_url(text: &str) -> Result<Url, String> {
     let url = Url::parse(text).map_err(|error| error.to_string())?;
     if url.scheme() != "http" || url.host().is_none() {
-        return Err("must start with http:// and name a host (TLS is a proxy's work here)".to_owned());
+        return Err("must start with http:// and name a host (for TLS use a proxy)".to_owned());
     }
-    let named = !url.username().is_empty() || url.password().is_some();
-    if url.query().is_some() || url.fragment().is_some() || named {
-        return Err("must be no more than a host, a port and a path".to_owned());
+    let has_user = !url.username().is_empty() || url.password().is_some();
+    if url.query().is_some() || url.fragment().is_some() || has_user {
+        return Err("must have only a host, a port and a path".to_owned());
     }
     Ok(url)
 }
 
+/// Parses an origin of the header `Origin`, or `*`.
 fn origin(text: &str) -> Result<HeaderValue, String> {
-    let sane = text == "*" || Url::parse(text).is_ok_and(|url| url.origin().ascii_serialization() == text);
-    let value = HeaderValue::from_str(text).ok().filter(|_| sane);
+    let is_origin = text == "*" || Url::parse(text).is_ok_and(|url| url.origin().ascii_serialization() == text);
+    let value = HeaderValue::from_str(text).ok().filter(|_| is_origin);
     value.ok_or_else(|| "must be `*` or an origin like https://shop.example".to_owned())
 }
 
@@ -214,15 +226,15 @@ mod tests {
 
     use super::*;
 
-    /// What `--flag value` makes of the settings, or why not.
-    fn given(flag: &str, value: &str) -> Result<Settings, String> {
+    /// Parses the settings from one flag.
+    fn parse(flag: &str, value: &str) -> Result<Settings, String> {
         let command = Settings::augment_args(clap::Command::new("tiny")).mut_args(|arg| arg.env(None::<&str>));
         let matches = command.try_get_matches_from(["tiny", &format!("--{flag}={value}")]);
         matches.and_then(|matches| Settings::from_arg_matches(&matches)).map_err(|error| error.to_string())
     }
 
     #[test]
-    fn the_bounds_of_the_contract_are_the_defaults() {
+    fn has_the_defaults_of_the_contract() {
         let Settings { max_body_bytes, max_header_bytes, header_timeout, body_timeout, request_timeout, drain, .. } =
             defaults();
         assert_eq!((max_body_bytes, max_header_bytes), (65_536, 16_384));
@@ -234,20 +246,21 @@ mod tests {
         );
     }
 
-    /// As psql has it, which finds the socket by itself as well.
+    /// As psql does.
     #[test]
-    fn the_address_of_a_database_names_nobody_and_means_who_runs_the_service() {
+    fn connects_as_the_user_of_the_process_if_the_url_names_none() {
         let me = std::process::Command::new("id").arg("-un").output().expect("there is an id").stdout;
         let me = std::env::var("PGUSER").unwrap_or_else(|_| String::from_utf8_lossy(&me).trim().to_owned());
         let database_url = Some(DatabaseUrl("postgres:///users".to_owned()));
-        let url = DatabaseSettings { database_url, ..defaults() }.url().expect("an address").expect("not memory");
+        let url = DatabaseSettings { database_url, ..defaults() }.url().expect("a valid URL").expect("a database");
         assert_eq!((url.get_username(), url.get_database()), (&*me, Some("users")));
     }
 
     #[test]
-    fn a_bad_setting_is_named() {
+    fn names_the_setting_that_is_invalid() {
         for (flag, bad) in [
             ("host", "localhost"),
+            ("log-format", "xml"),
             ("max-connections", "0"),
             ("max-header-bytes", "-1"),
             ("max-body-bytes", "64k"),
@@ -261,33 +274,33 @@ mod tests {
             ("cors-allowed-origins", "https://a.example, https://b.example"),
             ("cors-allowed-origins", ""),
         ] {
-            let refused = given(flag, bad).err().unwrap_or_else(|| panic!("--{flag}={bad} was taken"));
-            assert!(refused.contains(flag), "{refused}");
+            let error = parse(flag, bad).err().unwrap_or_else(|| panic!("--{flag}={bad} was accepted"));
+            assert!(error.contains(flag), "{error}");
         }
     }
 
     #[test]
-    fn times_may_have_fractions_and_origins_may_be_several() {
-        assert_eq!(given("drain", "0.25").unwrap().drain, Duration::from_millis(250));
-        let origins = given("cors-allowed-origins", "https://a.example,http://localhost:8080").unwrap();
+    fn accepts_fractions_of_seconds_and_several_origins() {
+        assert_eq!(parse("drain", "0.25").unwrap().drain, Duration::from_millis(250));
+        let origins = parse("cors-allowed-origins", "https://a.example,http://localhost:8080").unwrap();
         assert_eq!(origins.cors_allowed_origins, ["https://a.example", "http://localhost:8080"]);
     }
 
     #[test]
-    fn a_bad_address_of_a_database_is_refused_without_being_repeated() {
+    fn rejects_a_bad_database_url_without_repeating_it() {
         let settings = |url: &str| DatabaseSettings { database_url: url.parse().ok(), ..defaults() };
         for good in ["postgres://me:secret@db.example/users", "postgresql://db.example/users"] {
             assert!(settings(good).url().unwrap().is_some());
         }
         for bad in ["", "users", "mysql://me:secret@db.example/users", "postgres://me:secret@db.example:port/users"] {
-            let refused = settings(bad).url().expect_err(bad);
-            assert!(refused.contains("DATABASE_URL") && !refused.contains("secret"), "{refused}");
+            let error = settings(bad).url().expect_err(bad);
+            assert!(error.contains("DATABASE_URL") && !error.contains("secret"), "{error}");
             assert!(!format!("{:?}", settings(bad)).contains("secret"));
         }
     }
 
     #[test]
-    fn nothing_of_the_address_of_a_database_is_logged() {
+    fn logs_nothing_of_the_database_url() {
         let (mut log, writer) = io::pipe().unwrap();
         let subscriber = tracing_subscriber::fmt().with_writer(Mutex::new(writer)).finish();
         tracing::subscriber::with_default(subscriber, || {
@@ -301,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn the_address_of_a_peer_is_a_host_and_perhaps_a_path() {
+    fn accepts_a_peer_url_of_a_host_and_a_path_only() {
         for good in ["http://users:3001", "http://users.internal/api", "http://[::1]:3001/"] {
             assert!(peer_url(good).is_ok(), "{good}");
         }

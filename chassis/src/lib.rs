@@ -1,22 +1,23 @@
 //! How a service runs: everything around its handlers. It knows no user, no product and no order.
 //!
-//! The life of a process, as [`run`] and each `main` tell it:
+//! The life of a process, in the order of each `main`:
 //!
-//! 1. [`config`] reads the settings, [`telemetry`] starts the log and the traces.
-//! 2. The service opens its store and builds its [`App`]: its routes, documented as OpenAPI, with health and metrics beside
-//!    them, inside one pipeline.
-//! 3. The listener is bound; one line on stdout says where.
-//! 4. [`serve`] accepts connections until a signal comes, then drains.
+//! 1. [`config`] reads the settings. [`telemetry`] starts the log and the traces.
+//! 2. The service opens its store and builds its [`App`]: its routes, the health checks, the metrics and the OpenAPI document,
+//!    behind one pipeline.
+//! 3. [`run`] opens the listener and writes the start-up line.
+//! 4. [`serve`] accepts connections until a signal arrives. Then it drains: it finishes the requests in flight.
+//! 5. The service finishes its own work. Telemetry exports the last spans and writes the last log lines.
+//! 6. [`exit`] returns the exit code.
 //!
-//! [`http`] reads requests and writes answers; errors are a [`problem`]. Calls to other services leave through [`client`],
-//! with their [`context`], several in one by [`batch`].
+//! [`http`] reads requests and writes responses; each error response is a [`problem`]. [`client`] calls other services and passes on
+//! the [`context`] of the request. [`batch`] joins concurrent calls into one.
 
 pub mod batch;
 pub mod client;
 pub mod config;
 pub mod context;
 pub mod fault_injection;
-mod hex;
 pub mod http;
 pub mod postgres;
 pub mod problem;
@@ -42,14 +43,14 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::config::Settings;
-use crate::http::access_log::Access;
+use crate::http::access_log::AccessLog;
 use crate::http::cors::Cors;
 use crate::http::health::{Draining, ReadinessChecks};
 use crate::http::pipeline::{Pipeline, Routes};
-pub use crate::http::server::{Stop, serve};
+pub use crate::http::server::{Shutdown, serve};
 use crate::telemetry::metrics::Metrics;
 
-/// A service ready to be served: its routes inside the layers.
+/// A service that is ready to serve: its routes behind the pipeline.
 #[derive(Clone)]
 pub struct App {
     pipeline: Arc<Pipeline>,
@@ -57,7 +58,7 @@ pub struct App {
 }
 
 impl App {
-    /// The app of `service` with these routes, which answer at the root and under `/api`.
+    /// Returns the app of `service`. It serves `routes` at the root and under `/api`.
     pub fn new(
         service: &'static str,
         description: &str,
@@ -68,74 +69,75 @@ impl App {
         let (draining, metrics) = (Draining::default(), Metrics::new(service));
         let health = http::health::routes(draining.clone(), needs);
         let (router, document) = http::openapi::assemble(service, description, routes, health);
-        let router = router.merge(metrics.routes());
+        let router = router.merge(http::metrics::routes(metrics.clone()));
         let documented =
             document.paths.paths.keys().flat_map(|path| [path.clone(), format!("{}{path}", http::openapi::API)]);
         let others = ["/metrics", "/openapi.json", "/docs", "/docs/", "/docs/{*file}"].map(str::to_owned);
         let routes = Routes::new(documented.chain(others));
-        let places = Semaphore::new(settings.max_in_flight as usize);
+        let permits = Semaphore::new(settings.max_in_flight as usize);
         let running = TaskTracker::new();
-        running.close(); // to further tasks it makes no difference, but it can be waited for
-        let access = Access::new(metrics.clone(), settings.log_requests_per_second);
+        running.close(); // `wait` returns only for a closed tracker; requests can still be added
+        let access_log = AccessLog::new(metrics.clone(), settings.log_requests_per_second);
         let (cors, settings) = (Cors::new(&settings.cors_allowed_origins), settings.clone());
-        let pipeline = Pipeline { router, routes, cors, metrics, access, draining, settings, places, running };
+        let pipeline = Pipeline { router, routes, cors, metrics, access_log, draining, settings, permits, running };
         Self { pipeline: Arc::new(pipeline), document: Arc::new(document) }
     }
 
-    /// The same with a page for people at `/`: no part of the API, so neither under `/api` nor in the document.
+    /// Returns the app with a web page at `/`. The page is not part of the API: it is neither under `/api` nor in the document.
     ///
     /// # Panics
-    /// If there is a clone of this app already.
+    /// If the app was cloned before.
     #[must_use]
     pub fn with_page(mut self, page: MethodRouter) -> Self {
-        let pipeline = Arc::get_mut(&mut self.pipeline).expect("an app gets its page before anybody else has it");
+        let pipeline = Arc::get_mut(&mut self.pipeline).expect("an app gets its page before it is cloned");
         pipeline.router = mem::take(&mut pipeline.router).route("/", page);
         pipeline.routes.add("/");
         self
     }
 
-    /// Answers one request in this process, through the whole pipeline.
+    /// Returns the response to one request that passes through the whole pipeline, without a connection.
     pub async fn call(&self, request: Request<Body>) -> Response<Body> {
         let Ok(response) = http::pipeline::stack(Arc::clone(&self.pipeline)).oneshot(request).await;
         response.map(Body::new)
     }
 
-    /// The OpenAPI document.
+    /// Returns the OpenAPI document.
     pub fn document(&self) -> &OpenApi {
         &self.document
     }
 }
 
-/// The time, in whole microseconds: what every store keeps, so that no two of them differ in what they answer.
+/// Returns the current time in whole microseconds. PostgreSQL keeps no more, so all stores return the same time.
 pub fn now() -> Timestamp {
     let now = Timestamp::now();
-    now.round(jiff::Unit::Microsecond).unwrap_or(now) // rounding fails only at the end of time
+    now.round(jiff::Unit::Microsecond).unwrap_or(now) // rounding fails only for the last representable time
 }
 
-/// Listens at this port, or on the socket that it was started with (`LISTEN_FDS`, as systemd hands them over). Says so in one
-/// line on stdout (`<service> listens on http://<address>, <about>`), and serves until SIGTERM or Ctrl-C. A second signal
-/// ends it at once. Answers how much is left of the time for what runs, for whatever else the service has to finish.
+/// Serves `app` until SIGTERM or Ctrl-C. It listens on `port`, or on the socket that the parent process opened (`LISTEN_FDS`, systemd's
+/// socket activation).
+///
+/// The start-up line on stdout is `<service> listens on http://<address>, <about>`. Returns the time left for the service to finish
+/// its own work.
 ///
 /// # Errors
-/// If the address cannot be listened on, or there was a second signal.
-#[expect(clippy::print_stdout, reason = "the start-up line is for whoever started the process, whatever the log does")]
+/// If the service cannot listen, or if it was stopped by a second signal.
 pub async fn run(service: &str, port: u16, about: &str, app: &App) -> Result<Duration, String> {
-    // The signals are caught before anyone can know that the service is there.
-    let unable = |error: io::Error| format!("cannot catch signals: {error}");
-    let (stop, again) = (stop_signal().map_err(unable)?, second_signal().map_err(unable)?);
+    // Signals are caught before the start-up line: a supervisor may send one as soon as it has read the line.
+    let failed = |error: io::Error| format!("cannot catch signals: {error}");
+    let (stop, second) = (stop_signal().map_err(failed)?, second_signal().map_err(failed)?);
     let listener = http::listener::open(app.pipeline.settings.host, port).await?;
-    let address = listener.local_addr().map_err(|error| format!("cannot tell where it listens: {error}"))?;
-    println!("{service} listens on http://{address}, {about}");
+    let address = listener.local_addr().map_err(|error| format!("cannot read the address of the listener: {error}"))?;
+    let message = format!("{service} listens on http://{address}, {about}");
+    telemetry::log_start_up(&app.pipeline.settings, &message);
     tokio::select! {
         left = serve(listener, app, stop) => Ok(left),
-        () = again => Err("a second signal; what was running is not finished".to_owned()),
+        () = second => Err("stopped by a second signal; requests in flight were not finished".to_owned()),
     }
 }
 
-/// The end of `main`: what is left of the log is written; why a service could not run is said on stderr.
+/// Returns the exit code of `main`, and prints an error on stderr.
 #[expect(clippy::print_stderr, reason = "a service that cannot start may have no log yet")]
 pub fn exit(result: Result<(), String>) -> ExitCode {
-    telemetry::flush();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {
@@ -145,18 +147,18 @@ pub fn exit(result: Result<(), String>) -> ExitCode {
     }
 }
 
-fn stop_signal() -> io::Result<impl Future<Output = Stop>> {
+fn stop_signal() -> io::Result<impl Future<Output = Shutdown>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     Ok(async move {
         tokio::select! {
-            _ = terminate.recv() => Stop::Gracefully,
-            _ = interrupt.recv() => Stop::Now,
+            _ = terminate.recv() => Shutdown::Drain,
+            _ = interrupt.recv() => Shutdown::Immediate,
         }
     })
 }
 
-/// Whoever sends a second signal does not want to wait.
+/// Completes at the second signal, which ends the process without draining.
 fn second_signal() -> io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -1,8 +1,8 @@
-//! Errors as clients see them: `application/problem+json`, RFC 9457. The only place that writes an error body.
+//! Errors as clients see them: `application/problem+json` (RFC 9457). Only this module writes an error body.
 //!
-//! A handler returns a [`Problem`]; it travels to the outermost layer as an extension of an empty response, and there
-//! gets the id of its request and becomes a body. So every error looks the same, whoever made it, and the text for the
-//! client (`detail`) and the cause for the log are two things that cannot be mixed up.
+//! A handler returns a [`Problem`]. It reaches the pipeline as an extension of an empty response. There it becomes a body
+//! with the id of its request. So every error looks the same, and the text for the client (`detail`) is never confused with
+//! the cause, which is only logged.
 
 use std::borrow::Cow;
 
@@ -12,10 +12,10 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// One kind of problem: a slug that clients may match on, its status, and what it is called.
+/// A kind of problem: a slug that clients may match on, a status and a title.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Kind {
-    /// Stable; `type` is `urn:problem-type:<slug>`.
+    /// Stable. The member `type` is `urn:problem-type:<slug>`.
     pub slug: &'static str,
     /// The status code of every problem of this kind.
     pub status: StatusCode,
@@ -24,17 +24,17 @@ pub struct Kind {
 }
 
 impl Kind {
-    /// A kind of problem.
+    /// Declares a kind of problem.
     pub const fn new(status: StatusCode, slug: &'static str, title: &'static str) -> Self {
         Self { slug, status, title }
     }
 }
 
-/// The request is wrong in itself; `errors` says where.
+/// The request is invalid; `errors` lists the mistakes.
 pub static INVALID_REQUEST: Kind = Kind::new(StatusCode::BAD_REQUEST, "invalid-request", "Invalid request");
 /// The body is not JSON.
 pub static MALFORMED_JSON: Kind = Kind::new(StatusCode::BAD_REQUEST, "malformed-json", "Malformed JSON");
-/// The body is not declared as JSON.
+/// The media type of the body is not JSON.
 pub static UNSUPPORTED_MEDIA_TYPE: Kind =
     Kind::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "Unsupported media type");
 /// The body is larger than the limit.
@@ -42,42 +42,42 @@ pub static PAYLOAD_TOO_LARGE: Kind = Kind::new(StatusCode::PAYLOAD_TOO_LARGE, "p
 /// The header is larger than the limit.
 pub static HEADERS_TOO_LARGE: Kind =
     Kind::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers-too-large", "Headers too large");
-/// The thing in the path does not exist.
+/// The resource does not exist.
 pub static NOT_FOUND: Kind = Kind::new(StatusCode::NOT_FOUND, "not-found", "Not found");
-/// The thing in the path does not take this method; `Allow` says which it takes.
+/// The resource does not support the method; `Allow` lists those that it supports.
 pub static METHOD_NOT_ALLOWED: Kind =
     Kind::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed");
 /// The body did not arrive in time.
 pub static REQUEST_TIMEOUT: Kind = Kind::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "Request timeout");
-/// `If-Match` no longer holds.
+/// `If-Match` does not match the current state.
 pub static PRECONDITION_FAILED: Kind =
     Kind::new(StatusCode::PRECONDITION_FAILED, "precondition-failed", "Precondition failed");
-/// Too much to do; nothing happened.
+/// The service has too much load, or too little time for the request.
 pub static OVERLOADED: Kind = Kind::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Overloaded");
-/// The service is going down.
+/// The service is shutting down.
 pub static DRAINING: Kind = Kind::new(StatusCode::SERVICE_UNAVAILABLE, "draining", "Draining");
-/// Another service does not answer.
+/// A peer does not answer.
 pub static PEER_UNAVAILABLE: Kind = Kind::new(StatusCode::SERVICE_UNAVAILABLE, "peer-unavailable", "Peer unavailable");
 /// The store does not answer.
 pub static STORE_UNAVAILABLE: Kind =
     Kind::new(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", "Store unavailable");
-/// A mistake of ours.
+/// A bug, or an error that the client cannot correct.
 pub static INTERNAL: Kind = Kind::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error");
 
 /// The media type of a problem.
 pub const CONTENT_TYPE: &str = "application/problem+json";
 
-/// Something that went wrong with a request, and all that is to be said about it.
+/// An error response, and its cause for the log.
 #[derive(Clone, Debug)]
 pub struct Problem {
     kind: &'static Kind,
     detail: Cow<'static, str>,
-    more: Box<More>, // so that a `Result` with a problem in it stays small
+    extra: Box<Extra>, // boxed, so that a `Result` with a problem stays small
 }
 
-/// What only some problems have.
+/// The members that only some problems have.
 #[derive(Clone, Debug, Default)]
-struct More {
+struct Extra {
     errors: Vec<FieldError>,
     reasons: Vec<String>,
     retry_after: Option<u32>,
@@ -106,17 +106,17 @@ pub struct FieldError {
 }
 
 impl FieldError {
-    /// The member at this JSON pointer is bad.
+    /// Reports the member at this JSON pointer; the empty pointer is the whole body.
     pub fn at_pointer(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
         Self { pointer: Some(pointer.into()), parameter: None, detail: detail.into(), actual: None }
     }
 
-    /// The path, query or header parameter of this name is bad.
+    /// Reports the path, query or header parameter of this name.
     pub fn in_parameter(parameter: impl Into<String>, detail: impl Into<String>) -> Self {
         Self { pointer: None, parameter: Some(parameter.into()), detail: detail.into(), actual: None }
     }
 
-    /// What holds instead of what the client said.
+    /// Adds the current value, where the client sent an outdated one.
     pub fn actual(self, value: impl Into<serde_json::Value>) -> Self {
         Self { actual: Some(value.into()), ..self }
     }
@@ -153,80 +153,82 @@ pub struct Body {
 }
 
 impl Problem {
-    /// A problem of this kind; `detail` is a short sentence for the client.
+    /// Returns a problem of this kind; `detail` is a short sentence for the client. A 503 gets `Retry-After: 1`.
     pub fn new(kind: &'static Kind, detail: impl Into<Cow<'static, str>>) -> Self {
         let retry_after = (kind.status == StatusCode::SERVICE_UNAVAILABLE).then_some(1);
-        Self { kind, detail: detail.into(), more: Box::new(More { retry_after, ..More::default() }) }
+        Self { kind, detail: detail.into(), extra: Box::new(Extra { retry_after, ..Extra::default() }) }
     }
 
-    /// The request is wrong in these places.
+    /// Returns the problem of an invalid request with these mistakes.
     pub fn invalid(errors: Vec<FieldError>) -> Self {
-        let place = |error: &FieldError| error.pointer.clone().or(error.parameter.clone()).filter(|p| !p.is_empty());
+        let location = |error: &FieldError| error.pointer.clone().or(error.parameter.clone()).filter(|l| !l.is_empty());
         let detail = match errors.as_slice() {
-            [only] => place(only).map_or_else(|| only.detail.clone(), |place| format!("{place}: {}", only.detail)),
+            [only] => {
+                location(only).map_or_else(|| only.detail.clone(), |location| format!("{location}: {}", only.detail))
+            }
             several => format!("{} fields are invalid", several.len()),
         };
         Self::new(&INVALID_REQUEST, detail).with_errors(errors)
     }
 
-    /// A mistake of ours: the client is told nothing, the log the cause.
+    /// Returns an internal error. The cause is only logged.
     pub fn internal(cause: impl ToString) -> Self {
         Self::new(&INTERNAL, "Something went wrong here").caused_by(cause)
     }
 
-    /// The store does not answer; what it said is for the log.
+    /// Returns the problem of a store that does not answer. The cause is only logged.
     pub fn store_unavailable(cause: impl ToString) -> Self {
         Self::new(&STORE_UNAVAILABLE, "The store does not answer").caused_by(cause)
     }
 
-    /// What a bare error response of this status means: the ones that axum and its friends make by themselves.
-    pub(crate) fn from_bare(status: StatusCode, allow: Option<HeaderValue>) -> Self {
+    /// Returns the problem for an error response of axum or another library, which has only a status and perhaps `Allow`.
+    pub(crate) fn from_status(status: StatusCode, allow: Option<HeaderValue>) -> Self {
         let kinds = [&INVALID_REQUEST, &NOT_FOUND, &METHOD_NOT_ALLOWED, &PAYLOAD_TOO_LARGE, &UNSUPPORTED_MEDIA_TYPE];
         match kinds.into_iter().find(|kind| kind.status == status) {
             Some(kind) => {
                 let mut problem = Self::new(kind, kind.title);
-                problem.more.allow = allow;
+                problem.extra.allow = allow;
                 problem
             }
-            None => Self::internal(format!("a bare {status} answer")),
+            None => Self::internal(format!("a library responded {status} without a problem")),
         }
     }
 
-    /// The single fields to blame.
+    /// Sets the fields that caused the problem.
     pub fn with_errors(mut self, errors: Vec<FieldError>) -> Self {
-        self.more.errors = errors;
+        self.extra.errors = errors;
         self
     }
 
-    /// Why the service is not ready.
+    /// Sets the reasons why the service is not ready.
     pub fn with_reasons(mut self, reasons: Vec<String>) -> Self {
-        self.more.reasons = reasons;
+        self.extra.reasons = reasons;
         self
     }
 
-    /// When to try again, in seconds. Every 503 says 1 unless told otherwise.
+    /// Sets `Retry-After`, in seconds.
     pub fn retry_after(mut self, seconds: u32) -> Self {
-        self.more.retry_after = Some(seconds);
+        self.extra.retry_after = Some(seconds);
         self
     }
 
-    /// What the log is to know and the client is not.
+    /// Sets the cause, which is only logged.
     pub fn caused_by(mut self, cause: impl ToString) -> Self {
-        self.more.cause = Some(cause.to_string());
+        self.extra.cause = Some(cause.to_string());
         self
     }
 
-    /// The kind of problem.
+    /// Returns the kind of problem.
     pub fn kind(&self) -> &'static Kind {
         self.kind
     }
 
-    /// The cause, for the log.
+    /// Returns the cause, for the log.
     pub fn cause(&self) -> Option<&str> {
-        self.more.cause.as_deref()
+        self.extra.cause.as_deref()
     }
 
-    /// The problem as it stands on the wire, in the answer to the request of this id.
+    /// Returns the body of the response to the request with this id.
     pub fn body(&self, request_id: &str) -> Body {
         Body {
             r#type: format!("urn:problem-type:{}", self.kind.slug).into(),
@@ -235,20 +237,20 @@ impl Problem {
             detail: self.detail.clone(),
             request_id: request_id.to_owned(),
             error: self.detail.clone(),
-            errors: self.more.errors.clone(),
-            reasons: self.more.reasons.clone(),
+            errors: self.extra.errors.clone(),
+            reasons: self.extra.reasons.clone(),
         }
     }
 
-    /// The whole answer to the request of this id.
+    /// Returns the response to the request with this id.
     pub(crate) fn render(&self, request_id: &str) -> Response {
         let mut response = (self.kind.status, Json(self.body(request_id))).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
-        if let Some(seconds) = self.more.retry_after {
+        if let Some(seconds) = self.extra.retry_after {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
-        if let Some(allow) = &self.more.allow {
+        if let Some(allow) = &self.extra.allow {
             headers.insert(header::ALLOW, allow.clone());
         }
         response
@@ -256,7 +258,7 @@ impl Problem {
 }
 
 impl IntoResponse for Problem {
-    /// A response without a body, which the outermost layer fills in.
+    /// Returns an empty response that carries the problem; the pipeline replaces it.
     fn into_response(self) -> Response {
         let mut response = self.kind.status.into_response();
         response.extensions_mut().insert(self);
@@ -269,7 +271,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_bad_field_is_named_in_the_detail_and_several_are_counted() {
+    fn names_one_bad_field_in_the_detail_and_counts_several() {
         let detail = |errors| Problem::invalid(errors).body("").detail;
         assert_eq!(detail(vec![FieldError::at_pointer("/name", "is required")]), "/name: is required");
         assert_eq!(detail(vec![FieldError::in_parameter("limit", "must be 1")]), "limit: must be 1");
@@ -281,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_problem_says_when_to_try_again_only_if_that_may_help() {
+    fn sends_retry_after_with_a_503_only() {
         let retry_after = |problem: Problem| problem.render("").headers().get(header::RETRY_AFTER).cloned();
         assert_eq!(retry_after(Problem::new(&OVERLOADED, "")), Some(HeaderValue::from_static("1")));
         assert_eq!(retry_after(Problem::new(&OVERLOADED, "").retry_after(7)), Some(HeaderValue::from_static("7")));
@@ -289,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cause_is_nowhere_in_the_answer() {
+    fn does_not_show_the_cause_to_the_client() {
         let problem = Problem::internal("disk on fire");
         assert_eq!(problem.cause(), Some("disk on fire"));
         let body = serde_json::to_string(&problem.body("abc-1")).unwrap();
@@ -297,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_answer_becomes_the_problem_of_its_status() {
+    fn maps_the_status_of_a_library_to_a_problem() {
         for (status, slug) in [
             (400, "invalid-request"),
             (404, "not-found"),
@@ -308,7 +310,7 @@ mod tests {
             (502, "internal"),
         ] {
             let status = StatusCode::from_u16(status).unwrap();
-            assert_eq!(Problem::from_bare(status, None).kind().slug, slug, "{status}");
+            assert_eq!(Problem::from_status(status, None).kind().slug, slug, "{status}");
         }
     }
 }

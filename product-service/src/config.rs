@@ -5,31 +5,31 @@ use clap::Parser;
 use clap::builder::BoolishValueParser;
 use url::Url;
 
-/// product-service: what there is to sell.
+/// product-service: products, their stock, and the reservations on it.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub struct Config {
-    /// Port to listen on; 0 takes a free one
+    /// Port to listen on; 0 chooses a free port
     #[arg(long, env, default_value_t = 3002)]
     pub port: u16,
 
-    /// Whether a store in memory starts with two products
+    /// Adds two products to a store in memory at the start
     #[arg(long, env, default_value = "true", action = clap::ArgAction::Set, value_parser = BoolishValueParser::new())]
     pub seed: bool,
 
-    /// Where user-service is; a path in it is kept
+    /// URL of user-service; a path in it is kept
     #[arg(long, env, default_value = "http://127.0.0.1:3001", value_parser = peer_url)]
     pub user_service_url: Url,
 
-    /// How peers are called.
+    /// The settings for calls to peers.
     #[command(flatten)]
     pub peers: PeerSettings,
 
-    /// Where products and reservations are kept.
+    /// The settings of the store.
     #[command(flatten)]
     pub database: DatabaseSettings,
 
-    /// What every service has.
+    /// The settings that every service has.
     #[command(flatten)]
     pub settings: Settings,
 }

@@ -1,7 +1,7 @@
-//! product-service: what there is to sell, and how much of it. It owns products and the reservations on their stock.
+//! product-service: owns the products and the reservations on their stock.
 //!
-//! Every rule about a product is in [`product`], every rule about a reservation in [`reservation`], what is kept is in
-//! [`store`], and [`routes`] only joins them to HTTP. It calls user-service for one route, a passage from the tutorial.
+//! [`product`] has every rule about a product, [`reservation`] every rule about a reservation, and [`store`] keeps both.
+//! [`routes`] maps HTTP to them. One route, `GET /users`, calls user-service, because the tutorial has it here.
 
 pub mod config;
 pub mod error;
@@ -22,10 +22,10 @@ use chassis::http::health::ReadinessChecks;
 use crate::peers::Users;
 use crate::store::ProductStore;
 
-/// What this service is called.
+/// The name of this service.
 pub const SERVICE: &str = "product-service";
 
-/// What the handlers share.
+/// The state that all handlers share.
 #[derive(Clone)]
 pub struct AppState {
     store: Arc<dyn ProductStore>,
@@ -33,15 +33,15 @@ pub struct AppState {
 }
 
 impl AppState {
-    /// Over this store, with this user-service.
+    /// Returns the state with this store and this client of user-service.
     pub fn new(store: Arc<dyn ProductStore>, users: Users) -> Self {
         Self { store, users }
     }
 }
 
-/// The service, ready to be served.
+/// Returns the service: its routes behind the pipeline of the chassis.
 pub fn app(state: AppState, settings: &Settings) -> App {
-    let description = "Products: what there is to sell, how much of it is left, and what is reserved for orders.";
+    let description = "Products, their stock, and the units that are reserved for orders.";
     App::new(SERVICE, description, routes::router().with_state(state.clone()), Arc::new(state), settings)
 }
 

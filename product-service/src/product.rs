@@ -2,36 +2,44 @@
 
 use chassis::http::body::values::{Detail, integer, text};
 use chassis::http::body::{FromJson, Members};
-use serde::Deserialize;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use shared::{Money, products};
+use shared::products::Product;
+use shared::{Id, Money};
+use utoipa::ToSchema;
 
 const MAX_NAME: usize = 200;
 const MAX_PRICE: Money = Money::from_cents(100_000_000).expect("an amount of money");
-/// More units than anyone sells, and far from where sums overflow.
+/// More units than anyone sells, and far below the values at which sums overflow.
 const MAX_STOCK: i64 = 1_000_000_000_000;
 
-/// A product as the store keeps it.
-#[derive(Clone, Debug)]
-pub struct Product {
-    /// What anyone may see.
-    pub public: products::Product,
-    /// Counts the changes, those of the stock too, so that a change can be made to just the state that was seen.
+/// A product as stores keep it. Its JSON is that of the product.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct ProductRecord {
+    /// What clients see.
+    pub product: Product,
+    /// The number of changes, including changes of the stock. An update can name the version that it is based on.
+    #[serde(skip)]
     pub version: i64,
 }
 
-/// A product that a client wants added; the store gives it its id. Its parts follow the rules.
-#[derive(Clone, Debug)]
-pub struct NewProduct {
-    /// What people see.
+/// The body of `POST /products`.
+#[derive(Clone, Debug, ToSchema)]
+pub struct CreateProduct {
+    /// 1 to 200 characters, no control characters.
+    #[schema(min_length = 1, max_length = 200, pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]+$", example = "Keyboard")]
     pub name: String,
-    /// What one unit costs.
+    /// The price of one unit: 0.00 to 1,000,000.00, by default 0.
+    #[schema(value_type = Option<f64>, minimum = 0, maximum = 1_000_000, multiple_of = 0.01, example = 49.5)]
     pub price: Money,
-    /// The units to sell.
+    /// The units to sell: 0 to 1,000,000,000,000, by default 0.
+    #[schema(value_type = Option<i64>, minimum = 0, maximum = 1_000_000_000_000_i64, example = 10)]
     pub stock: i64,
 }
 
-impl FromJson for NewProduct {
+impl FromJson for CreateProduct {
     fn from_json(body: &mut Members<'_>) -> Option<Self> {
         let name = body.required("name", text(1..=MAX_NAME));
         let price = body.optional("price", price);
@@ -40,18 +48,35 @@ impl FromJson for NewProduct {
     }
 }
 
-/// The members of a product that a client wants changed. They follow the same rules.
-#[derive(Clone, Debug)]
-pub struct ProductChange {
-    /// What people see from now on.
+impl CreateProduct {
+    /// Returns the new product with the id that the store assigns.
+    pub fn into_record(self, id: Id, created_at: Timestamp) -> ProductRecord {
+        let Self { name, price, stock } = self;
+        ProductRecord { product: Product { id, name, price, stock, created_at }, version: 1 }
+    }
+}
+
+/// The body of `PATCH /products/{id}`: the members to change, by the rules of `POST /products`. The others stay as they are.
+#[derive(Clone, Debug, Default, ToSchema)]
+pub struct UpdateProduct {
+    /// 1 to 200 characters, no control characters.
+    #[schema(
+        nullable = false,
+        min_length = 1,
+        max_length = 200,
+        pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]+$",
+        example = "Keyboard"
+    )]
     pub name: Option<String>,
-    /// What one unit costs from now on.
+    /// The price of one unit: 0.00 to 1,000,000.00.
+    #[schema(value_type = Option<f64>, nullable = false, minimum = 0, maximum = 1_000_000, multiple_of = 0.01, example = 44.9)]
     pub price: Option<Money>,
-    /// The units that there are to sell now, whatever there were.
+    /// The units that are free to sell: 0 to 1,000,000,000,000.
+    #[schema(nullable = false, minimum = 0, maximum = 1_000_000_000_000_i64, example = 25)]
     pub stock: Option<i64>,
 }
 
-impl FromJson for ProductChange {
+impl FromJson for UpdateProduct {
     fn from_json(body: &mut Members<'_>) -> Option<Self> {
         let name = body.patch("name", text(1..=MAX_NAME));
         let price = body.patch("price", price);
@@ -60,27 +85,28 @@ impl FromJson for ProductChange {
     }
 }
 
-impl ProductChange {
-    /// What becomes of `product`.
-    pub fn apply(&self, product: &Product) -> Product {
-        let mut changed = product.clone();
-        changed.version += 1;
-        changed.public.name = self.name.clone().unwrap_or(changed.public.name);
-        changed.public.price = self.price.unwrap_or(changed.public.price);
-        changed.public.stock = self.stock.unwrap_or(changed.public.stock);
-        changed
+impl UpdateProduct {
+    /// Changes the members of `record` that are given, and raises its version.
+    pub fn apply(&self, record: &mut ProductRecord) {
+        let ProductRecord { product, version } = record;
+        if let Some(name) = &self.name {
+            product.name.clone_from(name);
+        }
+        product.price = self.price.unwrap_or(product.price);
+        product.stock = self.stock.unwrap_or(product.stock);
+        *version += 1;
     }
 }
 
-/// What a part of a name is looked for by: case does not matter.
+/// Returns the form of a name in which the search by a part of the name compares it: without case.
 ///
-/// It goes letter by letter, so that a part of a name folds to a part of what the name folds to. `str::to_lowercase`
-/// does not: a Σ at the end becomes another letter than one in the middle.
-pub fn fold(name: &str) -> String {
+/// It folds each letter on its own, so that a part of a name folds to a part of the folded name. `str::to_lowercase` does
+/// not: it turns a Σ at the end of a word into another letter than a Σ in the middle.
+pub fn case_fold(name: &str) -> String {
     name.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect()
 }
 
-fn price(given: Value) -> Result<Money, Detail> {
-    let money = Money::deserialize(given).ok().filter(|price| *price <= MAX_PRICE);
+fn price(value: Value) -> Result<Money, Detail> {
+    let money = Money::deserialize(value).ok().filter(|price| *price <= MAX_PRICE);
     money.ok_or_else(|| format!("must be an amount from 0 to {MAX_PRICE} with at most two decimals").into())
 }

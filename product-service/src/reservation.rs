@@ -1,6 +1,6 @@
-//! Every rule about a reservation: what can be asked, and what can come of it.
+//! Every rule about a reservation: what a client may request, and what the outcome can be.
 //!
-//! How a reservation changes is [`ReservationStatus`]'s to say; that rule is shared with those who rely on it.
+//! The rule for the status is [`ReservationStatus`], which order-service relies on too.
 
 use std::collections::HashSet;
 
@@ -8,45 +8,52 @@ use chassis::http::body::values::{any, integer, list};
 use chassis::http::body::{FromJson, FromQuery, Members, QueryParams};
 use shared::products::{Line, MAX_LINES, MAX_QUANTITY, Reserved, ReservedLine};
 use shared::{Id, MAX_BATCH, OrderId};
+use utoipa::ToSchema;
 
 pub use shared::products::{Reservation, ReservationStatus};
 
-/// The lines to take: 1 to 100, a product at most once.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lines(Vec<Line>);
+/// The body of `PUT /reservations/{orderId}`.
+#[derive(Clone, Debug, PartialEq, Eq, ToSchema)]
+#[schema(as = Reserve)]
+pub struct ReservationLines {
+    /// 1 to 100 lines. A product may be in only one of them.
+    #[schema(min_items = 1, max_items = 100)]
+    lines: Vec<Line>,
+}
 
-impl Lines {
-    /// The lines in the order asked.
-    pub fn as_slice(&self) -> &[Line] {
-        &self.0
-    }
-
-    /// These lines, if no product is there twice.
+impl ReservationLines {
+    /// Returns these lines. `None` if a product is in more than one of them.
     pub fn new(lines: Vec<Line>) -> Option<Self> {
         let mut seen = HashSet::with_capacity(lines.len());
         let unique = lines.iter().all(|line| seen.insert(line.product_id));
-        unique.then_some(Self(lines))
+        unique.then_some(Self { lines })
     }
 
-    /// Whether a reservation holds the same units, in whatever order.
-    pub fn matches(&self, held: &[ReservedLine]) -> bool {
-        let mut wanted = self.0.clone();
-        let mut held: Vec<Line> =
-            held.iter().map(|line| Line { product_id: line.product_id, quantity: line.quantity }).collect();
-        wanted.sort_unstable();
-        held.sort_unstable();
-        wanted == held
+    /// Returns the lines in the order of the request.
+    pub fn as_slice(&self) -> &[Line] {
+        &self.lines
+    }
+
+    /// Returns whether a reservation holds the same units, in any order.
+    pub fn matches(&self, reserved: &[ReservedLine]) -> bool {
+        let mut requested = self.lines.clone();
+        let line = |line: &ReservedLine| Line { product_id: line.product_id, quantity: line.quantity };
+        let mut reserved: Vec<Line> = reserved.iter().map(line).collect();
+        requested.sort_unstable();
+        reserved.sort_unstable();
+        requested == reserved
     }
 }
 
-impl FromJson for Lines {
+impl FromJson for ReservationLines {
     fn from_json(body: &mut Members<'_>) -> Option<Self> {
         let mut seen = Vec::new();
-        body.list("lines", 1..=MAX_LINES, |fields| line(fields, &mut seen)).map(Self)
+        let lines = body.list("lines", 1..=MAX_LINES, |members| line(members, &mut seen));
+        Some(Self { lines: lines? })
     }
 }
 
-/// Of at most a hundred products, those that were seen are looked through sooner than hashed.
+/// Reads one line. At most 100 ids were seen, and a search among them is faster than a hash.
 fn line(line: &mut Members<'_>, seen: &mut Vec<Id>) -> Option<Line> {
     let product_id = line.required("productId", any::<Id>);
     let quantity = line.required("quantity", integer(1..=MAX_QUANTITY));
@@ -57,40 +64,33 @@ fn line(line: &mut Members<'_>, seen: &mut Vec<Id>) -> Option<Line> {
     Some(Line { product_id: product_id?, quantity: quantity? })
 }
 
-/// One of several takes.
-#[derive(Clone, Debug)]
-pub struct ReservationRequest {
+/// One item of the body of `POST /reservations`.
+#[derive(Clone, Debug, ToSchema)]
+#[schema(as = ReserveFor, rename_all = "camelCase")]
+pub struct ReservationBatchItem {
     /// The order that the units are for.
     pub order_id: OrderId,
-    /// The units.
-    pub lines: Lines,
-}
-
-impl FromJson for ReservationRequest {
-    fn from_json(body: &mut Members<'_>) -> Option<Self> {
-        let order_id = body.required("orderId", any::<OrderId>);
-        let lines = Lines::from_json(body);
-        Some(Self { order_id: order_id?, lines: lines? })
-    }
-}
-
-/// One of several takes in one request, each of which is for a request of its own.
-#[derive(Clone, Debug)]
-pub struct OneOfSeveral {
-    /// What is to be taken.
-    pub take: ReservationRequest,
-    /// The id of the request that it is for, if it says so.
+    /// 1 to 100 lines. A product may be in only one of them.
+    #[schema(value_type = Vec<Line>, min_items = 1, max_items = 100)]
+    pub lines: ReservationLines,
+    /// The `X-Request-Id` of the request that this item is for.
     pub request_id: Option<String>,
-    /// The place in a trace of that request, likewise.
+    /// The `traceparent` of the request that this item is for.
     pub traceparent: Option<String>,
 }
 
-impl FromJson for OneOfSeveral {
+/// The body of `POST /reservations`: 1 to 128 items. Each is read, reserved and answered independently of the others.
+#[derive(Clone, Debug, ToSchema)]
+#[schema(as = ReserveEach, min_items = 1, max_items = 128)]
+pub struct ReservationBatch(pub Vec<ReservationBatchItem>);
+
+impl FromJson for ReservationBatchItem {
     fn from_json(body: &mut Members<'_>) -> Option<Self> {
-        let take = ReservationRequest::from_json(body);
+        let order_id = body.required("orderId", any::<OrderId>);
+        let lines = ReservationLines::from_json(body);
         let request_id = body.optional("requestId", any::<String>);
         let traceparent = body.optional("traceparent", any::<String>);
-        Some(Self { take: take?, request_id: request_id?, traceparent: traceparent? })
+        Some(Self { order_id: order_id?, lines: lines?, request_id: request_id?, traceparent: traceparent? })
     }
 }
 
@@ -104,26 +104,39 @@ impl FromQuery for OrderIds {
     }
 }
 
-/// What came of a take.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ReservationOutcome {
-    /// The units are the order's, taken just now.
-    Created(Reserved),
-    /// They were already: the answer of the first time.
-    Existing(Reserved),
-    /// Nothing was taken.
-    Rejected(Refusal),
+/// Units to reserve for an order.
+#[derive(Clone, Debug)]
+pub struct ReservationRequest {
+    /// The order that the units are for.
+    pub order_id: OrderId,
+    /// The units.
+    pub lines: ReservationLines,
 }
 
-/// Why a take was refused. Lines are told by their index.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refusal {
+/// The outcome of a request to reserve.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ReservationOutcome {
+    /// The units were reserved by this request.
+    Created(Reserved),
+    /// An earlier request reserved the same units. This is its result.
+    Existing(Reserved),
+    /// Nothing was reserved.
+    Rejected(ReservationError),
+}
+
+/// Why a request to reserve was rejected. A line is named by its index, from 0.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReservationError {
     /// These lines name products that do not exist.
-    Unknown(Vec<usize>),
-    /// These lines ask for more than is left, which is this much.
+    #[error("the products of lines {0:?} do not exist")]
+    UnknownProducts(Vec<usize>),
+    /// These lines ask for more units than are free: the line, and the free units.
+    #[error("not enough units are free for lines {0:?}")]
     InsufficientStock(Vec<(usize, i64)>),
     /// The reservation was released before.
+    #[error("the reservation was released")]
     Released,
-    /// The reservation was taken before, for other lines.
+    /// The reservation exists with other lines.
+    #[error("the reservation has other lines")]
     Mismatch,
 }

@@ -1,7 +1,7 @@
-//! HTTP: which call does what. The rules are in [`crate::product`] and [`crate::reservation`], the rows in
+//! HTTP: which request does what. The rules are in [`crate::product`] and [`crate::reservation`], the rows in
 //! [`crate::store`].
 
-use axum::Json as JsonAnswer;
+use axum::Json as JsonResponse;
 use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -10,13 +10,12 @@ use chassis::crash_point;
 use chassis::http::body::values::{self, Detail};
 use chassis::http::body::{FromQuery, QueryParams};
 use chassis::http::conditional::{self, IfMatch};
+use chassis::http::entity::Entity;
 use chassis::http::extract::{Json, JsonList, OptionalHeader, Path, Query};
 use chassis::http::page::{self, Page, Rows};
 use chassis::problem::{self, Problem};
 use serde::Serialize;
-use shared::products::{
-    CreateProduct, Product as WireProduct, Reservation, Reserve, ReserveEach, Reserved, UpdateProduct,
-};
+use shared::products::{Product, Reservation, Reserved};
 use shared::users::User;
 use shared::{Id, MAX_BATCH, OrderId};
 use utoipa::ToSchema;
@@ -25,29 +24,31 @@ use utoipa_axum::routes;
 
 use crate::AppState;
 use crate::error::Error;
-use crate::peers::Listed;
-use crate::product::{NewProduct, ProductChange, fold};
-use crate::reservation::{Lines, OneOfSeveral, OrderIds, ReservationOutcome};
+use crate::peers::UserList;
+use crate::product::{CreateProduct, ProductRecord, UpdateProduct, case_fold};
+use crate::reservation::{
+    OrderIds, ReservationBatch, ReservationBatchItem, ReservationLines, ReservationOutcome, ReservationRequest,
+};
 use crate::store::StoreError;
 
-/// All routes of this service.
+/// Returns all routes of this service.
 pub(crate) fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(list, create))
         .routes(routes!(read, update, delete))
         .routes(routes!(users))
-        .routes(routes!(reserve_each, release_each))
+        .routes(routes!(reserve_many, release_many))
         .routes(routes!(reserve, release, reservation))
 }
 
-/// Which products to list.
-struct Wanted {
+/// The query of `GET /products`.
+struct ListProductsQuery {
     page: Page<Id>,
     name: Option<String>,
     ids: Option<Vec<Id>>,
 }
 
-impl FromQuery for Wanted {
+impl FromQuery for ListProductsQuery {
     fn from_query(params: &mut QueryParams<'_>) -> Option<Self> {
         let page = Page::from_query(params);
         let name = params.optional("name", |text| Ok::<_, Detail>(text.to_owned()));
@@ -58,69 +59,71 @@ impl FromQuery for Wanted {
 
 /// Lists products, oldest first.
 ///
-/// With `ids`, those that there are, in one answer; else a page, with `name` only of those whose name has it as a part.
+/// With `ids`, returns those of them that exist, without pages. With `name`, returns only products whose name contains it.
 #[utoipa::path(get, path = "/products", tag = "products",
-    params(("limit" = Option<usize>, Query, description = "Most products to answer", minimum = 1, maximum = 1000),
-        ("after" = Option<Id>, Query, description = "Only products behind this id"),
-        ("name" = Option<String>, Query, description = "Only products with this in their name, compared without case"),
-        ("ids" = Option<Vec<Id>>, Query, explode = false, description = "Only the products of these ids", min_items = 1, max_items = 128)),
-    responses((status = OK, body = Vec<WireProduct>, headers(("link" = String, description = "The next page, if there is one")))))]
+    params(("limit" = Option<usize>, Query, description = "Maximum products to return", minimum = 1, maximum = 1000),
+        ("after" = Option<Id>, Query, description = "Only products after this id"),
+        ("name" = Option<String>, Query, description = "Only products whose name contains this text; case does not matter"),
+        ("ids" = Option<Vec<Id>>, Query, explode = false, description = "Only the products with these ids", min_items = 1, max_items = 128)),
+    responses((status = OK, body = Vec<Product>, headers(("link" = String, description = "The next page, if there is one")))))]
 async fn list(
     State(app): State<AppState>,
     OriginalUri(uri): OriginalUri,
-    Query(wanted): Query<Wanted>,
+    Query(query): Query<ListProductsQuery>,
 ) -> Result<Response, Error> {
-    let rows = match wanted.ids {
+    let rows = match query.ids {
         Some(ids) => {
             let mut found = app.store.by_ids(&ids).await?;
-            let name = fold(wanted.name.as_deref().unwrap_or_default());
-            found.retain(|product| fold(&product.public.name).contains(&name));
+            let name = case_fold(query.name.as_deref().unwrap_or_default());
+            found.retain(|record| case_fold(&record.product.name).contains(&name));
             Rows::all(found)
         }
-        None => app.store.page(wanted.page, wanted.name.as_deref()).await?,
+        None => app.store.page(query.page, query.name.as_deref()).await?,
     };
-    Ok(rows.answer(&uri, |product| &product.public, |product| product.public.id)?)
+    Ok(rows.respond(&uri, |record| record.product.id))
 }
 
 /// Adds a product.
 #[utoipa::path(post, path = "/products", tag = "products", request_body = CreateProduct,
-    responses((status = CREATED, body = WireProduct, headers(("location" = String), ("etag" = String)))))]
+    responses((status = CREATED, body = Product, headers(("location" = String), ("etag" = String)))))]
 async fn create(
     State(app): State<AppState>,
     OriginalUri(uri): OriginalUri,
-    Json(new): Json<NewProduct>,
+    Json(product): Json<CreateProduct>,
 ) -> Result<Response, Error> {
-    let product = app.store.insert(new, chassis::now()).await?;
-    Ok(conditional::created(&product.public, &format!("{}/{}", uri.path(), product.public.id))?)
+    let created = app.store.insert(product, chassis::now()).await?;
+    Ok(conditional::respond_created(&created, &format!("{}/{}", uri.path(), created.product.id))?)
 }
 
-/// Answers one product.
+/// Returns one product.
 #[utoipa::path(get, path = "/products/{id}", tag = "products", params(("id" = Id, Path)),
-    responses((status = OK, body = WireProduct, headers(("etag" = String))), (status = NOT_MODIFIED), (status = NOT_FOUND)))]
+    responses((status = OK, body = Product, headers(("etag" = String))), (status = NOT_MODIFIED), (status = NOT_FOUND)))]
 async fn read(State(app): State<AppState>, Path(id): Path<Id>, headers: HeaderMap) -> Result<Response, Error> {
-    let product = app.store.by_id(id).await?.ok_or(Error::NotFound)?;
-    Ok(conditional::show(&product.public, &headers)?)
+    let found = app.store.by_id(id).await?.ok_or(Error::ProductNotFound)?;
+    Ok(conditional::respond(&found, &headers))
 }
 
 /// Changes the members that are given.
 #[utoipa::path(patch, path = "/products/{id}", tag = "products", params(("id" = Id, Path)),
-    request_body = UpdateProduct, responses((status = OK, body = WireProduct, headers(("etag" = String))), (status = NOT_FOUND), (status = PRECONDITION_FAILED)))]
+    request_body = UpdateProduct, responses((status = OK, body = Product, headers(("etag" = String))), (status = NOT_FOUND), (status = PRECONDITION_FAILED)))]
 async fn update(
     State(app): State<AppState>,
     Path(id): Path<Id>,
     OptionalHeader(if_match): OptionalHeader<IfMatch>,
-    Json(change): Json<ProductChange>,
+    Json(change): Json<UpdateProduct>,
 ) -> Result<Response, Error> {
     if if_match.is_none() {
-        let product = app.store.change(id, &change).await?.ok_or(Error::NotFound)?;
-        return Ok(conditional::show(&product.public, &HeaderMap::new())?);
+        let updated = app.store.update(id, &change).await?.ok_or(Error::ProductNotFound)?;
+        return Ok(conditional::respond(&updated, &HeaderMap::new()));
     }
     loop {
-        let seen = app.store.by_id(id).await?.ok_or(Error::NotFound)?;
-        conditional::check(if_match.as_ref(), &seen.public)?;
-        // Only if it is still what was seen; else somebody was quicker, and it is looked at again.
-        if let Some(product) = app.store.replace(seen.version, change.apply(&seen)).await? {
-            return Ok(conditional::show(&product.public, &HeaderMap::new())?);
+        let current = app.store.by_id(id).await?.ok_or(Error::ProductNotFound)?;
+        conditional::check_if_match(if_match.as_ref(), &current)?;
+        let mut changed = ProductRecord::clone(&current);
+        change.apply(&mut changed);
+        // If another request changed the product in between, the new state is checked against `If-Match` again.
+        if let Some(updated) = app.store.replace(current.version, changed).await? {
+            return Ok(conditional::respond(&updated, &HeaderMap::new()));
         }
     }
 }
@@ -135,23 +138,23 @@ async fn delete(
 ) -> Result<StatusCode, Error> {
     if if_match.is_none() {
         let removed = app.store.remove(id, None).await?;
-        return if removed { Ok(StatusCode::NO_CONTENT) } else { Err(Error::NotFound) };
+        return if removed { Ok(StatusCode::NO_CONTENT) } else { Err(Error::ProductNotFound) };
     }
     loop {
-        let seen = app.store.by_id(id).await?.ok_or(Error::NotFound)?;
-        conditional::check(if_match.as_ref(), &seen.public)?;
-        if app.store.remove(id, Some(seen.version)).await? {
+        let current = app.store.by_id(id).await?.ok_or(Error::ProductNotFound)?;
+        conditional::check_if_match(if_match.as_ref(), &current)?;
+        if app.store.remove(id, Some(current.version)).await? {
             return Ok(StatusCode::NO_CONTENT);
         }
     }
 }
 
-/// Lists users: the rows that user-service answers, untouched.
+/// Lists users, with the rows unchanged from user-service.
 #[utoipa::path(get, path = "/users", tag = "users",
-    params(("limit" = Option<usize>, Query, description = "Most users to answer", minimum = 1, maximum = 1000),
-        ("after" = Option<Id>, Query, description = "Only users behind this id"),
-        ("username" = Option<String>, Query, description = "Only the user of this name"),
-        ("ids" = Option<Vec<Id>>, Query, explode = false, description = "Only the users of these ids", min_items = 1, max_items = 128)),
+    params(("limit" = Option<usize>, Query, description = "Maximum users to return", minimum = 1, maximum = 1000),
+        ("after" = Option<Id>, Query, description = "Only users after this id"),
+        ("username" = Option<String>, Query, description = "Only the user with this username"),
+        ("ids" = Option<Vec<Id>>, Query, explode = false, description = "Only the users with these ids", min_items = 1, max_items = 128)),
     responses((status = OK, body = Vec<User>, headers(("link" = String, description = "The next page, if there is one")))))]
 async fn users(
     State(app): State<AppState>,
@@ -159,105 +162,110 @@ async fn users(
     context: RequestContext,
 ) -> Result<Response, Error> {
     match app.users.list(uri.query(), &context).await? {
-        Listed::Rows(rows, next) => {
+        UserList::Found { rows, next } => {
             let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
             let mut response = (json, rows).into_response();
             response.headers_mut().extend(next.and_then(|query| page::next_link(uri.path(), &query)));
             Ok(response)
         }
-        Listed::Invalid(errors) => Err(Problem::invalid(errors).into()),
+        UserList::InvalidQuery(errors) => Err(Problem::invalid(errors).into()),
     }
 }
 
-/// Takes the units of all lines for an order, or of none. Safe to repeat.
-#[utoipa::path(put, path = "/reservations/{orderId}", tag = "reservations", params(("orderId" = OrderId, Path)), request_body = Reserve,
-    responses((status = CREATED, body = Reserved, description = "Taken"), (status = OK, body = Reserved, description = "Already taken"),
+/// Reserves the units of all lines for an order, or of none. Safe to repeat.
+#[utoipa::path(put, path = "/reservations/{orderId}", tag = "reservations", params(("orderId" = OrderId, Path)), request_body = ReservationLines,
+    responses((status = CREATED, body = Reserved, description = "Reserved"), (status = OK, body = Reserved, description = "Reserved before"),
         (status = BAD_REQUEST, description = "`invalid-request` or `product-not-found`"),
         (status = CONFLICT, description = "`insufficient-stock`, `reservation-released` or `reservation-mismatch`")))]
 async fn reserve(
     State(app): State<AppState>,
     Path(order_id): Path<OrderId>,
-    Json(lines): Json<Lines>,
+    Json(lines): Json<ReservationLines>,
 ) -> Result<Response, Error> {
-    crash_point!("take: before");
-    let taken = app.store.take(order_id, &lines).await?;
-    crash_point!("take: done");
-    match taken {
-        ReservationOutcome::Created(reserved) => Ok((StatusCode::CREATED, JsonAnswer(reserved)).into_response()),
-        ReservationOutcome::Existing(reserved) => Ok(JsonAnswer(reserved).into_response()),
-        ReservationOutcome::Rejected(refusal) => Err(Error::Refused(refusal)),
+    crash_point!("reserve: before");
+    let outcome = app.store.reserve(order_id, &lines).await?;
+    crash_point!("reserve: done");
+    match outcome {
+        ReservationOutcome::Created(reserved) => Ok((StatusCode::CREATED, JsonResponse(reserved)).into_response()),
+        ReservationOutcome::Existing(reserved) => Ok(JsonResponse(reserved).into_response()),
+        ReservationOutcome::Rejected(error) => Err(error.into()),
     }
 }
 
-/// One answer among several: what the single call would have answered.
+/// The response to one item of a batch: what a request for this item alone would have returned.
 #[derive(Serialize, ToSchema)]
-struct ReserveOutcome {
+#[schema(as = ReserveOutcome)]
+struct BatchItemResponse {
     /// The status code.
     #[schema(minimum = 100, maximum = 599, example = 201)]
     status: u16,
-    /// What was reserved, or what went wrong.
-    body: ReserveBody,
+    /// What was reserved, or the problem.
+    body: BatchItemBody,
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(as = ReserveBody)]
 #[serde(untagged)]
-enum ReserveBody {
+enum BatchItemBody {
     Reserved(Reserved),
     Problem(problem::Body),
 }
 
-/// Takes the units for several orders, each all or nothing and on its own: one that is refused does not touch the others.
-#[utoipa::path(post, path = "/reservations", tag = "reservations", request_body = ReserveEach,
-    responses((status = OK, body = Vec<ReserveOutcome>, description = "What the single calls would have answered, in the order asked")))]
-async fn reserve_each(
+/// Reserves units for several orders. Each order gets all units of its lines, or none, independently of the others.
+#[utoipa::path(post, path = "/reservations", operation_id = "reserve_each", tag = "reservations", request_body = ReservationBatch,
+    responses((status = OK, body = Vec<BatchItemResponse>, description = "What a request for each item alone would have returned, in the order of the items")))]
+async fn reserve_many(
     State(app): State<AppState>,
     context: RequestContext,
-    JsonList(asked): JsonList<OneOfSeveral, MAX_BATCH>,
-) -> Result<JsonAnswer<Vec<ReserveOutcome>>, Error> {
-    let (mut takes, mut spans) = (Vec::with_capacity(asked.len()), Vec::new());
-    let asked: Vec<Result<Option<String>, Problem>> = asked
+    JsonList(items): JsonList<ReservationBatchItem, MAX_BATCH>,
+) -> Result<JsonResponse<Vec<BatchItemResponse>>, Error> {
+    let (mut requests, mut spans) = (Vec::with_capacity(items.len()), Vec::new());
+    let items: Vec<Result<Option<String>, Problem>> = items
         .into_iter()
         .map(|item| {
-            let OneOfSeveral { take, request_id, traceparent } = item?;
+            let ReservationBatchItem { order_id, lines, request_id, traceparent } = item?;
             let (id, parent) = (request_id.as_deref(), traceparent.as_deref());
             spans.push(context.item_span("PUT /reservations/{orderId}", id, parent));
-            takes.push(take);
+            requests.push(ReservationRequest { order_id, lines });
             Ok(request_id)
         })
         .collect();
-    crash_point!("take each: before");
-    let mut taken = app.store.take_each(&takes).await?.into_iter();
-    crash_point!("take each: done");
+    crash_point!("reserve many: before");
+    let mut outcomes = app.store.reserve_many(&requests).await?.into_iter();
+    crash_point!("reserve many: done");
     drop(spans);
-    let outcomes = asked.iter().map(|asked| match asked {
+    let responses = items.iter().map(|item| match item {
         Ok(request_id) => {
-            let taken = taken.next().expect("the store answers each");
-            outcome(taken, || context.for_item(request_id.as_deref(), None))
+            let outcome = outcomes.next().expect("the store returns an outcome for each request");
+            item_response(outcome, || context.for_item(request_id.as_deref(), None))
         }
-        Err(problem) => refused(problem, &context),
+        Err(problem) => item_problem(problem, &context),
     });
-    Ok(JsonAnswer(outcomes.collect()))
+    Ok(JsonResponse(responses.collect()))
 }
 
-fn outcome(taken: Result<ReservationOutcome, StoreError>, context: impl FnOnce() -> RequestContext) -> ReserveOutcome {
-    let (status, reserved) = match taken {
+fn item_response(
+    outcome: Result<ReservationOutcome, StoreError>,
+    context: impl FnOnce() -> RequestContext,
+) -> BatchItemResponse {
+    let (status, reserved) = match outcome {
         Ok(ReservationOutcome::Created(reserved)) => (StatusCode::CREATED, reserved),
         Ok(ReservationOutcome::Existing(reserved)) => (StatusCode::OK, reserved),
-        Ok(ReservationOutcome::Rejected(refusal)) => return refused(&refusal.into(), &context()),
+        Ok(ReservationOutcome::Rejected(error)) => return item_problem(&error.into(), &context()),
         Err(error) => {
-            tracing::warn!(%error, "a take among several came to nothing");
-            return refused(&Error::from(error).into(), &context());
+            tracing::warn!(%error, "one reservation of a batch failed");
+            return item_problem(&Error::from(error).into(), &context());
         }
     };
-    ReserveOutcome { status: status.as_u16(), body: ReserveBody::Reserved(reserved) }
+    BatchItemResponse { status: status.as_u16(), body: BatchItemBody::Reserved(reserved) }
 }
 
-fn refused(problem: &Problem, context: &RequestContext) -> ReserveOutcome {
+fn item_problem(problem: &Problem, context: &RequestContext) -> BatchItemResponse {
     let body = problem.body(context.request_id());
-    ReserveOutcome { status: body.status, body: ReserveBody::Problem(body) }
+    BatchItemResponse { status: body.status, body: BatchItemBody::Problem(body) }
 }
 
-/// Gives the units back, once. Also for an id never seen, which is then refused for ever.
+/// Releases a reservation, known or not: its units return to the stock once, and its id can never be reserved again.
 #[utoipa::path(delete, path = "/reservations/{orderId}", tag = "reservations", params(("orderId" = OrderId, Path)),
     responses((status = NO_CONTENT), (status = PRECONDITION_FAILED)))]
 async fn release(
@@ -266,30 +274,31 @@ async fn release(
     OptionalHeader(if_match): OptionalHeader<IfMatch>,
 ) -> Result<StatusCode, Error> {
     if if_match.is_some() {
-        // A reservation changes once, by its release: what it was when it was looked at, it is still, or it is released.
-        conditional::check(if_match.as_ref(), &app.store.reservation(order_id).await?)?;
+        // A reservation changes only once, by its release. So the state that was checked still holds, or it is released.
+        let current = app.store.reservation(order_id).await?;
+        conditional::check_if_match(if_match.as_ref(), &Entity::new(current))?;
     }
-    crash_point!("give back: before");
+    crash_point!("release reservation: before");
     app.store.release(order_id).await?;
-    crash_point!("give back: done");
+    crash_point!("release reservation: done");
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Gives the units of several reservations back, each as by its own call.
-#[utoipa::path(delete, path = "/reservations", tag = "reservations",
-    params(("ids" = Vec<OrderId>, Query, explode = false, description = "The orders whose units to give back", min_items = 1, max_items = 128)),
+/// Releases several reservations, each as by a request of its own.
+#[utoipa::path(delete, path = "/reservations", operation_id = "release_each", tag = "reservations",
+    params(("ids" = Vec<OrderId>, Query, explode = false, description = "The orders whose reservations to release", min_items = 1, max_items = 128)),
     responses((status = NO_CONTENT)))]
-async fn release_each(
+async fn release_many(
     State(app): State<AppState>,
     Query(OrderIds(order_ids)): Query<OrderIds>,
 ) -> Result<StatusCode, Error> {
-    crash_point!("give back each: before");
-    app.store.release_each(&order_ids).await?;
-    crash_point!("give back each: done");
+    crash_point!("release reservations: before");
+    app.store.release_many(&order_ids).await?;
+    crash_point!("release reservations: done");
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Answers a reservation as it stands.
+/// Returns a reservation.
 #[utoipa::path(get, path = "/reservations/{orderId}", tag = "reservations", params(("orderId" = OrderId, Path)),
     responses((status = OK, body = Reservation, headers(("etag" = String))), (status = NOT_MODIFIED), (status = NOT_FOUND)))]
 async fn reservation(
@@ -297,6 +306,6 @@ async fn reservation(
     Path(order_id): Path<OrderId>,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
-    let reservation = app.store.reservation(order_id).await?.ok_or(Error::NoReservation)?;
-    Ok(conditional::show(&reservation, &headers)?)
+    let found = app.store.reservation(order_id).await?.ok_or(Error::ReservationNotFound)?;
+    Ok(conditional::respond(&Entity::new(found), &headers))
 }

@@ -1,5 +1,5 @@
--- Products for an empty database, and reservations of them, as many of each as the setting `many.rows` says, here those
--- from `many.first` to `many.last`. A reservation in twenty is released.
+-- Fills an empty database with products, and with as many reservations of them. One reservation in twenty is released.
+-- The settings `many.first` and `many.last` choose the rows to insert, of `many.rows` in total.
 insert into products (id, name, folded_name, price, stock, version, created_at)
 overriding system value
 select

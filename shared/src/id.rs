@@ -11,18 +11,18 @@ use utoipa::{PartialSchema, ToSchema};
 
 /// A whole number from 1 to `i64::MAX`.
 ///
-/// It is written as a JSON integer and read from an integer or from a string of decimal digits, because one of the
-/// tutorials this system grew from keeps its ids in strings. `0`, signs, leading zeros and fractions are no ids.
+/// Its JSON is an integer. It is also read from a string of decimal digits, because clients of one tutorial keep ids in
+/// strings. `0`, signs, leading zeros and fractions are rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id(i64);
 
 impl Id {
-    /// The id with this number, if it can be one.
+    /// Returns the id with this number. `None` if the number is less than 1.
     pub const fn new(number: i64) -> Option<Self> {
         if number >= 1 { Some(Self(number)) } else { None }
     }
 
-    /// The number.
+    /// Returns the number.
     pub const fn get(self) -> i64 {
         self.0
     }
@@ -38,7 +38,7 @@ impl FromStr for Id {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // `i64::from_str` takes a sign and leading zeros; one thing should have one address.
+        // `i64::from_str` also accepts a sign and leading zeros, but each user and product must have exactly one path.
         let canonical = text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0');
         let number = if canonical { text.parse().ok() } else { None };
         number.and_then(Self::new).ok_or("must be an integer from 1 to 9223372036854775807")
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_is_read_from_an_integer_or_from_digits() {
+    fn reads_an_id_from_an_integer_or_from_a_string_of_digits() {
         for json in ["7", "\"7\""] {
             assert_eq!(serde_json::from_str::<Id>(json).expect(json), Id(7));
         }
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_else_is_an_id() {
+    fn rejects_other_values_as_an_id() {
         let bad = ["0", "-1", "1.0", "1e3", "9223372036854775808", "true", "null", "[1]", "{}"];
         let quoted = ["\"\"", "\"0\"", "\"01\"", "\"+1\"", "\"-1\"", "\" 1\"", "\"1.0\"", "\"9223372036854775808\""];
         for json in bad.into_iter().chain(quoted) {

@@ -1,7 +1,7 @@
-//! What crosses the wire: the types of requests and answers, and the rules that both sides of a call must agree on.
+//! The types that services exchange in JSON.
 //!
-//! A service written in another language needs nothing from here but the JSON these types describe. So this crate
-//! knows no runtime, no HTTP library and no store; `chassis` (how a service runs) and this one do not know each other.
+//! A service in another language needs only the JSON that these types describe. So this crate has no runtime, no HTTP
+//! library and no store. It does not depend on `chassis`, and `chassis` does not depend on it.
 
 mod id;
 mod money;
@@ -10,7 +10,7 @@ pub mod orders;
 pub mod products;
 pub mod users;
 
-/// Most ids, or reservations, in one call.
+/// The maximum number of ids, or of reservations, in one request.
 pub const MAX_BATCH: usize = 128;
 
 pub use id::Id;

@@ -10,9 +10,9 @@ use utoipa::{PartialSchema, ToSchema};
 
 /// An amount of money from 0 to [`Money::MAX`], held in whole cents.
 ///
-/// On the wire it is a JSON number with at most two decimals. JSON numbers are doubles to most readers; below 10^13
-/// the double nearest to an amount prints as that amount again, so the way there and back is exact. Sums and
-/// products are made of cents only and never pass through floating point.
+/// On the wire it is a JSON number with at most two decimals. Most readers parse a JSON number as a double. Below 10^13 the
+/// double nearest to an amount prints as that amount, so no reader loses a cent. Sums and products are computed in cents,
+/// never in floating point.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Money(i64);
 
@@ -20,31 +20,31 @@ impl Money {
     /// The largest amount that a JSON number carries exactly: 9,999,999,999,999.99.
     pub const MAX: Self = Self(999_999_999_999_999);
 
-    /// This many cents, if that is an amount this type can carry.
+    /// Returns the amount with this number of cents. `None` if it is negative or above [`Money::MAX`].
     pub const fn from_cents(cents: i64) -> Option<Self> {
         if cents >= 0 && cents <= Self::MAX.0 { Some(Self(cents)) } else { None }
     }
 
-    /// The amount in cents.
+    /// Returns the amount in cents.
     pub const fn cents(self) -> i64 {
         self.0
     }
 
-    /// This amount `quantity` times, or `None` beyond [`Money::MAX`].
+    /// Returns the amount multiplied by `quantity`. `None` above [`Money::MAX`].
     pub fn times(self, quantity: u32) -> Option<Self> {
         self.0.checked_mul(quantity.into()).and_then(Self::from_cents)
     }
 
-    /// The sum of all, or `None` beyond [`Money::MAX`].
+    /// Returns the sum of the amounts. `None` if one of them is `None`, or above [`Money::MAX`].
     pub fn total(amounts: impl IntoIterator<Item = Option<Self>>) -> Option<Self> {
         let add = |sum: i64, amount: Option<Self>| sum.checked_add(amount?.0);
         amounts.into_iter().try_fold(0, add).and_then(Self::from_cents)
     }
 
-    /// The amount that this double means, if it has at most two decimals.
+    /// Returns the amount that this double stands for. `None` if it has more than two decimals.
     fn from_f64(amount: f64) -> Option<Self> {
         let cents = (amount * 100.0).round();
-        // Not `as` first: a NaN or an infinity must not become a number.
+        // The range is checked before the cast, because `as` would turn a NaN or an infinity into a number.
         let exact = cents / 100.0 == amount && (0.0..=Self::MAX.0 as f64).contains(&cents);
         exact.then_some(Self(cents as i64))
     }
@@ -83,7 +83,7 @@ impl<'de> Deserialize<'de> for Money {
             }
 
             fn visit_i64<E: de::Error>(self, whole: i64) -> Result<Money, E> {
-                Err(E::invalid_value(Unexpected::Signed(whole), &self)) // JSON's integers from 0 come as u64
+                Err(E::invalid_value(Unexpected::Signed(whole), &self)) // serde_json passes integers from 0 as u64
             }
 
             fn visit_f64<E: de::Error>(self, amount: f64) -> Result<Money, E> {
@@ -119,14 +119,14 @@ mod tests {
     }
 
     #[test]
-    fn an_amount_is_written_with_no_more_decimals_than_it_has() {
+    fn writes_an_amount_with_no_more_decimals_than_needed() {
         for (cents, json) in [(0, "0"), (1, "0.01"), (10, "0.1"), (59_900, "599"), (99_999, "999.99")] {
             assert_eq!(serde_json::to_string(&Money(cents)).expect("money is JSON"), json);
         }
     }
 
     #[test]
-    fn what_is_no_amount_is_refused() {
+    fn rejects_values_that_are_not_amounts() {
         for json in [
             "-0.01",
             "-1",
@@ -144,14 +144,14 @@ mod tests {
         ] {
             assert_eq!(read(json), None, "{json}");
         }
-        assert_eq!(read("19.990"), Some(Money(1999)), "a zero at the end is no third decimal");
+        assert_eq!(read("19.990"), Some(Money(1999)), "a trailing zero does not count as a third decimal");
         assert_eq!(read("1e2"), Some(Money(10_000)));
     }
 
     proptest! {
-        /// Up to 10^9 and far beyond: what is written is read back as the same cents, and its text is the decimal one.
+        /// Checks amounts up to [`Money::MAX`]: the JSON is the decimal text, and is read back as the same number of cents.
         #[test]
-        fn every_amount_survives_the_wire(cents in 0..=Money::MAX.0) {
+        fn reads_every_amount_back_as_it_was_written(cents in 0..=Money::MAX.0) {
             let money = Money(cents);
             let json = serde_json::to_string(&money).expect("money is JSON");
             prop_assert_eq!(read(&json), Some(money));
@@ -160,9 +160,9 @@ mod tests {
             prop_assert_eq!(format!("{whole}.{cents:0<2}"), money.to_string());
         }
 
-        /// A total is the sum of its cents, whatever the amounts: no rounding can creep in.
+        /// Compares with a sum in 128-bit integers.
         #[test]
-        fn a_total_is_exact(lines in prop::collection::vec((0..=100_000_000_i64, 1..=10_000_u32), 0..=100)) {
+        fn computes_totals_without_rounding(lines in prop::collection::vec((0..=100_000_000_i64, 1..=10_000_u32), 0..=100)) {
             let exact: i128 = lines.iter().map(|&(cents, n)| i128::from(cents) * i128::from(n)).sum();
             let total = Money::total(lines.iter().map(|&(cents, n)| Money(cents).times(n)));
             prop_assert_eq!(total.map(|total| i128::from(total.cents())), Some(exact));

@@ -1,4 +1,4 @@
-//! Products and reservations, as they cross the wire, and the rule by which a reservation changes.
+//! Products and reservations as they cross the wire, and the rule for the status of a reservation.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -8,35 +8,35 @@ use crate::id::{self, Id};
 use crate::money::Money;
 use crate::order_id::OrderId;
 
-/// Most lines of one reservation or order.
+/// Maximum lines of one reservation or order.
 pub const MAX_LINES: usize = 100;
-/// Most units of one line.
+/// Maximum units of one line.
 pub const MAX_QUANTITY: u32 = 10_000;
 
-/// The slugs of product-service's problems that its callers tell apart.
+/// The slugs of the problems that callers of product-service tell apart.
 pub mod problems {
     /// A line names a product that does not exist.
     pub const PRODUCT_NOT_FOUND: &str = "product-not-found";
-    /// Fewer units are left than a line asks for.
+    /// A line asks for more units than are free.
     pub const INSUFFICIENT_STOCK: &str = "insufficient-stock";
-    /// The reservation was released, and can never be taken again.
+    /// The reservation was released. Its id cannot be used again.
     pub const RESERVATION_RELEASED: &str = "reservation-released";
-    /// The reservation was taken for other lines.
+    /// The reservation exists with other lines.
     pub const RESERVATION_MISMATCH: &str = "reservation-mismatch";
 }
 
-/// A product as product-service answers it.
+/// A product, as product-service returns it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Product {
-    /// Given by product-service, from 1.
+    /// Assigned by product-service, from 1.
     pub id: Id,
-    /// What people see.
+    /// The name that people see.
     #[schema(example = "Laptop")]
     pub name: String,
-    /// What one unit costs.
+    /// The price of one unit.
     pub price: Money,
-    /// The units still free to sell.
+    /// The units that are free to sell.
     #[schema(minimum = 0, example = 50)]
     pub stock: i64,
     /// When the product was added.
@@ -44,161 +44,120 @@ pub struct Product {
     pub created_at: Timestamp,
 }
 
-/// The body of `POST /products`.
-#[derive(Clone, Serialize, ToSchema)]
-pub struct CreateProduct {
-    /// 1 to 200 characters, no control characters.
-    #[schema(min_length = 1, max_length = 200, pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]+$", example = "Keyboard")]
-    pub name: String,
-    /// What one unit costs: 0.00 to 1,000,000.00, by default 0.
-    #[schema(value_type = Option<f64>, minimum = 0, maximum = 1_000_000, multiple_of = 0.01, example = 49.5)]
-    pub price: Option<Money>,
-    /// The units to sell: 0 to 1,000,000,000,000, by default 0.
-    #[schema(minimum = 0, maximum = 1_000_000_000_000_i64, example = 10)]
-    pub stock: Option<i64>,
-}
-
-/// The body of `PATCH /products/{id}`: the members to change, by the same rules as [`CreateProduct`]; the rest stays.
-#[derive(Clone, Default, Serialize, ToSchema)]
-pub struct UpdateProduct {
-    /// 1 to 200 characters, no control characters.
-    #[schema(
-        nullable = false,
-        min_length = 1,
-        max_length = 200,
-        pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]+$",
-        example = "Keyboard"
-    )]
-    pub name: Option<String>,
-    /// What one unit costs: 0.00 to 1,000,000.00.
-    #[schema(value_type = Option<f64>, nullable = false, minimum = 0, maximum = 1_000_000, multiple_of = 0.01, example = 44.9)]
-    pub price: Option<Money>,
-    /// The units still free to sell: 0 to 1,000,000,000,000.
-    #[schema(nullable = false, minimum = 0, maximum = 1_000_000_000_000_i64, example = 25)]
-    pub stock: Option<i64>,
-}
-
-/// So many units of a product.
+/// A number of units of one product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Line {
-    /// Which product; at most once in a list of lines.
+    /// The product. It may be in only one line.
     #[schema(schema_with = id::lenient_schema)]
     pub product_id: Id,
-    /// How many units of it: 1 to 10,000.
+    /// The number of units: 1 to 10,000.
     #[schema(minimum = 1, maximum = 10_000, example = 2)]
     pub quantity: u32,
 }
 
-/// The body of `PUT /reservations/{orderId}`.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct Reserve {
-    /// 1 to 100 lines, a product at most once.
-    #[schema(min_items = 1, max_items = 100)]
+/// The body of `PUT /reservations/{orderId}`, as a client sends it. product-service declares the same body with its rules.
+#[derive(Clone, Debug, Serialize)]
+pub struct ReservationLines {
+    /// 1 to 100 lines. A product may be in only one of them.
     pub lines: Vec<Line>,
 }
 
-/// One item of the body of `POST /reservations`.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+/// One item of the body of `POST /reservations`, as a client sends it. product-service declares the same item with its rules.
+#[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ReserveFor {
+pub struct ReservationBatchItem {
     /// The order that the units are for.
     pub order_id: OrderId,
-    /// 1 to 100 lines, a product at most once.
-    #[schema(min_items = 1, max_items = 100)]
+    /// 1 to 100 lines. A product may be in only one of them.
     pub lines: Vec<Line>,
-    /// The `X-Request-Id` that the take would have alone.
+    /// The `X-Request-Id` of the request that this item is for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
-    /// The `traceparent` that the take would have alone.
+    /// The `traceparent` of the request that this item is for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
 }
 
-/// The body of `POST /reservations`: 1 to 128 takes, each read and answered on its own.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-#[schema(min_items = 1, max_items = 128)]
-pub struct ReserveEach(pub Vec<ReserveFor>);
-
-/// Units taken for an order, with what they cost when they were taken.
+/// Reserved units of one product, with its name and price at the time of the reservation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ReservedLine {
-    /// Which product.
+    /// The product.
     pub product_id: Id,
-    /// Its name when it was taken.
+    /// The name of the product when it was reserved.
     #[schema(example = "Laptop")]
     pub name: String,
-    /// The price of one unit when it was taken.
+    /// The price of one unit when it was reserved.
     pub price: Money,
-    /// How many units.
+    /// The number of units.
     #[schema(minimum = 1, maximum = 10_000, example = 2)]
     pub quantity: u32,
 }
 
-/// The answer to a take.
+/// What was reserved for an order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Reserved {
     /// The order that the units are for.
     pub order_id: OrderId,
-    /// The lines in the order asked.
+    /// The lines, in the order of the first request.
     pub lines: Vec<ReservedLine>,
 }
 
-/// A reservation as it stands; `lines` is empty for one that was released before anything was taken.
+/// A reservation. `lines` is empty if it was released before anything was reserved.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Reservation {
     /// The order that the units are for.
     pub order_id: OrderId,
-    /// Whether the units are taken, or given back.
+    /// Whether the order holds the units, or they were released.
     pub status: ReservationStatus,
-    /// The lines in the order asked.
+    /// The lines, in the order of the first request.
     pub lines: Vec<ReservedLine>,
 }
 
-/// Where a reservation stands. One that nobody has heard of has no status: `None`, where an `Option` is asked for.
+/// The status of a reservation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ReservationStatus {
-    /// The units belong to the order.
+    /// The order holds the units.
     Taken,
-    /// The units were given back, or never taken, and no take will ever succeed under this id again.
+    /// The order does not hold any units, and never will. This id cannot be reserved again.
     Released,
 }
 
-/// What a take finds.
+/// What a request to reserve does, by the status of the reservation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Take {
-    /// Nothing yet: take the units, if there are enough.
-    Fresh,
-    /// A take of the same id went before: answer the same again.
-    Repeated,
-    /// The id was released: refuse, for ever.
-    Refused,
+pub enum ReserveAction {
+    /// There is no reservation: reserve the units, if the stock suffices.
+    Reserve,
+    /// The units are reserved already: return the existing reservation, if it has the same lines.
+    ReturnExisting,
+    /// The reservation was released: reject the request.
+    Reject,
 }
 
+/// The rule that makes both requests safe to repeat and safe to reorder. Order placement relies on it, and the model in
+/// order-service checks it for every interleaving. In all three functions `None` means: no such reservation exists.
 impl ReservationStatus {
-    /// What a take does to a reservation that stands at `status`.
-    ///
-    /// This and [`ReservationStatus::after_release`] make both calls safe to repeat and to arrive in any order, which
-    /// is what order placement rests on; the model in order-service searches every way to interleave them.
-    pub const fn on_take(status: Option<Self>) -> Take {
+    /// Returns what a request to reserve does to a reservation with this status.
+    pub const fn on_reserve(status: Option<Self>) -> ReserveAction {
         match status {
-            None => Take::Fresh,
-            Some(Self::Taken) => Take::Repeated,
-            Some(Self::Released) => Take::Refused,
+            None => ReserveAction::Reserve,
+            Some(Self::Taken) => ReserveAction::ReturnExisting,
+            Some(Self::Released) => ReserveAction::Reject,
         }
     }
 
-    /// Whether a release of a reservation that stands at `status` gives units back: once, and only if there were any.
-    pub const fn gives_back(status: Option<Self>) -> bool {
+    /// Returns whether a release returns units to the stock. It does so only once, and only units that were reserved.
+    pub const fn release_returns_stock(status: Option<Self>) -> bool {
         matches!(status, Some(Self::Taken))
     }
 
-    /// Where a reservation stands after a release, whatever it was before: an id never seen is marked as well (a
-    /// tombstone), so that a take that was overtaken by its release comes to nothing.
+    /// Returns the status after a release, which is the same for every status before it.
+    ///
+    /// A release of an unknown id leaves a tombstone. A reserve request that arrives after its release is then rejected.
     pub const fn after_release(_status: Option<Self>) -> Self {
         Self::Released
     }

@@ -35,7 +35,7 @@ async fn drains_after_sigterm_and_exits_with_0() {
 
     assert!(service.ends_within(grace + SOON).await.success());
     assert!(signalled.elapsed() >= grace, "it ended after {:?}", signalled.elapsed());
-    assert!(service.log().iter().any(|line| line.contains("asked to end")), "{:?}", service.log());
+    assert!(service.log().iter().any(|line| line.contains("shutdown requested")), "{:?}", service.log());
 }
 
 #[tokio::test]

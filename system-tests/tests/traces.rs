@@ -283,7 +283,7 @@ async fn logs_one_line_per_request_with_its_ids() {
     let request = users.request("GET", "/users/1").header("traceparent", &format!("00-{TRACE}-{CALLER}-01"));
     request.header("x-request-id", "seven").send().await.expect(200);
     let lines = || -> Vec<Value> {
-        let lines = users.log().into_iter().skip(1); // the start-up line is not JSON
+        let lines = users.log().into_iter();
         let lines = lines.map(|line| serde_json::from_str(&line).expect("JSON, because stdout is no terminal"));
         lines.filter(|line: &Value| line["message"] == "request").collect()
     };

@@ -1,4 +1,5 @@
-//! For the services' tests: a client over an [`App`] without a network, and a peer that answers what it is told to.
+//! What the tests of several crates share: an in-process client for an [`App`], stub peers, a throw-away PostgreSQL, plan
+//! checks, random requests.
 
 mod fuzz;
 mod plans;
@@ -21,8 +22,8 @@ pub use self::plans::{Plans, with_logged_plans};
 pub use self::wait::{DEADLINE, eventually, with_timeout};
 use chassis::App;
 
-/// Stamps every case of a store's contract as a test of each store: first how each is made, in memory and over the
-/// address of an empty database, then the cases, which are functions that take the store.
+/// Declares every case of a store's contract as a test of each store. The arguments: how to create each store, in memory and from
+/// the address of an empty database, then the cases, which are functions that take the store.
 #[macro_export]
 macro_rules! store_contract {
     (memory: $memory:expr; $($case:ident)*) => {
@@ -53,8 +54,7 @@ macro_rules! store_contract {
             })*
         }
 
-        /// All cases over PostgreSQL, one after the other, for what is to be seen of every one: each over a database that
-        /// is empty, with these options.
+        /// Runs all cases over PostgreSQL, one after the other, each with an empty database and these options.
         pub(super) async fn every_case(options: fn(&sqlx::postgres::PgConnectOptions) -> sqlx::postgres::PgConnectOptions) {
             $(if let Some(database) = $crate::postgres::database().await {
                 $case(&$postgres(options(&database)).await).await;
@@ -63,18 +63,18 @@ macro_rules! store_contract {
     };
 }
 
-/// A client that calls an app in the same process, through all its layers.
+/// A client that calls an app in the same process, through the whole pipeline.
 #[derive(Clone)]
 pub struct Client(App);
 
-/// A request to be sent.
+/// A request that is not sent yet.
 #[must_use]
 pub struct Sending {
     app: App,
     request: Request<Body>,
 }
 
-/// An answer that has come, whole.
+/// A response with its whole body.
 #[derive(Debug)]
 pub struct Received {
     /// The status code.
@@ -86,100 +86,100 @@ pub struct Received {
 }
 
 impl Client {
-    /// A client of this app.
+    /// Creates a client of this app.
     pub fn new(app: App) -> Self {
         Self(app)
     }
 
-    /// A request with this method to this path.
+    /// Starts a request.
     pub fn request(&self, method: &str, path: &str) -> Sending {
         let method = Method::from_bytes(method.as_bytes()).expect("a method");
         let request = Request::builder().method(method).uri(path).header(header::HOST, "test").body(Body::empty());
         Sending { app: self.0.clone(), request: request.expect("a path") }
     }
 
-    /// `GET path`.
+    /// Sends `GET path`.
     pub async fn get(&self, path: &str) -> Received {
         self.request("GET", path).send().await
     }
 
-    /// `DELETE path`.
+    /// Sends `DELETE path`.
     pub async fn delete(&self, path: &str) -> Received {
         self.request("DELETE", path).send().await
     }
 
-    /// `POST path` with a JSON body.
+    /// Sends `POST path` with a JSON body.
     pub async fn post(&self, path: &str, json: Value) -> Received {
         self.request("POST", path).json(&json).send().await
     }
 
-    /// `PUT path` with a JSON body.
+    /// Sends `PUT path` with a JSON body.
     pub async fn put(&self, path: &str, json: Value) -> Received {
         self.request("PUT", path).json(&json).send().await
     }
 
-    /// `PATCH path` with a JSON body.
+    /// Sends `PATCH path` with a JSON body.
     pub async fn patch(&self, path: &str, json: Value) -> Received {
         self.request("PATCH", path).json(&json).send().await
     }
 }
 
 impl Sending {
-    /// With one more header.
+    /// Adds a header.
     pub fn header(mut self, name: &'static str, value: &str) -> Self {
         self.request.headers_mut().append(name, value.parse().expect("a header value"));
         self
     }
 
-    /// Without any header of this name.
+    /// Removes every header of this name.
     pub fn without(mut self, name: &str) -> Self {
         self.request.headers_mut().remove(name);
         self
     }
 
-    /// With a JSON body.
+    /// Sets a JSON body.
     pub fn json(self, json: &Value) -> Self {
         self.bytes("application/json", json.to_string())
     }
 
-    /// With a body of any kind.
+    /// Sets a body of any media type.
     pub fn bytes(self, content_type: &str, body: impl Into<Bytes>) -> Self {
         let mut sending = self.header("content-type", content_type);
         *sending.request.body_mut() = Body::from(body.into());
         sending
     }
 
-    /// Sends it and waits for the whole answer.
+    /// Sends the request and returns the response.
     pub async fn send(self) -> Received {
         let response = self.app.call(self.request).await;
         let (parts, body) = response.into_parts();
-        let body = body.collect().await.expect("an answer from memory").to_bytes();
+        let body = body.collect().await.expect("a body in memory").to_bytes();
         Received { status: parts.status, headers: parts.headers, body }
     }
 }
 
 impl Received {
-    /// The body as JSON.
+    /// Returns the body as JSON.
     ///
     /// # Panics
-    /// If it is not.
+    /// If it is not JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self}"))
     }
 
-    /// A header as text; empty if there is none.
+    /// Returns a header as text; empty if it is absent.
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().expect("a header of text"))
     }
 
-    /// Checks the status; the message shows the whole answer.
+    /// Checks the status; the panic message shows the whole response.
     #[track_caller]
     pub fn expect(self, status: u16) -> Self {
         assert_eq!(self.status.as_u16(), status, "{self}");
         self
     }
 
-    /// Checks that it is a problem of this kind, with every member that the contract promises, and gives its body.
+    /// Checks that the response is a problem of this kind with every member that the contract promises, and returns the body.
     #[track_caller]
     pub fn expect_problem(self, status: u16, slug: &str) -> Value {
         let received = self.expect(status);
@@ -194,16 +194,16 @@ impl Received {
         json
     }
 
-    /// Checks that it is an `invalid-request` that blames exactly these pointers, in any order.
+    /// Checks that the response is an `invalid-request` that names exactly these pointers, in any order.
     #[track_caller]
     pub fn expect_invalid(self, pointers: &[&str]) {
         let json = self.expect_problem(400, "invalid-request");
         let errors = json["errors"].as_array().cloned().unwrap_or_default();
-        let mut blamed: Vec<&str> = errors.iter().filter_map(|error| error["pointer"].as_str()).collect();
+        let mut named: Vec<&str> = errors.iter().filter_map(|error| error["pointer"].as_str()).collect();
         let mut expected = pointers.to_vec();
-        blamed.sort_unstable();
+        named.sort_unstable();
         expected.sort_unstable();
-        assert_eq!(blamed, expected, "{json}");
+        assert_eq!(named, expected, "{json}");
     }
 }
 
@@ -213,7 +213,7 @@ impl std::fmt::Display for Received {
     }
 }
 
-/// Serves `router` as a peer on a free port, for as long as the test runs; its address.
+/// Serves `router` as a peer on a free port while the test runs, and returns its address.
 ///
 /// # Panics
 /// If there is no free port.
@@ -224,7 +224,7 @@ pub async fn stub_peer(router: axum::Router) -> Url {
     Url::parse(&format!("http://{address}")).expect("an address is a URL")
 }
 
-/// The address of a peer that is not there: a port that was free a moment ago.
+/// Returns the address of a peer that is down: a port on which nothing listens.
 ///
 /// # Panics
 /// If there is no free port.
@@ -234,41 +234,41 @@ pub async fn dead_peer() -> Url {
     Url::parse(&format!("http://{address}")).expect("an address is a URL")
 }
 
-/// Checks that it is an `invalid-request` that blames exactly these parameters of the path, the query or the header.
+/// Checks that the response is an `invalid-request` that names exactly these parameters of the path, query or header.
 ///
 /// # Panics
-/// If it is another answer, or blames others.
+/// If the response is another one, or names others.
 #[track_caller]
 pub fn expect_bad(received: Received, parameters: &[&str]) {
     let json = received.expect_problem(400, "invalid-request");
     let errors = json["errors"].as_array().cloned().unwrap_or_default();
-    let blamed: Vec<&str> = errors.iter().filter_map(|error| error["parameter"].as_str()).collect();
-    assert_eq!(blamed, parameters, "{json}");
+    let named: Vec<&str> = errors.iter().filter_map(|error| error["parameter"].as_str()).collect();
+    assert_eq!(named, parameters, "{json}");
 }
 
-/// The path and query of the next page; empty if there is none.
+/// Returns the path and query of the next page; empty if the page is the last one.
 ///
 /// # Panics
-/// If there is a `Link` that leads to no next page.
+/// If there is a `Link` to something else.
 #[track_caller]
 pub fn next_page(list: &Received) -> String {
     let link = list.header("link");
     let target = link.strip_prefix('<').and_then(|link| link.strip_suffix(">; rel=\"next\""));
-    assert!(target.is_some() || link.is_empty(), "{link} is no link to a next page");
+    assert!(target.is_some() || link.is_empty(), "{link} does not link to a next page");
     target.unwrap_or_default().to_owned()
 }
 
-/// The seed of random tests: `TEST_SEED` in the environment, if that is a number, to repeat a failure or to look elsewhere.
+/// Returns the seed of random tests: `TEST_SEED` from the environment, or a fixed one.
 pub fn seed() -> u64 {
-    const USUAL: u64 = 42;
-    env::var("TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(USUAL)
+    const DEFAULT: u64 = 42;
+    env::var("TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(DEFAULT)
 }
 
-/// Checks that the committed file is the app's OpenAPI document, pretty printed, so that a change of the API is a diff.
-/// With `UPDATE_OPENAPI=1` in the environment the file is written instead.
+/// Checks that the committed file is the app's OpenAPI document, so that a change of the API is a diff. With `UPDATE_OPENAPI=1`
+/// in the environment it writes the file instead.
 ///
 /// # Panics
-/// If it is another, or has references to nowhere.
+/// If the file differs, or if a `$ref` has no target.
 #[track_caller]
 pub fn check_openapi(app: &App, committed: &Path) {
     let document = serde_json::to_value(app.document()).expect("a document is JSON");
@@ -282,13 +282,12 @@ pub fn check_openapi(app: &App, committed: &Path) {
     let differing = (1..).zip(served.lines()).find(|&(number, line)| kept.lines().nth(number - 1) != Some(line));
     assert!(
         kept == served,
-        "{} is not what is served, from here on: {differing:?}. If the change is meant, `make openapi` writes the file \
-         (UPDATE_OPENAPI=1 with this test)",
+        "{} differs from the served document, first at {differing:?}. If the change is intended, run `make openapi`",
         committed.display()
     );
 }
 
-/// Every `$ref` below `value` points into `document`.
+/// Checks that every `$ref` below `value` points into `document`.
 #[track_caller]
 fn check_references(document: &Value, value: &Value) {
     if let Some(reference) = value["$ref"].as_str() {

@@ -1,30 +1,30 @@
-//! To wait for something, and never for a while.
+//! Waiting for a condition with a deadline, never for a fixed time.
 
 use std::future::Future;
 use std::time::Duration;
 
 use tokio::time;
 
-/// How long anything may take: far beyond what it does, so that a slow machine fails no test.
+/// Maximum time for any step of a test: far more than it takes, so that no test fails on a slow machine.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
-/// What `happening` gives.
+/// Waits for `future`, at most for [`DEADLINE`].
 ///
 /// # Panics
-/// If it does not come; that `what` was waited for is said.
-pub async fn with_timeout<T>(what: &str, happening: impl Future<Output = T>) -> T {
-    time::timeout(DEADLINE, happening).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
+/// At the deadline; the message names `what`.
+pub async fn with_timeout<T>(what: &str, future: impl Future<Output = T>) -> T {
+    time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("timed out waiting for {what}"))
 }
 
-/// Asks again until the answer is yes.
+/// Checks `condition` every 5 ms until it holds, at most for [`DEADLINE`].
 ///
 /// # Panics
-/// As [`in_time`].
-pub async fn eventually(what: &str, is_so: impl AsyncFn() -> bool) {
-    let asked = async {
-        while !is_so().await {
+/// At the deadline; the message names `what`.
+pub async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
+    let holds = async {
+        while !condition().await {
             time::sleep(Duration::from_millis(5)).await;
         }
     };
-    with_timeout(what, asked).await;
+    with_timeout(what, holds).await;
 }

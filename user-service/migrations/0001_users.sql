@@ -1,25 +1,25 @@
--- Who there is.
+-- The users and their accounts.
 create table users (
-    -- They rise, and none is given twice. A refused insert uses one up, so there are gaps.
+    -- Ids rise and are never used again, not even after a removal. A rejected insert uses one up, so there are gaps.
     id bigint generated always as identity constraint users_pkey primary key,
-    -- What people see.
     name text not null,
-    -- The account, if there is one: as it was written, and as it is compared. The service folds, for no collation is sure
-    -- to do it alike; "C" compares bytes, and no new version of a collation breaks its index.
+    -- The account, if the user has one: each name as it was written, and in the form in which it is compared. The service
+    -- folds the names, so that the result does not depend on a locale. With "C" an index compares bytes, so a new version
+    -- of a collation cannot break it.
     username text,
-    username_folded text collate "C",
+    folded_username text collate "C",
     email text,
-    email_folded text collate "C",
+    folded_email text collate "C",
     -- A PHC string, never a password.
     password_hash text,
-    -- Counts the changes: one is made only to the state that was seen.
+    -- The number of changes. A write names the version that it is based on.
     version bigint not null,
     created_at timestamptz not null,
 
-    -- The service tells these two apart by their names. If both are broken at once PostgreSQL reports either; in this order
-    -- it is likely the e-mail, so that the tests see the service look whether the username is taken too.
-    constraint users_email_unique unique (email_folded),
-    constraint users_username_unique unique (username_folded),
-    constraint users_username_and_folded check ((username is null) = (username_folded is null)),
-    constraint users_email_and_folded check ((email is null) = (email_folded is null))
+    -- The service tells these two apart by their names. If a row violates both, PostgreSQL is likely to report the one that
+    -- is declared first. The tests rely on it: only after users_email_unique does the service look at the username too.
+    constraint users_email_unique unique (folded_email),
+    constraint users_username_unique unique (folded_username),
+    constraint users_username_folded check ((username is null) = (folded_username is null)),
+    constraint users_email_folded check ((email is null) = (folded_email is null))
 );

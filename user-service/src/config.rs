@@ -4,31 +4,31 @@ use chassis::config::{DatabaseSettings, Settings};
 use clap::Parser;
 use clap::builder::BoolishValueParser;
 
-/// user-service: who there is.
+/// user-service: users and their accounts.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub struct Config {
-    /// Port to listen on; 0 takes a free one
+    /// TCP port to listen on; 0 picks a free port
     #[arg(long, env, default_value_t = 3001)]
     pub port: u16,
 
-    /// Whether a store in memory starts with two users
+    /// Adds two users to a store in memory at the start
     #[arg(long, env, default_value = "true", action = clap::ArgAction::Set, value_parser = BoolishValueParser::new())]
     pub seed: bool,
 
-    /// Passwords hashed at once; 0 is half of the cores
+    /// Maximum passwords hashed concurrently; 0 is half of the cores
     #[arg(long, env, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1024))]
     pub password_hashes_at_once: u32,
 
-    /// Passwords waiting to be hashed; beyond it 503 at once
+    /// Maximum passwords that wait to be hashed; further requests get 503
     #[arg(long, env, default_value_t = 32, value_parser = clap::value_parser!(u32).range(..=100_000))]
     pub password_hashes_waiting: u32,
 
-    /// Where the users are kept.
+    /// The database.
     #[command(flatten)]
     pub database: DatabaseSettings,
 
-    /// What every service has.
+    /// The settings that every service has.
     #[command(flatten)]
     pub settings: Settings,
 }

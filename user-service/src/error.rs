@@ -1,4 +1,4 @@
-//! What can go wrong here, and what a client is told of it.
+//! What can go wrong in this service, and the problem that a client gets for it.
 
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -10,16 +10,20 @@ use crate::store::StoreError;
 static USERNAME_TAKEN: Kind = Kind::new(StatusCode::CONFLICT, "username-taken", "Username taken");
 static EMAIL_TAKEN: Kind = Kind::new(StatusCode::CONFLICT, "email-taken", "E-mail taken");
 
-/// Why a call failed.
-#[derive(Debug)]
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no such user.
+    /// The user in the path does not exist.
+    #[error("the user does not exist")]
     NotFound,
-    /// The store refused, or is away.
-    Store(StoreError),
-    /// A password is not hashed.
-    Hash(HashError),
-    /// Wrong in a way that every service knows.
+    /// The store failed, or the username or e-mail is taken.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The password was not hashed.
+    #[error(transparent)]
+    Hash(#[from] HashError),
+    /// A problem that is the same in every service.
+    #[error("{0:?}")]
     Problem(Problem),
 }
 
@@ -34,18 +38,6 @@ impl From<Error> for Problem {
             Error::Hash(HashError::Failed(cause)) => Self::internal(cause),
             Error::Problem(problem) => problem,
         }
-    }
-}
-
-impl From<StoreError> for Error {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
-}
-
-impl From<HashError> for Error {
-    fn from(error: HashError) -> Self {
-        Self::Hash(error)
     }
 }
 

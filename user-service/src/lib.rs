@@ -1,6 +1,6 @@
-//! user-service: who there is. It owns users and their accounts, and calls nobody.
+//! user-service: users and their accounts. It calls no other service.
 //!
-//! Every rule about a user is in [`user`], what is kept is in [`store`], and [`routes`] only joins the two to HTTP.
+//! [`user`] has the rules, [`store`] keeps the users, and `routes` connects both to HTTP.
 
 pub mod config;
 pub mod error;
@@ -20,10 +20,10 @@ use chassis::http::health::ReadinessChecks;
 use crate::password::Hasher;
 use crate::store::UserStore;
 
-/// What this service is called.
+/// The name of this service.
 pub const SERVICE: &str = "user-service";
 
-/// What the handlers share.
+/// The state that the handlers share.
 #[derive(Clone)]
 pub struct AppState {
     store: Arc<dyn UserStore>,
@@ -31,15 +31,15 @@ pub struct AppState {
 }
 
 impl AppState {
-    /// Over this store.
+    /// Creates the state over this store.
     pub fn new(store: Arc<dyn UserStore>, hasher: Hasher) -> Self {
         Self { store, hasher }
     }
 }
 
-/// The service, ready to be served.
+/// Returns the service, ready to be served.
 pub fn app(state: AppState, settings: &Settings) -> App {
-    let description = "Users: who there is, and the accounts of those who have one.";
+    let description = "Users and their accounts.";
     App::new(SERVICE, description, routes::router().with_state(state.clone()), Arc::new(state), settings)
 }
 

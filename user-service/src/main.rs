@@ -1,4 +1,4 @@
-//! The process: settings, log, store, app, serve.
+//! The process: settings, telemetry, store, app, serve.
 
 use std::process::ExitCode;
 
@@ -9,7 +9,7 @@ use user_service::config::Config;
 use user_service::password::Hasher;
 use user_service::{AppState, SERVICE, app, store};
 
-/// A request allocates about thirty times, and the system allocator takes nearly twice as long for it.
+/// A request makes about 30 allocations; the system allocator takes nearly twice as long for them.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 

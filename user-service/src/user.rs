@@ -4,51 +4,48 @@ use std::borrow::Cow;
 
 use chassis::http::body::values::{Detail, text};
 use chassis::http::body::{FromJson, Members};
-use shared::users;
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::json;
+use shared::Id;
+use shared::users::User;
 use unicode_normalization::UnicodeNormalization;
+use utoipa::openapi::schema::SchemaType;
+use utoipa::openapi::{RefOr, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 
-use crate::password::{HashError, Hasher, Password, PasswordHash};
+use crate::password::{Password, PasswordHash};
 
-const MAX_NAME: usize = 200;
-const MAX_USERNAME: usize = 64;
-/// What fits into an SMTP path, RFC 5321.
-const MAX_EMAIL: usize = 254;
-
-/// A user, whole.
-#[derive(Clone)]
-pub struct User {
-    /// What anyone may see.
-    pub public: users::User,
-    /// What no one may see.
+/// A user as stores keep it. Its JSON is that of the user: the password is never in it.
+#[derive(Clone, Serialize)]
+#[serde(transparent)]
+pub struct UserRecord {
+    /// What clients see.
+    pub user: User,
+    /// The hash of the password, if the user has one.
+    #[serde(skip)]
     pub password: Option<PasswordHash>,
-    /// Counts the changes, so that a change can be made to just the state that was seen.
+    /// The number of changes. An update can name the version that it is based on.
+    #[serde(skip)]
     pub version: i64,
 }
 
-/// A user to be stored; the store gives it its id.
-#[derive(Clone)]
-pub struct Draft {
-    /// What people see.
+/// The body of `POST /users`: `{name}`, or `{username, email, password}`, or all four. By default `name` is the username.
+#[derive(Default)]
+pub struct CreateUser {
+    /// See [`UpdateUser::name`].
     pub name: String,
-    /// The name of the account.
+    /// See [`UpdateUser::username`].
     pub username: Option<String>,
-    /// Its e-mail.
+    /// See [`UpdateUser::email`].
     pub email: Option<String>,
-    /// Its password.
-    pub password: Option<PasswordHash>,
+    /// See [`UpdateUser::password`].
+    pub password: Option<Password>,
 }
 
-/// A user that a client wants added. Its parts follow the rules.
-pub struct NewUser {
-    name: String,
-    username: Option<String>,
-    email: Option<String>,
-    password: Option<Password>,
-}
-
-impl FromJson for NewUser {
+impl FromJson for CreateUser {
     fn from_json(body: &mut Members<'_>) -> Option<Self> {
-        let name = body.optional("name", text(1..=MAX_NAME));
+        let name = body.optional("name", name);
         let username = body.optional("username", username);
         let email = body.optional("email", email);
         let password = body.optional("password", Password::parse);
@@ -61,25 +58,90 @@ impl FromJson for NewUser {
     }
 }
 
-impl NewUser {
-    /// The user as it is stored: without the password.
-    pub async fn into_draft(self, hasher: &Hasher) -> Result<Draft, HashError> {
-        let password = hasher.hash_optional(self.password).await?;
-        Ok(Draft { name: self.name, username: self.username, email: self.email, password })
+impl CreateUser {
+    /// Returns a new user with this name and no account.
+    pub fn named(name: &str) -> Self {
+        Self { name: name.to_owned(), ..Self::default() }
+    }
+
+    /// Returns the new user with the id that the store assigns.
+    pub fn into_record(self, id: Id, password: Option<PasswordHash>, created_at: Timestamp) -> UserRecord {
+        let Self { name, username, email, password: _ } = self;
+        UserRecord { user: User { id, name, username, email, created_at }, password, version: 1 }
     }
 }
 
-/// The members of a user that a client wants changed. They follow the same rules.
-pub struct UserChange {
-    name: Option<String>,
-    username: Option<String>,
-    email: Option<String>,
-    password: Option<Password>,
+impl ToSchema for CreateUser {}
+
+impl PartialSchema for CreateUser {
+    /// Returns the schema of [`UpdateUser`] with two differences: a member may be `null`, which counts as absent, and `name`
+    /// or `username` is required.
+    fn schema() -> RefOr<Schema> {
+        let mut schema = UpdateUser::schema();
+        let RefOr::T(Schema::Object(body)) = &mut schema else { return schema };
+        body.description = Some(
+            "The body of `POST /users`: `{name}`, or `{username, email, password}`, or all four.\n\n\
+             `name` or `username` is required. Without `name`, the name is the username."
+                .to_owned(),
+        );
+        for (name, member) in &mut body.properties {
+            let RefOr::T(Schema::Object(member)) = member else { continue };
+            member.schema_type = SchemaType::from_iter([Type::String, Type::Null]);
+            if name == "name" {
+                member.example = Some(json!("Ada Lovelace"));
+            }
+        }
+        let has = |name: &str| json!({"required": [name], "properties": {name: {"type": "string"}}});
+        // utoipa has no `anyOf` for an object, but writes an extension of any name as it is.
+        body.extensions = Some([("anyOf", json!([has("name"), has("username")]))].into_iter().collect());
+        schema
+    }
 }
 
-impl FromJson for UserChange {
+/// The body of `PATCH /users/{id}`: the members to change. The others stay as they are.
+#[derive(ToSchema)]
+pub struct UpdateUser {
+    /// The name that people see: 1 to 200 characters, no control characters.
+    #[schema(
+        nullable = false,
+        min_length = 1,
+        max_length = 200,
+        pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]+$",
+        example = "Ada King"
+    )]
+    pub name: Option<String>,
+    /// The name of the account, unique in any case: 1 to 64 characters, no control characters.
+    #[schema(
+        nullable = false,
+        min_length = 1,
+        max_length = 64,
+        pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]+$",
+        example = "ada"
+    )]
+    pub username: Option<String>,
+    /// Unique in any case: one `@` with text on both sides, no white space, at most 254 characters.
+    #[schema(
+        nullable = false,
+        min_length = 3,
+        max_length = 254,
+        pattern = "^[^@\\s\\u0000-\\u001f\\u007f-\\u009f]+@[^@\\s\\u0000-\\u001f\\u007f-\\u009f]+$",
+        example = "ada@example.com"
+    )]
+    pub email: Option<String>,
+    /// 8 to 128 characters. No response contains it.
+    #[schema(
+        value_type = Option<String>,
+        nullable = false,
+        min_length = 8,
+        max_length = 128,
+        example = "correct horse battery staple"
+    )]
+    pub password: Option<Password>,
+}
+
+impl FromJson for UpdateUser {
     fn from_json(body: &mut Members<'_>) -> Option<Self> {
-        let name = body.patch("name", text(1..=MAX_NAME));
+        let name = body.patch("name", name);
         let username = body.patch("username", username);
         let email = body.patch("email", email);
         let password = body.patch("password", Password::parse);
@@ -87,38 +149,24 @@ impl FromJson for UserChange {
     }
 }
 
-/// A change that holds no password any more.
-pub struct UserPatch {
-    name: Option<String>,
-    username: Option<String>,
-    email: Option<String>,
-    password: Option<PasswordHash>,
-}
-
-impl UserChange {
-    /// The same change, ready to be stored.
-    pub async fn hashed(self, hasher: &Hasher) -> Result<UserPatch, HashError> {
-        let password = hasher.hash_optional(self.password).await?;
-        Ok(UserPatch { name: self.name, username: self.username, email: self.email, password })
+impl UpdateUser {
+    /// Changes the members of `record` that are given, and raises its version. `password` is the hash of the new password.
+    pub fn apply(&self, record: &mut UserRecord, password: Option<&PasswordHash>) {
+        let user = &mut record.user;
+        if let Some(name) = &self.name {
+            user.name.clone_from(name);
+        }
+        user.username = self.username.clone().or_else(|| user.username.take());
+        user.email = self.email.clone().or_else(|| user.email.take());
+        record.password = password.cloned().or_else(|| record.password.take());
+        record.version += 1;
     }
 }
 
-impl UserPatch {
-    /// What becomes of `user`.
-    pub fn apply(&self, mut user: User) -> User {
-        user.version += 1;
-        user.public.name = self.name.clone().unwrap_or(user.public.name);
-        user.public.username = self.username.clone().or(user.public.username);
-        user.public.email = self.email.clone().or(user.public.email);
-        user.password = self.password.clone().or(user.password);
-        user
-    }
-}
-
-/// What a username or an e-mail is compared by: `Ada` and `ada` are one account, however their accents are encoded.
-pub fn fold(name: &str) -> Cow<'_, str> {
+/// Returns the form in which usernames and e-mails are compared: without case, in one Unicode form (NFC).
+pub fn case_fold(name: &str) -> Cow<'_, str> {
     if name.bytes().all(|b| b.is_ascii() && !b.is_ascii_uppercase()) {
-        return name.into(); // as most are, and there is nothing to fold
+        return name.into(); // the usual case, without an allocation
     }
     if name.is_ascii() {
         return name.to_ascii_lowercase().into();
@@ -126,16 +174,39 @@ pub fn fold(name: &str) -> Cow<'_, str> {
     name.nfc().collect::<String>().to_lowercase().nfc().collect()
 }
 
-fn username(given: String) -> Result<String, Detail> {
-    text(1..=MAX_USERNAME)(given.nfc().collect())
+// The limits of these rules are also in the schema of `UpdateUser`.
+
+fn name(name: String) -> Result<String, Detail> {
+    text(1..=200)(name)
 }
 
-fn email(given: String) -> Result<String, Detail> {
-    let given = text(3..=MAX_EMAIL)(given)?;
-    let parts: Vec<&str> = given.split('@').collect();
-    let good = matches!(parts.as_slice(), [local, domain] if !local.is_empty() && !domain.is_empty());
-    if !good || given.contains(char::is_whitespace) {
+fn username(username: String) -> Result<String, Detail> {
+    text(1..=64)(username.nfc().collect())
+}
+
+fn email(email: String) -> Result<String, Detail> {
+    let email = text(3..=254)(email)?; // longer ones do not fit into an SMTP path (RFC 5321)
+    let parts: Vec<&str> = email.split('@').collect();
+    let is_address = matches!(parts.as_slice(), [local, domain] if !local.is_empty() && !domain.is_empty());
+    if !is_address || email.contains(char::is_whitespace) {
         return Err("must be an e-mail address: one @ with something on both sides, and no white space".into());
     }
-    Ok(given)
+    Ok(email)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shows_the_user_without_the_password_and_the_version() {
+        let (id, created_at) = (Id::new(7).unwrap(), "2026-01-31T09:30:00.123456Z".parse().unwrap());
+        let user = CreateUser {
+            username: Some("\\".to_owned()),
+            email: Some("\"Ada\"@Example.com".to_owned()),
+            ..CreateUser::named("Ada \"\\ Ångström 🦀")
+        };
+        let record = user.into_record(id, Some(PasswordHash::stored("$argon2id$1".to_owned())), created_at);
+        assert_eq!(serde_json::to_string(&record).unwrap(), serde_json::to_string(&record.user).unwrap());
+    }
 }

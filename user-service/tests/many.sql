@@ -1,6 +1,6 @@
--- Users for an empty database, as many as the setting `many.rows` says, here those from `many.first` to `many.last`: four
--- in five with an account.
-insert into users (id, name, username, username_folded, email, email_folded, password_hash, version, created_at)
+-- Fills an empty database with users. Four in five have an account.
+-- The settings `many.first` and `many.last` choose the rows to insert, of `many.rows` in total.
+insert into users (id, name, username, folded_username, email, folded_email, password_hash, version, created_at)
 overriding system value
 select
     n, first_name || ' ' || last_name, username, lower(username), email, lower(email),

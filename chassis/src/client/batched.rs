@@ -1,4 +1,4 @@
-//! BatchEndpoint to a peer that can be asked one by one, and several in one call.
+//! Calls that a peer accepts one by one, or many in one request.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,129 +11,135 @@ use super::{Peer, PeerError};
 use crate::batch::{BatchError, BatchItem, Batcher, Limits};
 use crate::context::RequestContext;
 
-/// How long a peer that does not know the call for several is asked one by one, before that is tried again.
-const ONE_BY_ONE: Duration = Duration::from_secs(60);
+/// A peer that does not know the batch call is called item by item for this time, then the batch call is tried again.
+const SINGLE_CALLS_PERIOD: Duration = Duration::from_secs(60);
 
-/// A kind of question: what is asked, and by which calls. Both calls are safe to repeat.
+/// One kind of call, with its single and its batch form. Both must be safe to repeat.
 pub trait BatchEndpoint: Send + Sync + 'static {
-    /// What is asked.
+    /// The input of one call.
     type Item: Send + Sync + 'static;
-    /// What is answered.
+    /// The result of one call.
     type Response: Send + 'static;
 
-    /// What metrics call it.
+    /// The name in metrics.
     const NAME: &'static str;
-    /// Most of one call.
+    /// Maximum items of one batch call.
     const MAX_ITEMS: usize;
-    /// Most bytes of one call, so that the peer takes it.
+    /// Maximum bytes of one batch call, so that the peer accepts it.
     const MAX_BYTES: usize;
 
-    /// How many bytes of the call for several are this one's, at most.
-    fn item_bytes(ask: &Self::Item) -> usize;
+    /// Returns an upper bound of the bytes that the item adds to a batch call.
+    fn item_bytes(item: &Self::Item) -> usize;
 
-    /// Asks one.
+    /// Makes the call for one item.
     fn call_one(
         &self,
-        ask: &Self::Item,
+        item: &Self::Item,
         context: &RequestContext,
     ) -> impl Future<Output = Result<Self::Response, PeerError>> + Send;
 
-    /// Asks several: a result for each, in the order asked; or `None` if that one has to be asked alone.
+    /// Makes one call for many items. Returns a result for each item, in the same order; `None` for an item that must be called
+    /// alone.
     fn call_many(
         &self,
-        asks: &[(&Self::Item, &RequestContext)],
+        items: &[(&Self::Item, &RequestContext)],
         context: &RequestContext,
     ) -> impl Future<Output = Result<Vec<Outcome<Self::Response>>, PeerError>> + Send;
 }
 
-/// What came of one question among several.
-pub type Outcome<A> = Option<Result<A, PeerError>>;
+/// The result of one item of a batch call; `None` if the item must be called alone.
+pub type Outcome<R> = Option<Result<R, PeerError>>;
 
-type Call<Q> =
-    BatchItem<(<Q as BatchEndpoint>::Item, RequestContext), Result<<Q as BatchEndpoint>::Response, PeerError>>;
+type Call<E> =
+    BatchItem<(<E as BatchEndpoint>::Item, RequestContext), Result<<E as BatchEndpoint>::Response, PeerError>>;
 
-/// Asks endpoint of one kind: alone if there is one, in one call what has gathered while others were on their way.
-pub struct BatchedCalls<Q: BatchEndpoint> {
+/// Makes calls of one kind. A lone call goes out in its single form; calls that queue while others are in flight share one
+/// batch call.
+pub struct BatchedCalls<E: BatchEndpoint> {
     peer: Peer,
-    batcher: Batcher<(Q::Item, RequestContext), Result<Q::Response, PeerError>>,
+    batcher: Batcher<(E::Item, RequestContext), Result<E::Response, PeerError>>,
 }
 
-impl<Q: BatchEndpoint> BatchedCalls<Q> {
-    /// Over this peer, which can have as many endpoint in work as other calls.
-    pub fn new(peer: &Peer, endpoint: Q) -> Self {
-        let room = peer.0.settings.max_in_flight as usize;
-        let size = |(ask, _): &(Q::Item, RequestContext)| Q::item_bytes(ask);
-        let limits = Limits { max_items: Q::MAX_ITEMS, max_bytes: Q::MAX_BYTES, item_bytes: size, max_queued: room };
-        let sender = Arc::new(Sender { endpoint, one_by_one: Mutex::new(None) });
-        let batcher = Batcher::new(Q::NAME, limits, move |batch| {
+impl<E: BatchEndpoint> BatchedCalls<E> {
+    /// Creates the batched form of an endpoint. At most `PEER_MAX_IN_FLIGHT` items may wait.
+    pub fn new(peer: &Peer, endpoint: E) -> Self {
+        let max_queued = peer.0.settings.max_in_flight as usize;
+        let item_bytes = |(item, _): &(E::Item, RequestContext)| E::item_bytes(item);
+        let limits = Limits { max_items: E::MAX_ITEMS, max_bytes: E::MAX_BYTES, item_bytes, max_queued };
+        let sender = Arc::new(Sender { endpoint, single_calls_until: Mutex::new(None) });
+        let batcher = Batcher::new(E::NAME, limits, move |batch| {
             let sender = Arc::clone(&sender);
             async move { sender.send(batch).await }
         });
         Self { peer: peer.clone(), batcher }
     }
 
-    /// The answer, within the time that `context` has left.
+    /// Makes the call, alone or in a batch, and returns its result within the deadline of `context`.
     ///
     /// # Errors
-    /// If there is none that means anything.
-    pub async fn submit(&self, ask: Q::Item, context: &RequestContext) -> Result<Q::Response, PeerError> {
-        let patience = context.time_left();
-        self.peer.batch_result(self.batcher.submit((ask, context.clone()), Some(patience)).await, patience)
+    /// If there is no usable response; see [`PeerError`].
+    pub async fn submit(&self, item: E::Item, context: &RequestContext) -> Result<E::Response, PeerError> {
+        let limit = context.time_left();
+        self.peer.batch_result(self.batcher.submit((item, context.clone()), Some(limit)).await, limit)
     }
 }
 
-struct Sender<Q> {
-    endpoint: Q,
-    /// Until when.
-    one_by_one: Mutex<Option<Instant>>,
+struct Sender<E> {
+    endpoint: E,
+    /// Until then the peer is called item by item.
+    single_calls_until: Mutex<Option<Instant>>,
 }
 
-impl<Q: BatchEndpoint> Sender<Q> {
-    async fn send(&self, batch: Vec<Call<Q>>) {
-        let alone = if batch.len() > 1 && !self.is_one_by_one() { self.send_several(batch).await } else { batch };
-        join_all(alone.into_iter().map(|asked| async {
-            let (ask, context) = &asked.item;
-            let answer = self.endpoint.call_one(ask, context).await;
-            asked.respond(answer);
+impl<E: BatchEndpoint> Sender<E> {
+    async fn send(&self, batch: Vec<Call<E>>) {
+        let single = if batch.len() > 1 && !self.uses_single_calls() { self.send_batch(batch).await } else { batch };
+        join_all(single.into_iter().map(|call| async {
+            let (item, context) = &call.item;
+            let result = self.endpoint.call_one(item, context).await;
+            call.respond(result);
         }))
         .await;
     }
 
-    /// In one call; gives back those that have to be asked alone.
-    async fn send_several(&self, batch: Vec<Call<Q>>) -> Vec<Call<Q>> {
-        let asks: Vec<_> = batch.iter().map(|BatchItem { item: (ask, context), .. }| (ask, context)).collect();
-        let context = RequestContext::merge(asks.iter().map(|(_, context)| *context));
-        let mut alone = Vec::new();
-        match self.endpoint.call_many(&asks, &context).await {
+    /// Sends a batch call, and returns the items that must be called alone.
+    async fn send_batch(&self, batch: Vec<Call<E>>) -> Vec<Call<E>> {
+        let items: Vec<_> = batch.iter().map(|BatchItem { item: (item, context), .. }| (item, context)).collect();
+        let context = RequestContext::merge(items.iter().map(|(_, context)| *context));
+        let mut single = Vec::new();
+        match self.endpoint.call_many(&items, &context).await {
             Ok(outcomes) => {
                 let outcomes = outcomes.into_iter().chain(std::iter::repeat_with(|| None));
-                for (asked, outcome) in batch.into_iter().zip(outcomes) {
+                for (call, outcome) in batch.into_iter().zip(outcomes) {
                     match outcome {
-                        Some(answer) => asked.respond(answer),
-                        None => alone.push(asked),
+                        Some(result) => call.respond(result),
+                        None => single.push(call),
                     }
                 }
             }
-            // It speaks of this call, and not of the next.
-            Err(PeerError::Unexpected { status: StatusCode::PAYLOAD_TOO_LARGE, .. }) => alone = batch,
-            Err(error) if is_ignorance(&error) => {
-                tracing::info!(%error, "asked one by one for a while");
-                *self.one_by_one.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + ONE_BY_ONE);
-                alone = batch;
+            // This batch was too large; the next one may not be.
+            Err(PeerError::Unexpected { status: StatusCode::PAYLOAD_TOO_LARGE, .. }) => single = batch,
+            Err(error) if lacks_batch_call(&error) => {
+                tracing::info!(%error, "the peer does not know the batch call; calling item by item");
+                *self.single_calls_until.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Some(Instant::now() + SINGLE_CALLS_PERIOD);
+                single = batch;
             }
-            Err(error) => batch.into_iter().for_each(|asked| asked.respond(Err(error.clone()))),
+            Err(error) => batch.into_iter().for_each(|call| call.respond(Err(error.clone()))),
         }
-        alone
+        single
     }
 
-    fn is_one_by_one(&self) -> bool {
-        self.one_by_one.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| Instant::now() < until)
+    fn uses_single_calls(&self) -> bool {
+        self.single_calls_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some_and(|until| Instant::now() < until)
     }
 }
 
-/// Whether this is how another implementation of the contract takes a call that it does not know: it refuses it, or
-/// answers what it has for another one.
-fn is_ignorance(error: &PeerError) -> bool {
+/// Returns whether an error is how another implementation of the contract answers a batch call that it does not know: it
+/// rejects the call, or it answers as for another call.
+fn lacks_batch_call(error: &PeerError) -> bool {
     match error {
         PeerError::TooLarge { .. } => true,
         PeerError::Unexpected { status, .. } => !status.is_server_error() || *status == StatusCode::NOT_IMPLEMENTED,
@@ -142,23 +148,21 @@ fn is_ignorance(error: &PeerError) -> bool {
 }
 
 impl Peer {
-    /// What a batcher has answered, to one who had so much time.
+    /// Turns the result of a batcher into the result of a call that had this time limit.
     ///
     /// # Errors
-    /// If there is no answer that means anything.
+    /// If there is no usable response; see [`PeerError`].
     pub fn batch_result<R>(
         &self,
-        answer: Result<Result<R, PeerError>, BatchError>,
+        result: Result<Result<R, PeerError>, BatchError>,
         limit: Duration,
     ) -> Result<R, PeerError> {
         let peer = self.0.name;
-        match answer {
-            Ok(answer) => answer,
-            Err(BatchError::QueueFull) => Err(self.not_sent("too many calls wait for its answers")),
+        match result {
+            Ok(result) => result,
+            Err(BatchError::QueueFull) => Err(self.not_sent("too many calls are in flight")),
             Err(BatchError::Timeout) => Err(PeerError::TimedOut { peer, limit }),
-            Err(BatchError::Panicked) => {
-                Err(PeerError::Unreachable { peer, cause: "the call has panicked".to_owned() })
-            }
+            Err(BatchError::Panicked) => Err(PeerError::Unreachable { peer, cause: "the call panicked".to_owned() }),
         }
     }
 }

@@ -1,12 +1,11 @@
-//! Calling another service.
+//! Calls to another service.
 //!
-//! [`Peer`] is one such service. A call carries the ids of the request it is made for, is given no more time than that
-//! request has left, and takes no more of an answer than the limit. It comes back as an [`PeerResponse`] to be matched on by
-//! status, or as a [`PeerError`]: then nothing is known about what the peer did.
+//! [`Peer`] is the other service. A call carries the ids of the request on whose behalf it is made, and ends at that request's
+//! deadline. Its result is a [`PeerResponse`] of any status, or a [`PeerError`]: then the caller does not know what the peer did.
 //!
-//! What fails and may pass is tried again ([`retry`]); a peer that fails most of the time is left alone ([`throttle`]);
-//! one that hangs holds only so many of our calls. All calls here are safe to repeat, also each `post`. What many ask at the
-//! same time can go out in one call ([`batched`]).
+//! Transient failures are retried ([`retry`]). A peer that fails most calls gets few calls ([`throttle`]). At most
+//! `PEER_MAX_IN_FLIGHT` calls wait for one peer. Concurrent calls can share one request ([`batched`]).
+//! Every call must be safe to repeat, each `post` too.
 
 mod batched;
 mod retry;
@@ -35,25 +34,27 @@ use crate::problem::{self, PEER_UNAVAILABLE, Problem};
 use crate::telemetry::metrics::{self, Counter, Durations, Family, Labels};
 use crate::telemetry::traces;
 
-/// How long a peer may be silent before `/readyz` calls it down.
+/// `/readyz` reports a peer as down when it does not answer within this time.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
-/// A peer that had less than this for its answer is not blamed for giving none.
-const FAIR_TIME: Duration = Duration::from_millis(250);
-/// How long an unused connection is kept: less than the 15 s after which the other side closes it, so that no request
-/// is sent into a connection that is just going.
+/// A call that had less time than this does not count against the peer when it times out.
+const MIN_FAIR_TIMEOUT: Duration = Duration::from_millis(250);
+/// Idle connections are closed after this time. The peer closes them after 15 s; closing earlier on this side avoids sending a
+/// request on a connection that the peer is closing.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Each try is a call. `ok` is an answer below 400, `refused` one below 500, `failed` any other; else there was none.
-static CALLS: LazyLock<Family<Labels<2>, Counter>> =
-    LazyLock::new(|| metrics::register("peer_calls", "Calls to other services", Family::default()));
+/// Counts each attempt. Outcomes: `ok` is a status below 400, `refused` below 500, `failed` any other status; the rest are the
+/// kinds of [`PeerError`].
+static CALLS: LazyLock<Family<Labels<2>, Counter>> = LazyLock::new(|| {
+    metrics::register("peer_calls", "Calls to peers, by outcome; each attempt counts", Family::default())
+});
 static DURATIONS: LazyLock<Durations<Labels<1>>> = LazyLock::new(|| {
-    let help = "Time until another service had answered, or was given up";
+    let help = "Time from sending a call to its response or failure";
     metrics::register("peer_call_duration_seconds", help, metrics::durations())
 });
 static RETRIES: LazyLock<Family<Labels<1>, Counter>> =
-    LazyLock::new(|| metrics::register("peer_retries", "Calls that were tried again", Family::default()));
+    LazyLock::new(|| metrics::register("peer_retries", "Calls to peers that were retried", Family::default()));
 static THROTTLED: LazyLock<Family<Labels<1>, Counter>> = LazyLock::new(|| {
-    let help = "Calls that were not made since the other service answers next to nothing";
+    let help = "Calls rejected locally because most recent calls to the peer failed";
     metrics::register("peer_throttled", help, Family::default())
 });
 
@@ -66,70 +67,70 @@ struct Inner {
     base: Url,
     http: reqwest::Client,
     settings: PeerSettings,
-    places: Semaphore,
+    permits: Semaphore,
     throttle: Throttle,
     retries: Option<Retries>,
 }
 
-/// What is asked of a peer.
+/// One call to a peer.
 struct Call<'a> {
     method: Method,
     path: &'a str,
     json: Option<Bytes>,
 }
 
-/// What a peer answered: any status.
+/// The response of a peer, with any status.
 #[derive(Debug)]
 pub struct PeerResponse {
     /// The status code.
     pub status: StatusCode,
     /// The headers.
     pub headers: HeaderMap,
-    /// The whole body, not larger than the limit.
+    /// The whole body, at most `PEER_MAX_ANSWER_BYTES` long.
     pub body: Bytes,
 }
 
-/// No answer that means anything. Whether the peer acted on the call is unknown, unless it was not asked.
+/// A call without a usable response. Unless it is [`PeerError::NotSent`], the peer may have acted on the call.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum PeerError {
-    /// Not reached, or the connection broke.
+    /// The connection could not be made, or it broke.
     #[error("{peer} did not answer: {cause}")]
     Unreachable {
-        /// Who was called.
+        /// The peer that was called.
         peer: &'static str,
         /// The whole chain of causes.
         cause: String,
     },
-    /// It was not asked, since it answers next to nothing lately, or holds too many of our calls already.
-    #[error("{peer} was not asked: {reason}")]
+    /// The call was rejected locally: by the throttle, by the limit of calls in flight, or because no time was left.
+    #[error("{peer} was not called: {reason}")]
     NotSent {
-        /// Who would have been called.
+        /// The peer that would have been called.
         peer: &'static str,
-        /// Why it was not.
+        /// Why the call was not sent.
         reason: &'static str,
     },
-    /// Its answer did not come in time.
+    /// The response did not arrive in time.
     #[error("{peer} did not answer within {} ms", limit.as_millis())]
     TimedOut {
-        /// Who was called.
+        /// The peer that was called.
         peer: &'static str,
-        /// How long it had.
+        /// The timeout of the call.
         limit: Duration,
     },
-    /// It answered more than is taken.
+    /// The response was larger than the limit.
     #[error("{peer} answered more than {limit} bytes")]
     TooLarge {
-        /// Who was called.
+        /// The peer that was called.
         peer: &'static str,
-        /// How much is taken.
+        /// The limit.
         limit: usize,
     },
-    /// It answered something that the contract does not have.
+    /// The response is not one that the contract has.
     #[error("{peer} answered {status}: {detail}")]
     Unexpected {
-        /// Who was called.
+        /// The peer that was called.
         peer: &'static str,
-        /// The status of its answer.
+        /// The status of the response.
         status: StatusCode,
         /// What is wrong with it.
         detail: String,
@@ -137,11 +138,11 @@ pub enum PeerError {
 }
 
 impl PeerError {
-    /// Its kind, as metrics and traces name it.
+    /// Returns the kind of the error, as metrics and traces name it.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Unreachable { .. } => "unreachable",
-            Self::NotSent { .. } => "not_asked",
+            Self::NotSent { .. } => "not_sent",
             Self::TimedOut { .. } => "timed_out",
             Self::TooLarge { .. } => "too_large",
             Self::Unexpected { .. } => "unexpected",
@@ -150,7 +151,7 @@ impl PeerError {
 }
 
 impl Peer {
-    /// The service of this name at this address. Each call is tried once: for those whose callers try again themselves.
+    /// Creates a client for the service `name` at `base`, without retries: for services whose own callers retry.
     ///
     /// # Errors
     /// If the HTTP client cannot be set up.
@@ -158,7 +159,7 @@ impl Peer {
         Self::with(name, base, settings, None)
     }
 
-    /// The same, but a call that fails is tried again. In a chain of services only one may do so, or the tries multiply.
+    /// Creates a client that retries. Only one service of a chain may retry, otherwise the retries multiply.
     ///
     /// # Errors
     /// If the HTTP client cannot be set up.
@@ -175,32 +176,32 @@ impl Peer {
         let http = reqwest::Client::builder()
             .connect_timeout(settings.connect_timeout)
             .pool_idle_timeout(POOL_IDLE_TIMEOUT)
-            .no_proxy() // the environment does not choose where internal calls go
+            .no_proxy() // HTTP_PROXY is for calls to the outside
             .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never()) // its own retries know nothing of deadlines and budgets
+            .retry(reqwest::retry::never()) // reqwest's own retries know no deadline and no budget
             .referer(false)
             .build();
         let http = http.map_err(|error| PeerError::Unreachable { peer: name, cause: chain(&error) })?;
-        let (places, throttle) = (Semaphore::new(settings.max_in_flight as usize), Throttle::new());
-        Ok(Self(Arc::new(Inner { name, base, http, settings: settings.clone(), places, throttle, retries })))
+        let (permits, throttle) = (Semaphore::new(settings.max_in_flight as usize), Throttle::new());
+        Ok(Self(Arc::new(Inner { name, base, http, settings: settings.clone(), permits, throttle, retries })))
     }
 
-    /// What it is called.
+    /// Returns the name of the service.
     pub fn name(&self) -> &'static str {
         self.0.name
     }
 
-    /// Where it is.
+    /// Returns its address.
     pub fn base(&self) -> &Url {
         &self.0.base
     }
 
-    /// `GET path`. A path starts with `/` and may have a query.
+    /// Calls `GET path`. The path starts with `/` and may have a query.
     pub async fn get(&self, path: &str, context: &RequestContext) -> Result<PeerResponse, PeerError> {
         self.call(&Call { method: Method::GET, path, json: None }, context).await
     }
 
-    /// `PUT path` with a JSON body.
+    /// Calls `PUT path` with a JSON body.
     pub async fn put(
         &self,
         path: &str,
@@ -210,7 +211,7 @@ impl Peer {
         self.call(&Call { method: Method::PUT, path, json: Some(self.json(body)?) }, context).await
     }
 
-    /// `POST path` with a JSON body, for what is safe to repeat all the same.
+    /// Calls `POST path` with a JSON body. Use it only where a repeated call does no harm.
     pub async fn post(
         &self,
         path: &str,
@@ -225,51 +226,51 @@ impl Peer {
         json.map(Bytes::from).map_err(|error| PeerError::Unreachable { peer: self.0.name, cause: error.to_string() })
     }
 
-    /// `DELETE path`.
+    /// Calls `DELETE path`.
     pub async fn delete(&self, path: &str, context: &RequestContext) -> Result<PeerResponse, PeerError> {
         self.call(&Call { method: Method::DELETE, path, json: None }, context).await
     }
 
-    /// Whether it answers at all, whatever it answers. Nothing stands in the way of this question.
+    /// Returns whether the peer answers at all, with any status. The throttle and the limits do not apply.
     pub async fn is_up(&self) -> bool {
         let probe = Call { method: Method::GET, path: "/livez", json: None };
-        self.attempt(&probe, &RequestContext::background(PROBE_TIMEOUT)).await.is_ok()
+        self.send(&probe, &RequestContext::background(PROBE_TIMEOUT)).await.is_ok()
     }
 
-    /// One call within the time that `context` has left.
+    /// Makes one call, with retries, within the deadline of `context`.
     async fn call(&self, call: &Call<'_>, context: &RequestContext) -> Result<PeerResponse, PeerError> {
-        let _place = self.0.places.try_acquire().map_err(|_| self.not_sent("too many calls wait for its answers"))?;
-        let mut tries = 0;
+        let _permit = self.0.permits.try_acquire().map_err(|_| self.not_sent("too many calls are in flight"))?;
+        let mut attempts = 0;
         let attempt = || {
-            if tries > 0 {
+            if attempts > 0 {
                 RETRIES.get_or_create(&[("peer", self.0.name)]).inc();
             }
-            tries += 1;
-            self.one_try(call, context)
+            attempts += 1;
+            self.attempt(call, context)
         };
         match &self.0.retries {
             Some(retries) => retries.run(context, attempt).await,
-            None => self.one_try(call, context).await,
+            None => self.attempt(call, context).await,
         }
     }
 
-    async fn one_try(&self, call: &Call<'_>, context: &RequestContext) -> Result<PeerResponse, PeerError> {
+    async fn attempt(&self, call: &Call<'_>, context: &RequestContext) -> Result<PeerResponse, PeerError> {
         let time_left = context.time_left();
         if time_left.is_zero() {
             return Err(self.not_sent("no time is left"));
         }
         if !self.0.throttle.should_admit(rand::random()) {
             THROTTLED.get_or_create(&[("peer", self.0.name)]).inc();
-            return Err(self.not_sent("it answers next to nothing lately"));
+            return Err(self.not_sent("most recent calls to it failed"));
         }
         let began = Instant::now();
-        let outcome = self.attempt(call, context).await;
+        let outcome = self.send(call, context).await;
         self.count(&outcome, began.elapsed());
-        let accepted = outcome.as_ref().is_ok_and(|answer| !answer.status.is_server_error());
-        // That a client was in a hurry says nothing about the peer; that nobody is there does.
+        let accepted = outcome.as_ref().is_ok_and(|response| !response.status.is_server_error());
+        // A call with a short deadline that timed out says nothing about the peer. A refused connection always does.
         let unreachable = matches!(outcome, Err(PeerError::Unreachable { .. }));
-        if accepted || unreachable || time_left >= FAIR_TIME.min(self.0.settings.timeout) {
-            self.0.throttle.learn(accepted);
+        if accepted || unreachable || time_left >= MIN_FAIR_TIMEOUT.min(self.0.settings.timeout) {
+            self.0.throttle.record_outcome(accepted);
         }
         outcome
     }
@@ -278,33 +279,33 @@ impl Peer {
         PeerError::NotSent { peer: self.0.name, reason }
     }
 
-    fn count(&self, outcome: &Result<PeerResponse, PeerError>, took: Duration) {
+    fn count(&self, outcome: &Result<PeerResponse, PeerError>, duration: Duration) {
         let peer = self.0.name;
         let outcome = match outcome {
-            Ok(answer) if answer.status.is_server_error() => "failed",
-            Ok(answer) if answer.status.is_client_error() => "refused",
+            Ok(response) if response.status.is_server_error() => "failed",
+            Ok(response) if response.status.is_client_error() => "refused",
             Ok(_) => "ok",
             Err(error) => error.kind(),
         };
         CALLS.get_or_create(&[("peer", peer), ("outcome", outcome)]).inc();
-        DURATIONS.get_or_create(&[("peer", peer)]).observe(took.as_secs_f64());
+        DURATIONS.get_or_create(&[("peer", peer)]).observe(duration.as_secs_f64());
     }
 
-    async fn attempt(&self, call: &Call<'_>, context: &RequestContext) -> Result<PeerResponse, PeerError> {
+    async fn send(&self, call: &Call<'_>, context: &RequestContext) -> Result<PeerResponse, PeerError> {
         let limit = self.0.settings.timeout.min(context.time_left());
         let url = self.url(call.path);
-        let span = traces::of_call(&call.method, self.0.name, &url);
+        let span = traces::client_span(&call.method, self.0.name, &url);
         let context = context.with_timeout(limit).with_span(&span);
-        let exchanged = time::timeout(limit, self.exchange(call, url, &context)).instrument(span.clone()).await;
-        let outcome = exchanged.unwrap_or(Err(PeerError::TimedOut { peer: self.0.name, limit }));
+        let response = time::timeout(limit, self.exchange(call, url, &context)).instrument(span.clone()).await;
+        let outcome = response.unwrap_or(Err(PeerError::TimedOut { peer: self.0.name, limit }));
         match &outcome {
-            Ok(answer) => traces::answered(&span, answer.status, 400),
-            Err(error) => traces::failed(&span, error.kind()),
+            Ok(response) => traces::record_status(&span, response.status, 400),
+            Err(error) => traces::record_error(&span, error.kind()),
         }
         outcome
     }
 
-    /// Where a path is, by parts: to print and to parse the whole address costs as much as a tenth of a call.
+    /// Joins the base address and a path. Replacing the parts is cheaper than parsing the whole address: a tenth of a call.
     fn url(&self, path: &str) -> Url {
         let mut url = self.0.base.clone();
         let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
@@ -336,20 +337,23 @@ impl Peer {
         Ok(PeerResponse { status, headers, body: body.freeze() })
     }
 
-    /// The error for an answer that the contract does not have.
-    pub fn unexpected(&self, answer: &PeerResponse, detail: impl ToString) -> PeerError {
-        PeerError::Unexpected { peer: self.0.name, status: answer.status, detail: detail.to_string() }
+    /// Returns the error for a response that the contract does not have.
+    pub fn unexpected(&self, response: &PeerResponse, detail: impl ToString) -> PeerError {
+        PeerError::Unexpected { peer: self.0.name, status: response.status, detail: detail.to_string() }
     }
 }
 
 impl PeerResponse {
-    /// The body as a JSON `T`.
+    /// Parses the body as JSON.
+    ///
+    /// # Errors
+    /// If the body is not UTF-8, or not the JSON of a `T`.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
-        let text = str::from_utf8(&self.body).map_err(serde_json::Error::custom)?; // looked at once, and not string by string
+        let text = str::from_utf8(&self.body).map_err(serde_json::Error::custom)?; // one pass here is cheaper than one per string in serde_json
         serde_json::from_str(text)
     }
 
-    /// The problem in the body, if it is one.
+    /// Returns the problem document in the body, if it is one.
     pub fn problem(&self) -> Option<problem::Body> {
         self.json().ok()
     }
@@ -374,7 +378,7 @@ impl fmt::Debug for Peer {
     }
 }
 
-/// An error and all its causes: reqwest's own text leaves out the one that matters.
+/// Returns the text of an error and all its causes. reqwest's own text leaves out the root cause.
 fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,31 +1,29 @@
-//! Adaptive throttling: a peer that answers nothing is asked almost nothing.
+//! Client-side adaptive throttling (*Site Reliability Engineering*, chapter "Handling Overload").
 //!
-//! As in *Site Reliability Engineering*, chapter "Handling overload": each caller rejects by itself, with a probability
-//! that grows with the calls that came to nothing lately. A dead peer costs no waiting, one that is drowning gets air, and
-//! no switch has to be thrown back when it recovers: its good answers open the way by themselves.
+//! Each caller rejects calls locally with a probability that rises with recent failures. A dead peer then costs its callers
+//! no waiting, an overloaded peer gets less load, and a recovered peer is used again without a reset.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How long the past counts.
+/// The time that counts as recent.
 const WINDOW: Duration = Duration::from_secs(5);
-/// The window is forgotten in so many steps.
+/// The window moves on in steps: each of its slots is cleared on its own.
 const SLOTS: usize = 5;
-/// Fewer calls than this in the window say nothing about a peer.
+/// With fewer calls than this in the window, no call is rejected.
 const MIN_CALLS: u32 = 10;
-/// However bad it looks, one call goes through each time this has passed: how else would one learn that it is better?
-const PROBE_EVERY: Duration = Duration::from_millis(500);
-/// So many good answers in a row are all that is remembered of the past: what failed before them is forgiven, and a peer
-/// that was well for a long time is not asked for a long time after it died. (Without it, half of the calls failing would
-/// be an edge: each stroke of bad luck rejects some, which makes the share look worse, which rejects more.)
+/// While the peer looks dead, one call per interval still goes out, to detect recovery.
+const PROBE_INTERVAL: Duration = Duration::from_millis(500);
+/// After this many consecutive successes the failure history is cleared. Without this, a peer that fails half of its calls
+/// would be throttled harder and harder by chance.
 const RECOVERY_SUCCESSES: u32 = 5;
 
-/// What became of the calls to one peer lately.
+/// The recent results of the calls to one peer.
 #[derive(Debug)]
 pub(super) struct Throttle {
-    /// Held for a handful of additions.
+    /// Locked for a few additions only.
     history: Mutex<History>,
 }
 
@@ -33,9 +31,9 @@ pub(super) struct Throttle {
 struct History {
     slots: [Slot; SLOTS],
     began: Instant,
+    /// The number of the newest slot, counted from `began`.
     current: u64,
-    last_passed: Instant,
-    /// Good answers since the last bad one.
+    last_admitted: Instant,
     consecutive_successes: u32,
 }
 
@@ -45,7 +43,7 @@ struct Slot {
     accepts: u32,
 }
 
-/// The probability with which a call is rejected here, given the calls of the window and how many the peer accepted.
+/// Returns the probability with which a call is rejected, from the requests of the window and how many the peer accepted.
 fn reject_probability(requests: u32, accepts: u32) -> f64 {
     let (requests, accepts) = (f64::from(requests), f64::from(accepts));
     ((requests - 2.0 * accepts) / (requests + 1.0)).max(0.0)
@@ -55,31 +53,30 @@ impl Throttle {
     pub(super) fn new() -> Self {
         let now = Instant::now();
         let slots = [Slot::default(); SLOTS];
-        Self {
-            history: Mutex::new(History { slots, began: now, current: 0, last_passed: now, consecutive_successes: 0 }),
-        }
+        let history = History { slots, began: now, current: 0, last_admitted: now, consecutive_successes: 0 };
+        Self { history: Mutex::new(history) }
     }
 
-    /// Whether a call may go out; `dice` is a random number from 0 to 1.
-    pub(super) fn should_admit(&self, dice: f64) -> bool {
+    /// Returns whether a call may be sent. `sample` is a uniform random number in 0..1, passed in so that tests are
+    /// deterministic.
+    pub(super) fn should_admit(&self, sample: f64) -> bool {
         let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let (requests, accepts) = history.sums(now);
-        let passes = history.consecutive_successes > 0 // it answers, so far
+        let admitted = history.consecutive_successes > 0
             || requests < MIN_CALLS
-            || dice >= reject_probability(requests, accepts)
-            || now.duration_since(history.last_passed) >= PROBE_EVERY;
-        if passes {
-            history.last_passed = now;
+            || sample >= reject_probability(requests, accepts)
+            || now.duration_since(history.last_admitted) >= PROBE_INTERVAL;
+        if admitted {
+            history.last_admitted = now;
         } else {
             history.slot().requests += 1;
         }
-        passes
+        admitted
     }
 
-    /// What became of a call that went out: whether the peer has answered, and not that it cannot. Only now it counts as a
-    /// request: of those still on their way nobody knows, and a sudden crowd is no sign of an outage.
-    pub(super) fn learn(&self, accepted: bool) {
+    /// Records the result of a call that was sent. Calls in flight do not count: a sudden burst is not an outage.
+    pub(super) fn record_outcome(&self, accepted: bool) {
         let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         history.sums(Instant::now());
         history.slot().requests += 1;
@@ -93,7 +90,7 @@ impl Throttle {
 }
 
 impl History {
-    /// Requests and accepts of the window, after what is older was forgotten.
+    /// Clears the slots that are older than the window, and returns the requests and accepts of the rest.
     fn sums(&mut self, now: Instant) -> (u32, u32) {
         let slot = (now.duration_since(self.began).as_millis() / (WINDOW.as_millis() / SLOTS as u128)) as u64;
         let passed = (slot - self.current).min(SLOTS as u64);
@@ -116,23 +113,23 @@ mod tests {
 
     use super::*;
 
-    /// So many calls, `gap` apart, to a peer that accepts some of them; how many went out to it.
-    async fn calls(throttle: &Throttle, calls: u32, gap: Duration, accepts: impl Fn() -> bool) -> u32 {
-        let mut asked = 0;
+    /// Makes `calls` calls, `gap` apart, to a peer whose answers `accepts` decides, and returns how many were sent.
+    async fn call(throttle: &Throttle, calls: u32, gap: Duration, accepts: impl Fn() -> bool) -> u32 {
+        let mut sent = 0;
         for _ in 0..calls {
             time::sleep(gap).await;
             if throttle.should_admit(rand::random()) {
-                asked += 1;
-                throttle.learn(accepts());
+                sent += 1;
+                throttle.record_outcome(accepts());
             }
         }
-        asked
+        sent
     }
 
     const MS: Duration = Duration::from_millis(1);
 
     #[test]
-    fn the_probability_is_that_of_the_book() {
+    fn rejects_with_the_probability_of_the_book() {
         assert_eq!(reject_probability(0, 0), 0.0);
         assert_eq!(reject_probability(100, 100), 0.0);
         assert_eq!(reject_probability(100, 50), 0.0, "half of the calls may fail");
@@ -141,44 +138,44 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_few_failures_say_nothing() {
+    async fn does_not_throttle_after_a_few_failures() {
         let throttle = Throttle::new();
         for call in 0..MIN_CALLS {
             assert!(throttle.should_admit(0.0), "call {call}");
-            throttle.learn(false);
+            throttle.record_outcome(false);
         }
-        assert!(!throttle.should_admit(0.0), "but ten in a row do");
+        assert!(!throttle.should_admit(0.0), "ten consecutive failures throttle");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_crowd_that_nobody_has_answered_yet_is_no_outage() {
+    async fn does_not_throttle_a_burst_of_unanswered_calls() {
         let throttle = Throttle::new();
         assert!((0..1000).all(|_| throttle.should_admit(0.0)));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_dead_peer_is_asked_twice_a_second_whether_few_or_many_call() {
-        for a_second in [10, 100, 1000] {
+    async fn probes_a_dead_peer_twice_a_second_at_any_call_rate() {
+        for per_second in [10, 100, 1000] {
             let throttle = Throttle::new();
-            calls(&throttle, 10 * a_second, 1000 * MS / a_second, || false).await;
-            let asked = calls(&throttle, 10 * a_second, 1000 * MS / a_second, || false).await;
-            assert!((15..=40).contains(&asked), "{asked} of {a_second} calls a second, in ten seconds");
+            call(&throttle, 10 * per_second, 1000 * MS / per_second, || false).await;
+            let sent = call(&throttle, 10 * per_second, 1000 * MS / per_second, || false).await;
+            assert!((15..=40).contains(&sent), "{sent} of {per_second} calls per second, in ten seconds");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_that_fails_half_of_its_calls_is_asked_on() {
+    async fn keeps_calling_a_peer_that_fails_half_of_its_calls() {
         for gap in [MS, 4 * MS, 100 * MS] {
-            let asked = calls(&Throttle::new(), 10_000, gap, rand::random).await;
-            assert!(asked > 8_500, "{asked} of 10,000 calls, {gap:?} apart");
+            let sent = call(&Throttle::new(), 10_000, gap, rand::random).await;
+            assert!(sent > 8_500, "{sent} of 10,000 calls, {gap:?} apart");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_that_answers_again_is_asked_as_before_within_a_second() {
+    async fn stops_throttling_within_a_second_of_recovery() {
         let throttle = Throttle::new();
-        calls(&throttle, 10_000, MS, || false).await;
-        calls(&throttle, 1000, MS, || true).await;
-        assert_eq!(calls(&throttle, 1000, MS, || true).await, 1000, "as if nothing had been");
+        call(&throttle, 10_000, MS, || false).await;
+        call(&throttle, 1000, MS, || true).await;
+        assert_eq!(call(&throttle, 1000, MS, || true).await, 1000, "every call is sent again");
     }
 }

@@ -1,7 +1,7 @@
-//! The access log: what is counted and said of each request, at its end.
+//! The access log and the request metrics: one record for each request, written when it ends.
 //!
-//! What failed, and what took long, is always said. Of what went well and quickly so much is said that somebody could read
-//! it; where there is more, the rest is counted, and told when a later second brings the next.
+//! Failed and slow requests are always logged. Of the successful ones at most N per second are logged. The rest are counted,
+//! and their number is logged with the first request of a later second.
 
 use std::mem;
 use std::sync::{Mutex, PoisonError};
@@ -14,86 +14,86 @@ use crate::context::RequestContext;
 use crate::problem::Problem;
 use crate::telemetry::metrics::{Metrics, Route};
 
-/// Nobody calls this quick.
-const LONG: Duration = Duration::from_secs(1);
+/// A request that takes this long is always logged.
+const SLOW: Duration = Duration::from_secs(1);
 const SECOND: Duration = Duration::from_secs(1);
-/// nginx's code for a client that closed the connection before its answer.
+/// nginx's status code for a client that closed the connection before the response.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-/// Where the ends of requests are told.
-pub(crate) struct Access {
+/// The access log of a service, and the metrics of its requests.
+pub(crate) struct AccessLog {
     metrics: Metrics,
-    /// How many that went well are said in a second.
-    most: u32,
+    /// Maximum successful requests logged per second.
+    max_per_second: u32,
     window: Mutex<Window>,
 }
 
 /// The current second.
 struct Window {
-    began: Instant,
-    said: u32,
-    unsaid: u64,
+    start: Instant,
+    logged: u32,
+    suppressed: u64,
 }
 
-/// What is told of one request, at its end; also when the client goes before that.
-pub(crate) struct Record<'a> {
-    access: &'a Access,
+/// The record of one request. If it is dropped unfinished, the client has disconnected.
+pub(crate) struct RequestLog<'a> {
+    access_log: &'a AccessLog,
     method: Method,
     route: &'a Route,
     context: &'a RequestContext,
-    began: Instant,
-    over: bool,
+    received_at: Instant,
+    finished: bool,
 }
 
-impl Access {
-    pub(crate) fn new(metrics: Metrics, most: u32) -> Self {
-        let window = Window { began: Instant::now(), said: 0, unsaid: 0 };
-        Self { metrics, most, window: Mutex::new(window) }
+impl AccessLog {
+    pub(crate) fn new(metrics: Metrics, max_per_second: u32) -> Self {
+        let window = Window { start: Instant::now(), logged: 0, suppressed: 0 };
+        Self { metrics, max_per_second, window: Mutex::new(window) }
     }
 
-    /// A request has come, at this time.
-    pub(crate) fn begin<'a>(
+    /// Starts the record of a request.
+    pub(crate) fn start<'a>(
         &'a self,
         method: &Method,
         route: &'a Route,
         context: &'a RequestContext,
-        began: Instant,
-    ) -> Record<'a> {
+        received_at: Instant,
+    ) -> RequestLog<'a> {
         self.metrics.begin();
-        Record { access: self, method: method.clone(), route, context, began, over: false }
+        RequestLog { access_log: self, method: method.clone(), route, context, received_at, finished: false }
     }
 
-    /// Whether there is a line for one that went well and ended now.
-    fn says(&self, now: Instant) -> bool {
+    /// Returns whether to log a successful request that ends now.
+    fn should_log(&self, now: Instant) -> bool {
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
-        if now.saturating_duration_since(window.began) >= SECOND {
-            let Window { unsaid, .. } = mem::replace(&mut *window, Window { began: now, said: 0, unsaid: 0 });
-            if unsaid > 0 {
-                tracing::info!(requests = unsaid, "more that went well");
+        if now.saturating_duration_since(window.start) >= SECOND {
+            let last = mem::replace(&mut *window, Window { start: now, logged: 0, suppressed: 0 });
+            if last.suppressed > 0 {
+                tracing::info!(requests = last.suppressed, "successful requests not logged");
             }
         }
-        let says = window.said < self.most;
-        window.said += u32::from(says);
-        window.unsaid += u64::from(!says);
-        says
+        let should_log = window.logged < self.max_per_second;
+        window.logged += u32::from(should_log);
+        window.suppressed += u64::from(!should_log);
+        should_log
     }
 }
 
-impl Record<'_> {
-    /// It was answered like this.
-    pub(crate) fn end(mut self, status: StatusCode, problem: Option<&Problem>) {
-        self.over = true;
+impl RequestLog<'_> {
+    /// Counts and logs the request, which was answered with this status.
+    pub(crate) fn finish(mut self, status: StatusCode, problem: Option<&Problem>) {
+        self.finished = true;
         let now = Instant::now();
-        let Self { access, method, route, context, began, .. } = &self;
-        let took = now.saturating_duration_since(*began);
-        access.metrics.end(method, route, status, took);
-        let went_well = status.as_u16() < 400 && took < LONG;
-        if went_well && !access.says(now) {
+        let Self { access_log, method, route, context, received_at, .. } = &self;
+        let duration = now.saturating_duration_since(*received_at);
+        access_log.metrics.end(method, route, status, duration);
+        let succeeded = status.as_u16() < 400 && duration < SLOW;
+        if succeeded && !access_log.should_log(now) {
             return;
         }
         let (method, route) = (method.as_str(), &*route.template);
         let (request_id, trace_id) = (context.request_id(), &*context.trace_id());
-        let (status, ms) = (status.as_u16(), took.as_micros() as f64 / 1000.0);
+        let (status, ms) = (status.as_u16(), duration.as_micros() as f64 / 1000.0);
         let (problem, cause) = (problem.map(|p| p.kind().slug), problem.and_then(Problem::cause));
         if status >= 500 {
             tracing::error!(method, route, status, ms, request_id, trace_id, problem, cause, "request");
@@ -103,16 +103,17 @@ impl Record<'_> {
     }
 }
 
-impl Drop for Record<'_> {
+impl Drop for RequestLog<'_> {
     fn drop(&mut self) {
-        if !self.over {
-            let Self { access, method, route, context, began, .. } = self;
-            let status = StatusCode::from_u16(CLIENT_CLOSED_REQUEST).unwrap_or(StatusCode::BAD_REQUEST);
-            access.metrics.end(method, route, status, began.elapsed());
-            let (method, route) = (method.as_str(), &*route.template);
-            let (request_id, trace_id) = (context.request_id(), &*context.trace_id());
-            tracing::info!(method, route, status = CLIENT_CLOSED_REQUEST, request_id, trace_id, "the client went away");
+        if self.finished {
+            return;
         }
+        let Self { access_log, method, route, context, received_at, .. } = self;
+        let status = StatusCode::from_u16(CLIENT_CLOSED_REQUEST).unwrap_or(StatusCode::BAD_REQUEST);
+        access_log.metrics.end(method, route, status, received_at.elapsed());
+        let (method, route) = (method.as_str(), &*route.template);
+        let (request_id, trace_id) = (context.request_id(), &*context.trace_id());
+        tracing::info!(method, route, status = CLIENT_CLOSED_REQUEST, request_id, trace_id, "client disconnected");
     }
 }
 
@@ -121,14 +122,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn in_each_second_so_many_are_said_and_the_rest_is_counted() {
-        let access = Access::new(Metrics::new("test"), 3);
-        let began = Instant::now();
-        let said = |from: Instant, many: u32| (0..many).filter(|_| access.says(from)).count();
-        assert_eq!(said(began, 2), 2);
-        assert_eq!(said(began + SECOND / 2, 5), 1, "it is the same second");
-        assert_eq!(access.window.lock().unwrap().unsaid, 4);
-        assert_eq!(said(began + 2 * SECOND, 4), 3);
-        assert_eq!(access.window.lock().unwrap().unsaid, 1);
+    fn logs_at_most_n_requests_per_second_and_counts_the_rest() {
+        let access_log = AccessLog::new(Metrics::new("test"), 3);
+        let start = Instant::now();
+        let logged = |now: Instant, requests: u32| (0..requests).filter(|_| access_log.should_log(now)).count();
+        assert_eq!(logged(start, 2), 2);
+        assert_eq!(logged(start + SECOND / 2, 5), 1, "it is the same second");
+        assert_eq!(access_log.window.lock().unwrap().suppressed, 4);
+        assert_eq!(logged(start + 2 * SECOND, 4), 3);
+        assert_eq!(access_log.window.lock().unwrap().suppressed, 1);
     }
 }

@@ -1,4 +1,4 @@
-//! Extractors that reject with a [`Problem`]: axum's own answer a bad request in plain text.
+//! Extractors that reject a bad request with a [`Problem`]. axum's own respond in plain text.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,7 +13,7 @@ use crate::http::body::values::Detail;
 use crate::http::body::{self, FromJson, FromQuery};
 use crate::problem::{FieldError, Problem, UNSUPPORTED_MEDIA_TYPE};
 
-/// A body that is a JSON object. Its type may be any `application/json` or `…+json`.
+/// A body that is a JSON object, with the media type `application/json` or `application/…+json`.
 #[derive(Debug)]
 pub struct Json<T>(pub T);
 
@@ -25,15 +25,15 @@ impl<S: Send + Sync, T: FromJson> FromRequest<S> for Json<T> {
     }
 }
 
-/// A body that is a JSON array of objects, each read on its own.
+/// A body that is a JSON array of 1 to `MAX` objects, each read on its own.
 #[derive(Debug)]
-pub struct JsonList<T, const MOST: usize>(pub Vec<Result<T, Problem>>);
+pub struct JsonList<T, const MAX: usize>(pub Vec<Result<T, Problem>>);
 
-impl<S: Send + Sync, T: FromJson, const MOST: usize> FromRequest<S> for JsonList<T, MOST> {
+impl<S: Send + Sync, T: FromJson, const MAX: usize> FromRequest<S> for JsonList<T, MAX> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
-        body::read_list(&json_bytes(request).await?, 1..=MOST).map(Self)
+        body::read_list(&json_bytes(request).await?, 1..=MAX).map(Self)
     }
 }
 
@@ -41,13 +41,13 @@ async fn json_bytes(request: Request) -> Result<Bytes, Problem> {
     if !is_json(request.headers()) {
         return Err(Problem::new(&UNSUPPORTED_MEDIA_TYPE, "The body must be sent as application/json"));
     }
-    // The layers have read the whole body already, within its limits.
+    // The pipeline has already read the whole body, within its limits.
     Ok(request.into_body().collect().await.map_err(Problem::internal)?.to_bytes())
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
-    let given = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let essence = given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let subtype = essence.strip_prefix("application/");
     subtype.is_some_and(|subtype| subtype == "json" || subtype.ends_with("+json"))
 }
@@ -68,7 +68,7 @@ impl<S: Send + Sync, T: FromStr<Err: fmt::Display>> FromRequestParts<S> for Path
     }
 }
 
-/// The query.
+/// The query string.
 #[derive(Debug)]
 pub struct Query<T>(pub T);
 
@@ -80,16 +80,19 @@ impl<S: Sync, T: FromQuery> FromRequestParts<S> for Query<T> {
     }
 }
 
-/// A header of which there may be one.
+/// A request header that may appear once.
 pub trait Header: Sized {
-    /// Its name.
+    /// The name of the header.
     const NAME: HeaderName;
 
-    /// Reads its value.
+    /// Parses the value.
+    ///
+    /// # Errors
+    /// What is wrong with it, as clients read it.
     fn parse(value: &str) -> Result<Self, Detail>;
 }
 
-/// The value of the header `H`, if it is there. Twice the same header is a mistake of the client's.
+/// The header `H`, or `None` if it is absent. A repeated header is rejected.
 #[derive(Debug)]
 pub struct OptionalHeader<H>(pub Option<H>);
 
@@ -97,14 +100,14 @@ impl<S: Sync, H: Header> FromRequestParts<S> for OptionalHeader<H> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let mut given = parts.headers.get_all(H::NAME).iter();
-        let read = match (given.next(), given.next()) {
+        let mut values = parts.headers.get_all(H::NAME).iter();
+        let parsed = match (values.next(), values.next()) {
             (None, _) => return Ok(Self(None)),
             (Some(value), None) => value.to_str().map_err(|_| "must be ASCII".into()).and_then(H::parse),
             (Some(_), Some(_)) => Err("is given more than once".into()),
         };
         let bad = |detail: Detail| Problem::invalid(vec![FieldError::in_parameter(H::NAME.as_str(), detail)]);
-        read.map(|value| Self(Some(value))).map_err(bad)
+        parsed.map(|value| Self(Some(value))).map_err(bad)
     }
 }
 
@@ -113,18 +116,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_is_known_by_its_media_type() {
-        let taken = |given: &str| {
-            let value = header::HeaderValue::from_str(given).unwrap();
+    fn accepts_only_json_media_types() {
+        let accepts = |media_type: &str| {
+            let value = header::HeaderValue::from_str(media_type).unwrap();
             is_json(&HeaderMap::from_iter([(header::CONTENT_TYPE, value)]))
         };
         for json in
             ["application/json", "Application/JSON", "application/json; charset=utf-8", "application/merge-patch+json"]
         {
-            assert!(taken(json), "{json}");
+            assert!(accepts(json), "{json}");
         }
         for other in ["", "text/plain", "text/json", "application/jsonp", "application/x-www-form-urlencoded", "json"] {
-            assert!(!taken(other), "{other}");
+            assert!(!accepts(other), "{other}");
         }
         assert!(!is_json(&HeaderMap::new()));
     }

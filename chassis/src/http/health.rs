@@ -1,4 +1,4 @@
-//! `GET /livez` and `GET /readyz`: is the process alive, and should it be sent requests?
+//! `GET /livez`: whether the process is alive. `GET /readyz`: whether load balancers should send requests to it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,28 +17,31 @@ use utoipa_axum::routes;
 use crate::client::Peer;
 use crate::problem::{DRAINING, Problem};
 
-/// What a service needs to do its work.
+/// What a service needs to handle requests.
 #[async_trait]
 pub trait ReadinessChecks: Send + Sync {
-    /// Asks the store for a sign of life. `Err` says why there is none, and makes the service unready.
+    /// Checks the store.
+    ///
+    /// # Errors
+    /// If the store does not answer, with the reason. The service is not ready then.
     async fn store(&self) -> Result<(), String>;
 
-    /// The services this one calls. One that is away is reported, but does not make this one unready: else one
-    /// outage would spread over all.
+    /// Returns the services that this one calls. `/readyz` reports a peer that is down, but stays ready. Otherwise one outage
+    /// would take down all services.
     fn peers(&self) -> Vec<&Peer>;
 }
 
-/// Whether the process is going down.
+/// Whether the process is shutting down.
 #[derive(Clone, Debug, Default)]
 pub struct Draining(Arc<AtomicBool>);
 
 impl Draining {
-    /// From now on `/readyz` is 503 and every answer closes its connection.
+    /// Starts draining: `/readyz` returns 503, and every response closes its connection.
     pub fn begin(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it has begun.
+    /// Returns whether draining has begun.
     pub fn has_begun(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
@@ -47,12 +50,12 @@ impl Draining {
 #[derive(Clone)]
 struct Health {
     draining: Draining,
-    needs: Arc<dyn ReadinessChecks>,
+    checks: Arc<dyn ReadinessChecks>,
 }
 
-/// The two routes.
-pub(crate) fn routes(draining: Draining, needs: Arc<dyn ReadinessChecks>) -> OpenApiRouter {
-    OpenApiRouter::new().routes(routes!(livez)).routes(routes!(readyz)).with_state(Health { draining, needs })
+/// Returns the routes `/livez` and `/readyz`.
+pub(crate) fn routes(draining: Draining, checks: Arc<dyn ReadinessChecks>) -> OpenApiRouter {
+    OpenApiRouter::new().routes(routes!(livez)).routes(routes!(readyz)).with_state(Health { draining, checks })
 }
 
 /// A process that answers.
@@ -85,13 +88,13 @@ async fn readyz(State(health): State<Health>) -> Response {
     if health.draining.has_begun() {
         return Problem::new(&DRAINING, "Going down").with_reasons(vec!["draining".to_owned()]).into_response();
     }
-    if let Err(reason) = health.needs.store().await {
+    if let Err(reason) = health.checks.store().await {
         return Problem::store_unavailable(reason)
             .with_reasons(vec!["the store does not answer".to_owned()])
             .into_response();
     }
-    let asked = health.needs.peers().into_iter().map(|peer| async { (peer.name(), peer.is_up().await) });
-    let peers = future::join_all(asked).await;
+    let pings = health.checks.peers().into_iter().map(|peer| async { (peer.name(), peer.is_up().await) });
+    let peers = future::join_all(pings).await;
     let peers = peers.into_iter().map(|(name, up)| (name, if up { "up" } else { "down" })).collect();
     Json(Ready { status: "ready", peers }).into_response()
 }

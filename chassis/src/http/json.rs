@@ -1,12 +1,86 @@
-//! JSON as it is sent. What serde writes is quick enough for most; rows of long lists write themselves, piece by piece,
-//! which takes much less.
+//! JSON rendered without [`Entity`](crate::http::entity::Entity), and the responses made of it.
+//!
+//! Everything here is deleted together with the re-export in [`conditional`] as soon as all stores hold entities.
 
+use std::fmt;
+use std::hash::{DefaultHasher, Hasher};
 use std::ops::Range;
 
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderValue, Uri};
+use axum::response::Response;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde::ser::Error as _;
 pub use serde_json::Error;
+
+use crate::http::conditional::{self, IfMatch};
+use crate::http::page::{self, Rows};
+use crate::problem::Problem;
+
+/// Initial capacity for one entity or row, in bytes.
+const ENTITY_SIZE: usize = 256;
+const ROW_SIZE: usize = 128;
+
+/// Checks `If-Match`, like [`conditional::check_if_match`].
+///
+/// # Errors
+/// 412 unless the header names the tag of `entity` or is `*`.
+pub fn check(if_match: Option<&IfMatch>, entity: &impl ToJson) -> Result<(), Problem> {
+    let (_, tag) = represent(entity)?;
+    conditional::check_tag(if_match, &tag)
+}
+
+/// Returns the response with one entity, like [`conditional::respond`].
+///
+/// # Errors
+/// If the entity cannot be JSON.
+pub fn show(entity: &impl ToJson, request: &HeaderMap) -> Result<Response, Problem> {
+    let (json, tag) = represent(entity)?;
+    Ok(conditional::respond_with(json, tag, request))
+}
+
+/// Returns the response to a creation, like [`conditional::respond_created`].
+///
+/// # Errors
+/// If the entity cannot be JSON, or `location` is not a valid header value.
+pub fn created(entity: &impl ToJson, location: &str) -> Result<Response, Problem> {
+    conditional::mark_created(show(entity, &HeaderMap::new())?, location)
+}
+
+impl<T> Rows<T> {
+    /// Returns the response to `GET uri`, like [`Rows::respond`], of the rows as `show` gives them.
+    ///
+    /// # Errors
+    /// If a row cannot be JSON.
+    pub fn answer<'a, V: ToJson + 'a, K: fmt::Display>(
+        &'a self,
+        uri: &Uri,
+        show: impl Fn(&'a T) -> &'a V,
+        key: impl Fn(&'a T) -> K,
+    ) -> Result<Response, Problem> {
+        let mut json = Writer::with_capacity(ROW_SIZE * self.rows.len());
+        json.raw(b"[");
+        for (index, row) in self.rows.iter().enumerate() {
+            if index > 0 {
+                json.raw(b",");
+            }
+            show(row).to_json(&mut json).map_err(Problem::internal)?;
+        }
+        json.raw(b"]");
+        Ok(page::respond_with(Body::from(json.finish()), self.next_link(uri, key)))
+    }
+}
+
+fn represent(entity: &impl ToJson) -> Result<(Vec<u8>, HeaderValue), Problem> {
+    let mut json = Writer::with_capacity(ENTITY_SIZE);
+    entity.to_json(&mut json).map_err(Problem::internal)?;
+    let json = json.finish();
+    let mut hasher = DefaultHasher::new();
+    hasher.write(&json);
+    let tag = format!("\"{:016x}\"", hasher.finish());
+    Ok((json, HeaderValue::try_from(tag).map_err(Problem::internal)?))
+}
 
 /// A type that is sent as JSON.
 pub trait ToJson {

@@ -1,8 +1,8 @@
 //! The listening socket: a new one, or one that outlives the process.
 //!
-//! Whoever starts a service may open its socket and hand it over (`LISTEN_FDS`, the protocol of systemd's socket
-//! activation, `sd_listen_fds(3)`). Then the next process is started with the same socket while the last one still serves:
-//! at no moment is there nobody who accepts, and no client sees the service restart.
+//! A supervisor may open the socket and pass it to the service (`LISTEN_FDS`, systemd's socket activation,
+//! `sd_listen_fds(3)`). The next process then accepts on the same socket while the last one still serves, so no client sees
+//! the restart.
 
 use std::io;
 use std::net::IpAddr;
@@ -10,12 +10,12 @@ use std::net::IpAddr;
 use listenfd::ListenFd;
 use tokio::net::TcpListener;
 
-/// The socket that was handed over; if there is none, a new one at this address.
+/// Returns the inherited socket, or a new one bound to this address.
 ///
 /// # Errors
-/// If the address cannot be listened on, or what was handed over is no TCP socket. The text names the settings to blame.
+/// If the address cannot be bound, or the inherited descriptor is not a TCP socket. The text names the settings.
 pub(crate) async fn open(host: IpAddr, port: u16) -> Result<TcpListener, String> {
-    let inherited = inherited().map_err(|error| format!("cannot listen on what LISTEN_FDS names: {error}"))?;
+    let inherited = inherited().map_err(|error| format!("cannot listen on the socket in LISTEN_FDS: {error}"))?;
     if let Some(listener) = inherited {
         return Ok(listener);
     }
@@ -25,6 +25,6 @@ pub(crate) async fn open(host: IpAddr, port: u16) -> Result<TcpListener, String>
 
 fn inherited() -> io::Result<Option<TcpListener>> {
     let Some(listener) = ListenFd::from_env().take_tcp_listener(0)? else { return Ok(None) };
-    listener.set_nonblocking(true)?; // as tokio's own are: else it would hang on it
+    listener.set_nonblocking(true)?; // tokio requires it
     TcpListener::from_std(listener).map(Some)
 }

@@ -1,7 +1,7 @@
-//! HTTP: the server, the middleware of every request, and what handlers use to read requests and write answers.
+//! HTTP: the server, the middleware, and what handlers use to read requests and build responses.
 //!
-//! A request passes [`pipeline`], is read by [`extract`] and [`body`], and leaves as [`json`] (see [`page`] and
-//! [`conditional`]) or as a [`crate::problem`].
+//! A request passes [`pipeline`] and is read by [`extract`] and [`body`]. Its response shows an [`entity`], alone
+//! ([`conditional`]) or with others ([`page`]), or is a [`crate::problem`].
 
 pub(crate) mod access_log;
 pub mod body;
@@ -12,6 +12,7 @@ pub mod extract;
 pub mod health;
 pub mod json;
 pub(crate) mod listener;
+pub(crate) mod metrics;
 pub(crate) mod openapi;
 pub mod page;
 pub(crate) mod pipeline;

@@ -1,8 +1,7 @@
-//! The OpenAPI document of a service, `/openapi.json`, and the page that shows it, `/docs`.
+//! The OpenAPI document of a service (`/openapi.json`), and the page that shows it (`/docs`).
 //!
-//! Handlers describe what is special about them in a few attribute lines. What holds for all of them is added here: both
-//! path families, conditional requests, the answers to what can go wrong with any request, a description for each
-//! response.
+//! Handlers describe only what is special about them. This module adds what holds for every operation: both path
+//! families, conditional requests, the errors that any request can cause, and a description of each response.
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -18,24 +17,24 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use crate::problem::{self, Body, FieldError};
 
-/// The prefix of the second path family.
+/// The prefix of the second path family, the same API under `/api`.
 pub(crate) const API: &str = "/api";
 
-/// Mounts `resources` at the root and under `/api`, and `plain` (health) at the root only, and documents both.
+/// Mounts `resources` at the root and under `/api`, mounts `health` at the root only, and documents both.
 pub(crate) fn assemble(
     service: &str,
     description: &str,
     resources: OpenApiRouter,
-    plain: OpenApiRouter,
+    health: OpenApiRouter,
 ) -> (Router, OpenApi) {
     let (resources, mut document) = resources.split_for_parts();
-    let (plain, mut plain_document) = plain.split_for_parts();
+    let (health, mut health_document) = health.split_for_parts();
     let server = |url, description| ServerBuilder::new().url(url).description(Some(description)).build();
-    for item in plain_document.paths.paths.values_mut() {
+    for item in health_document.paths.paths.values_mut() {
         item.servers = Some(vec![server("/", "Only here")]);
     }
-    document.merge(plain_document);
-    document.servers = Some(vec![server("/", "The root"), server(API, "The same, one floor down")]);
+    document.merge(health_document);
+    document.servers = Some(vec![server("/", "The root"), server(API, "The same API under /api")]);
     document.info = InfoBuilder::new()
         .title(service)
         .description(Some(description))
@@ -44,20 +43,20 @@ pub(crate) fn assemble(
         .build();
     complete(&mut document);
 
-    let router = resources.clone().nest(API, resources).merge(plain).merge(docs(document.clone()));
+    let router = resources.clone().nest(API, resources).merge(health).merge(docs(document.clone()));
     (router, document)
 }
 
-/// `/openapi.json`, and `/docs` from files inside the binary. The page asks no other host: not even for the badge by
-/// which Swagger UI has the document judged by a server of its makers.
+/// Serves `/openapi.json`, and `/docs` from files inside the binary. The page loads nothing from another host. By default
+/// Swagger UI would load a badge from its makers' validator.
 fn docs(document: OpenApi) -> Router {
     let config = Config::from("/openapi.json").validator_url("none");
     SwaggerUi::new("/docs").url("/openapi.json", document).config(config).into()
 }
 
-/// What any request can come to, whatever it asks for. That no status stands for all others lets a client, and a test,
-/// tell a documented answer from one that is not.
-const ANY_REQUEST: [StatusCode; 6] = [
+/// The errors that any request can cause. Each status is listed, and there is no `default` response, so that clients and
+/// tests can tell a documented response from an undocumented one.
+const COMMON_ERRORS: [StatusCode; 6] = [
     StatusCode::BAD_REQUEST,
     StatusCode::REQUEST_TIMEOUT,
     StatusCode::PAYLOAD_TOO_LARGE,
@@ -66,11 +65,11 @@ const ANY_REQUEST: [StatusCode; 6] = [
     StatusCode::SERVICE_UNAVAILABLE,
 ];
 
-/// The names of the answers to what goes wrong.
+/// The names of the shared error responses.
 const PROBLEM: &str = "Problem";
 const UNAVAILABLE: &str = "Unavailable";
 
-/// What is the same for every operation.
+/// Adds what is the same for every operation.
 fn complete(document: &mut OpenApi) {
     let components = document.components.get_or_insert_default();
     components.schemas.insert(Body::name().into(), Body::schema());
@@ -81,13 +80,15 @@ fn complete(document: &mut OpenApi) {
         .content(problem::CONTENT_TYPE, body)
         .build();
     let mut unavailable = problem.clone();
-    unavailable.headers.insert("retry-after".to_owned(), always("Seconds after which to try again", Type::Integer));
+    unavailable
+        .headers
+        .insert("retry-after".to_owned(), required_header("Seconds after which to try again", Type::Integer));
     components.responses.insert(PROBLEM.to_owned(), problem.into());
     components.responses.insert(UNAVAILABLE.to_owned(), unavailable.into());
 
     for operation in document.paths.paths.values_mut().flat_map(operations) {
-        let unreadable = operation.request_body.is_some().then_some(StatusCode::UNSUPPORTED_MEDIA_TYPE);
-        for status in ANY_REQUEST.into_iter().chain(unreadable) {
+        let media_type = operation.request_body.is_some().then_some(StatusCode::UNSUPPORTED_MEDIA_TYPE);
+        for status in COMMON_ERRORS.into_iter().chain(media_type) {
             operation.responses.responses.entry(status.as_str().to_owned()).or_insert_with(|| Response::new("").into());
         }
         complete_conditional(operation);
@@ -95,7 +96,7 @@ fn complete(document: &mut OpenApi) {
     }
 }
 
-/// Whoever answers 304 or 412 reads the header that asks for it.
+/// Documents `If-None-Match` for an operation that responds 304, and `If-Match` for one that responds 412.
 fn complete_conditional(operation: &mut Operation) {
     for (status, header, description, example) in [
         ("304", "if-none-match", "The `ETag` of what the client has: if it is still the same, the answer is 304", None),
@@ -115,34 +116,35 @@ fn complete_conditional(operation: &mut Operation) {
     }
 }
 
+/// Fills in missing descriptions, describes common headers, and replaces each error response by a shared one.
 fn complete_responses(responses: &mut Responses) {
     for (status, response) in &mut responses.responses {
-        let RefOr::T(given) = response else { continue };
+        let RefOr::T(documented) = response else { continue };
         let code = status.parse().ok().and_then(|code| StatusCode::from_u16(code).ok());
-        if given.description.is_empty() {
-            given.description = code.and_then(|code| code.canonical_reason()).unwrap_or(status).to_owned();
+        if documented.description.is_empty() {
+            documented.description = code.and_then(|code| code.canonical_reason()).unwrap_or(status).to_owned();
         }
         for (name, description) in [
             ("etag", "Changes whenever what is shown changes"),
             ("location", "The path of what was made, in the path family that was called"),
         ] {
-            if let Some(header) = given.headers.get_mut(name) {
-                *header = always(description, Type::String);
+            if let Some(header) = documented.headers.get_mut(name) {
+                *header = required_header(description, Type::String);
             }
         }
         if code.is_some_and(|code| code.is_client_error() || code.is_server_error()) {
             let unavailable = code == Some(StatusCode::SERVICE_UNAVAILABLE);
             let mut problem = Ref::from_response_name(if unavailable { UNAVAILABLE } else { PROBLEM });
-            problem.description = std::mem::take(&mut given.description);
+            problem.description = std::mem::take(&mut documented.description);
             *response = problem.into();
         }
     }
 }
 
-/// A header that is never absent.
-fn always(description: &str, kind: Type) -> RefOr<Header> {
+/// Describes a header that is always present.
+fn required_header(description: &str, kind: Type) -> RefOr<Header> {
     let header = HeaderBuilder::new().description(Some(description)).schema(Some(Object::with_type(kind)));
-    // utoipa has no field for it, and writes out what it takes for an extension as it is.
+    // utoipa has no field for `required`, but writes extensions as they are.
     header.extensions(Some([("required", true)].into_iter().collect())).build().into()
 }
 

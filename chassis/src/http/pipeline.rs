@@ -1,7 +1,7 @@
-//! The one stack of middleware: everything that happens to every request, outermost first.
+//! The middleware that every request passes, outermost first.
 //!
-//! Compression is tower-http's. All the rest is one function around the router, [`Pipeline::handle`], to be read
-//! from top to bottom; as a stack of separate layers the same steps cost several times as much a request.
+//! Compression is a tower-http layer. Everything else is one function around the router, [`Pipeline::handle`], which reads
+//! from top to bottom. The same steps as separate tower layers cost several times as much per request.
 
 use std::any::Any;
 use std::convert::Infallible;
@@ -29,38 +29,38 @@ use tracing::Instrument;
 
 use crate::config::Settings;
 use crate::context::{RequestContext, X_REQUEST_ID};
-use crate::http::access_log::Access;
+use crate::http::access_log::AccessLog;
 use crate::http::cors::{self, Cors};
 use crate::http::health::Draining;
 use crate::problem::{HEADERS_TOO_LARGE, INVALID_REQUEST, OVERLOADED, PAYLOAD_TOO_LARGE, Problem, REQUEST_TIMEOUT};
 use crate::telemetry::metrics::{Metrics, Route};
 use crate::telemetry::traces;
 
-/// Answers of at least so many bytes are compressed for clients that ask for it.
-const COMPRESS_FROM: u64 = 1024;
+/// Minimum size of a response that is compressed, in bytes.
+const MIN_COMPRESSED_SIZE: u64 = 1024;
 
-/// What is answered however much there is to do: else a busy service would look like a dead one.
+/// Paths that are served under any load. Otherwise a busy service would look dead.
 const NEVER_SHED: [&str; 3] = ["/livez", "/readyz", "/metrics"];
 
-/// The error of a body: hyper's, or a test's that cannot fail.
+/// The error of a request body: hyper's, or that of a body made by a test.
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Where requests come in: what every one of them needs on its way.
+/// A service's router with everything that its requests pass on the way.
 pub(crate) struct Pipeline {
     pub(crate) router: Router,
     pub(crate) routes: Routes,
     pub(crate) cors: Cors,
     pub(crate) metrics: Metrics,
-    pub(crate) access: Access,
+    pub(crate) access_log: AccessLog,
     pub(crate) draining: Draining,
     pub(crate) settings: Settings,
-    /// One place for each request in work, all routes together.
-    pub(crate) places: Semaphore,
-    /// The requests that have arrived whole and are not answered yet, for the end of the service to wait for.
+    /// One permit for each request in a handler, shared by all routes.
+    pub(crate) permits: Semaphore,
+    /// Requests whose body was read and whose response is not finished. Shutdown waits for them.
     pub(crate) running: TaskTracker,
 }
 
-/// The whole stack as one service, for requests with any kind of body.
+/// Returns the whole pipeline as one tower service, for requests with any type of body.
 pub(crate) fn stack<B>(
     pipeline: Arc<Pipeline>,
 ) -> impl Service<
@@ -73,39 +73,39 @@ where
     B: http_body::Body<Data: Buf + Send, Error: Into<BoxError>> + Send + 'static,
 {
     ServiceBuilder::new()
-        .map_request(accept_plain)
-        .layer(CompressionLayer::new().compress_when(SizeAbove::new(COMPRESS_FROM)))
+        .map_request(always_allow_identity)
+        .layer(CompressionLayer::new().compress_when(SizeAbove::new(MIN_COMPRESSED_SIZE)))
         .service(service_fn(move |request| {
             let pipeline = Arc::clone(&pipeline);
-            // Boxed, since a connection has room for the whole future of a request, also while there is none.
+            // Boxed, because an idle connection would otherwise reserve memory for the whole future of a request.
             Box::pin(async move { Ok(pipeline.handle(request).await) })
         }))
 }
 
-/// Has every client take an answer that is not compressed, at worst. tower-http would else turn the answer for one that
-/// refuses it into a 406, when the thing is done already.
-fn accept_plain<B>(mut request: Request<B>) -> Request<B> {
+/// Always allows `identity`, so that tower-http cannot turn a finished request into a 406.
+fn always_allow_identity<B>(mut request: Request<B>) -> Request<B> {
     if let Some(accepted) = request.headers_mut().get_mut(header::ACCEPT_ENCODING) {
-        let with_plain = [b"identity;q=0.001, ", accepted.as_bytes()].concat();
-        *accepted = HeaderValue::from_bytes(&with_plain).unwrap_or(HeaderValue::from_static("identity"));
+        let with_identity = [b"identity;q=0.001, ", accepted.as_bytes()].concat();
+        *accepted = HeaderValue::from_bytes(&with_identity).unwrap_or(HeaderValue::from_static("identity"));
     }
     request
 }
 
 impl Pipeline {
-    /// One request from its head to its answer.
+    /// Handles one request, from its head to its response.
     async fn handle<B>(&self, request: Request<B>) -> Response<Body>
     where
         B: http_body::Body<Data: Buf, Error: Into<BoxError>>,
     {
-        let route = self.routes.of(request.uri());
-        let arrived = Instant::now();
-        let context = RequestContext::received_at(arrived, request.headers(), self.settings.request_timeout);
-        let allowed = self.cors.allowed(request.headers());
-        let span = traces::of_request(request.method(), &route.template, request.uri(), || context.caller());
+        let received_at = Instant::now();
+        let route = self.routes.find(request.uri());
+        let cors_headers = self.cors.response_headers(request.method(), request.headers()).await;
+        let context = RequestContext::received_at(received_at, request.headers(), self.settings.request_timeout);
+        let span = traces::server_span(request.method(), &route.template, request.uri(), || context.remote_parent());
         let context = context.with_span(&span);
-        let record = self.access.begin(request.method(), route, &context, arrived);
-        let mut response = match self.answer(request, &context, arrived).instrument(span.clone()).await {
+        let log = self.access_log.start(request.method(), route, &context, received_at);
+
+        let mut response = match self.answer(request, &context, received_at).instrument(span.clone()).await {
             Ok(response) => response,
             Err(problem) => problem.into_response(),
         };
@@ -113,22 +113,25 @@ impl Pipeline {
         if let Some(problem) = &problem {
             response = problem.render(context.request_id());
         }
-        self.cors.mark(response.headers_mut(), allowed);
+
+        for (name, value) in &cors_headers {
+            response.headers_mut().append(name, value.clone()); // `Vary` may have a value already
+        }
         response.headers_mut().insert(X_REQUEST_ID, context.request_id_header());
         if self.draining.has_begun() {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        traces::answered(&span, response.status(), 500);
-        record.end(response.status(), problem.as_ref());
+        traces::record_status(&span, response.status(), 500);
+        log.finish(response.status(), problem.as_ref());
         response
     }
 
-    /// The request is checked and read whole, within its limits; then the router has its time for it.
+    /// Checks the head, reads the body, acquires a permit and calls the router.
     async fn answer<B>(
         &self,
         request: Request<B>,
         context: &RequestContext,
-        arrived: Instant,
+        received_at: Instant,
     ) -> Result<Response<Body>, Problem>
     where
         B: http_body::Body<Data: Buf, Error: Into<BoxError>>,
@@ -136,24 +139,30 @@ impl Pipeline {
         let (mut head, body) = request.into_parts();
         check_head(&head.uri, &head.headers, self.settings.max_header_bytes as usize)?;
         if cors::is_preflight(&head.method, &head.headers) {
-            return Ok(cors::preflight());
+            return Ok(Response::default());
         }
-        let (body, began) = match body.is_end_stream() {
-            true => (Body::empty(), arrived),
+
+        let (body, complete_at) = match body.is_end_stream() {
+            true => (Body::empty(), received_at),
             false => (Body::from(self.read_body(&head, body).await?), Instant::now()),
         };
-        let deadline = context.deadline_after(began - arrived); // a body has a limit of its own
-        // Only now: a slow body holds no place.
-        let _place = self.place_for(&head.uri)?;
+        // The body has a time limit of its own, so reading it does not shorten the handler's.
+        let deadline = context.deadline_after(complete_at - received_at);
+        // After the body, so that a slow body holds no permit.
+        let _permit = self.acquire_permit(&head.uri)?;
         let _running = self.running.token();
-        // A handler that runs into its deadline has a tenth of the time left to put things in order and to say so.
-        head.extensions.insert(context.with_deadline(deadline - deadline.saturating_duration_since(began) / 10));
 
-        let routed = self.router.clone().call(Request::from_parts(head, body));
-        // A panic costs its own request and nothing else: what the handler held is dropped with it, and the stores'
-        // locks are never held across anything that can panic half-way through a change.
-        let guarded = AssertUnwindSafe(routed).catch_unwind();
-        match time::timeout_at(deadline, guarded).await {
+        // The handler's own calls end when nine tenths of its time are over. The rest is for its error handling.
+        let reserve = deadline.saturating_duration_since(complete_at) / 10;
+        head.extensions.insert(context.with_deadline(deadline - reserve));
+        self.call_router(Request::from_parts(head, body), deadline).await
+    }
+
+    /// Calls the router, with a deadline. A panic becomes a 500 and affects no other request: what the handler holds is
+    /// dropped, and the stores hold no lock across code that can panic in the middle of a change.
+    async fn call_router(&self, request: Request<Body>, deadline: Instant) -> Result<Response<Body>, Problem> {
+        let response = AssertUnwindSafe(self.router.clone().call(request)).catch_unwind();
+        match time::timeout_at(deadline, response).await {
             Ok(Ok(Ok(response))) => Ok(response),
             Ok(Ok(Err(never))) => match never {},
             Ok(Err(panic)) => Err(Problem::internal(format!("panic: {}", panic_message(&*panic)))),
@@ -161,26 +170,27 @@ impl Pipeline {
         }
     }
 
-    /// A place among the requests in work. Without one a request is refused at once: to queue it would help nobody, for
-    /// by the time it is served its client has gone.
-    fn place_for(&self, uri: &Uri) -> Result<Option<SemaphorePermit<'_>>, Problem> {
+    /// Acquires a permit, if the path needs one. Without a free permit the request is rejected immediately: in a queue it
+    /// would wait until its client has given up.
+    fn acquire_permit(&self, uri: &Uri) -> Result<Option<SemaphorePermit<'_>>, Problem> {
         if NEVER_SHED.contains(&uri.path()) {
             return Ok(None);
         }
-        self.places.try_acquire().map(Some).map_err(|_| {
+        self.permits.try_acquire().map(Some).map_err(|_| {
             self.metrics.shed.inc();
             Problem::new(&OVERLOADED, "Too many requests at once")
         })
     }
 
+    /// Reads the whole body, within its limits of size and time.
     async fn read_body<B>(&self, head: &Parts, body: B) -> Result<Bytes, Problem>
     where
         B: http_body::Body<Data: Buf, Error: Into<BoxError>>,
     {
         let limit = self.settings.max_body_bytes as usize;
         let too_large = || Problem::new(&PAYLOAD_TOO_LARGE, format!("The body is larger than {limit} bytes"));
-        let announced = head.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        if announced.is_some_and(|length: u64| length > limit as u64) {
+        let declared = head.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        if declared.is_some_and(|length: u64| length > limit as u64) {
             if !head.headers.contains_key(header::EXPECT) {
                 discard(body).await;
             }
@@ -199,32 +209,32 @@ impl Pipeline {
     }
 }
 
-/// Reads on for a little while: a client that is still sending would not see the answer in time, for a connection closed
-/// with something unread in it is reset.
+/// Reads and drops the rest of a body, within limits. The operating system resets a connection that is closed with unread
+/// data, and a client that is still sending would then lose the response.
 async fn discard<B: http_body::Body<Data: Buf>>(body: B) {
-    const ENOUGH: usize = 1 << 20;
-    const PATIENCE: Duration = Duration::from_secs(1);
+    const MAX_BYTES: usize = 1 << 20;
+    const MAX_TIME: Duration = Duration::from_secs(1);
     let mut body = pin!(body);
     let read = async {
-        let mut left = ENOUGH;
+        let mut remaining = MAX_BYTES;
         while let Some(Ok(frame)) = body.frame().await {
-            let Some(rest) = left.checked_sub(frame.data_ref().map_or(0, Buf::remaining)) else { return };
-            left = rest;
+            let Some(rest) = remaining.checked_sub(frame.data_ref().map_or(0, Buf::remaining)) else { return };
+            remaining = rest;
         }
     };
-    let _ = time::timeout(PATIENCE, read).await; // all of it or not, the answer is the same
+    let _ = time::timeout(MAX_TIME, read).await; // the response is the same, whether or not the body ended
 }
 
-/// What is wrong with a request before anyone looks at what it asks for.
+/// Checks the parts of a request that no handler looks at: host, transfer coding and size of the header.
 fn check_head(uri: &Uri, headers: &HeaderMap, max_bytes: usize) -> Result<(), Problem> {
     let mut hosts = headers.get_all(header::HOST).iter();
     let host = hosts.next().filter(|_| hosts.next().is_none());
     if !is_host(host.ok_or_else(|| Problem::new(&INVALID_REQUEST, "A request has one Host header"))?) {
         return Err(Problem::new(&INVALID_REQUEST, "The Host header names no host"));
     }
-    // hyper takes every list that ends in `chunked`, and leaves what the others have made of the body as it is.
+    // hyper accepts every list that ends in `chunked`, and does not decode the other codings.
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter().enumerate();
-    if codings.any(|(at, coding)| at > 0 || !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+    if codings.any(|(index, coding)| index > 0 || !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
         return Err(Problem::new(&INVALID_REQUEST, "The only transfer coding taken is chunked, once"));
     }
     let line = |(name, value): (&header::HeaderName, &HeaderValue)| name.as_str().len() + value.len() + ": \r\n".len();
@@ -235,21 +245,21 @@ fn check_head(uri: &Uri, headers: &HeaderMap, max_bytes: usize) -> Result<(), Pr
     Ok(())
 }
 
-/// Whether it is made of what a host and a port are made of, RFC 3986. (No user, for one: that is how one host is made to
-/// look like another.)
+/// Returns whether a value has only characters of a host and a port (RFC 3986). `@` is not among them: `a@b` makes one host
+/// look like another.
 fn is_host(value: &HeaderValue) -> bool {
-    let known = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte);
-    !value.is_empty() && value.as_bytes().iter().all(known)
+    let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte);
+    !value.is_empty() && value.as_bytes().iter().all(allowed)
 }
 
-/// The problem that a response stands for. Whatever fails without one was refused by a library, in its own words.
+/// Returns the problem that a response carries. An error response without one comes from a library, such as axum's 404.
 fn take_problem(response: &mut Response<Body>) -> Option<Problem> {
     let status = response.status();
     if !status.is_client_error() && !status.is_server_error() {
         return None;
     }
     let allow = response.headers().get(header::ALLOW).cloned();
-    response.extensions_mut().remove().or_else(|| Some(Problem::from_bare(status, allow)))
+    response.extensions_mut().remove().or_else(|| Some(Problem::from_status(status, allow)))
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> &str {
@@ -257,25 +267,25 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no message)")
 }
 
-/// The routes by their templates (`/users/{id}`), under which requests are counted and logged.
+/// The routes by their templates (`/users/{id}`), which metrics, spans and log lines name.
 pub(crate) struct Routes {
-    known: matchit::Router<Route>,
-    none: Route,
+    by_template: matchit::Router<Route>,
+    unmatched: Route,
 }
 
 impl Routes {
-    /// From a list of templates. One that cannot stand beside the others is left out.
+    /// Builds the table. A template that conflicts with an earlier one is left out.
     pub(crate) fn new(templates: impl IntoIterator<Item = String>) -> Self {
-        let mut all = Self { known: matchit::Router::new(), none: Route::new("(none)") };
-        templates.into_iter().for_each(|template| all.add(&template));
-        all
+        let mut routes = Self { by_template: matchit::Router::new(), unmatched: Route::new("(none)") };
+        templates.into_iter().for_each(|template| routes.add(&template));
+        routes
     }
 
     pub(crate) fn add(&mut self, template: &str) {
-        let _ = self.known.insert(template, Route::new(template));
+        let _ = self.by_template.insert(template, Route::new(template));
     }
 
-    fn of(&self, uri: &Uri) -> &Route {
-        self.known.at(uri.path()).map_or(&self.none, |found| found.value)
+    fn find(&self, uri: &Uri) -> &Route {
+        self.by_template.at(uri.path()).map_or(&self.unmatched, |found| found.value)
     }
 }

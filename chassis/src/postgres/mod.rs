@@ -192,12 +192,12 @@ impl Pool {
 
     /// A step within its limit, counted and traced.
     async fn watch<T>(&self, name: &'static str, step: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        let (began, span) = (Instant::now(), traces::of_step(name));
+        let (began, span) = (Instant::now(), traces::statement_span(name));
         let done = time::timeout(self.step, step).instrument(span.clone()).await.unwrap_or_else(|_| Err(silent()));
         // That a name is taken is an answer; that there is none is a failure.
         let failed = done.as_ref().is_err_and(|error| !is_answer(error));
         if failed {
-            traces::failed(&span, "database");
+            traces::record_error(&span, "database");
         }
         CALLS.get_or_create(&[("step", name), ("outcome", if failed { "failed" } else { "ok" })]).inc();
         DURATIONS.get_or_create(&[("step", name)]).observe(began.elapsed().as_secs_f64());

@@ -1,95 +1,52 @@
-//! What a process tells of itself while it runs: log lines on stdout ([`lines`]), and traces to a collector, if there is one
-//! ([`traces`]). What it counts is in [`crate::telemetry::metrics`].
+//! What a process reports about itself: log lines on stdout, [`traces`] to a collector, and [`metrics`].
 //!
-//! Code says what happens by `tracing`. Its events become lines; its spans become traces, and without a collector nothing:
-//! then a span costs a nanosecond.
+//! Code reports by `tracing`: events become log lines, and spans become traces. Without a collector no span is made.
 
-mod lines;
+mod log;
 pub mod metrics;
 pub mod traces;
 
-use std::io::{self, IsTerminal};
-use std::str::FromStr;
-use std::sync::OnceLock;
-
 use opentelemetry_sdk::trace::SdkTracerProvider;
-use tracing_subscriber::filter::{FilterExt, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer};
 
-use self::lines::{Format, Lines, Log};
+use self::log::LogGuard;
 use crate::config::Settings;
 
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Text where stdout is a terminal, else JSON.
-    Auto,
-    /// For people.
-    Text,
-    /// One JSON object a line, for programs.
-    Json,
-}
-
-impl FromStr for LogFormat {
-    type Err = &'static str;
-
-    fn from_str(name: &str) -> Result<Self, Self::Err> {
-        match name {
-            "auto" => Ok(Self::Auto),
-            "text" => Ok(Self::Text),
-            "json" => Ok(Self::Json),
-            _ => Err("must be auto, text or json"),
-        }
-    }
-}
-
-/// What has to be ended with the process: spans are passed on a little later than they are written.
-#[must_use = "what is not passed on yet is lost unless this is ended"]
+/// Keeps log and traces running until the process ends. Dropping it writes the queued log lines.
+#[must_use = "when it is dropped, the log ends"]
 pub struct Telemetry {
     traces: Option<SdkTracerProvider>,
+    _log: LogGuard,
 }
 
-static LINES: OnceLock<Lines> = OnceLock::new();
-
-/// Writes the lines that wait. The last act of a process.
-pub(crate) fn flush() {
-    if let Some(lines) = LINES.get() {
-        lines.flush();
-    }
-}
-
-/// Starts to log what the settings let through, and to trace if they name a collector. Call once, first.
+/// Starts the log, and the traces if the settings name a collector. Call it once, before all else.
 ///
 /// # Errors
-/// If `RUST_LOG` is not a `tracing` filter, or the exporter of the traces cannot be set up.
+/// If `RUST_LOG` is not a `tracing` filter, or if the trace exporter cannot be set up.
 pub fn start(service: &'static str, settings: &Settings) -> Result<Telemetry, String> {
-    let filter = EnvFilter::try_new(&settings.rust_log);
-    let filter = filter.map_err(|error| format!("RUST_LOG={}: {error}", settings.rust_log))?;
-    let format = match (settings.log_format, io::stdout().is_terminal()) {
-        (LogFormat::Json, _) | (LogFormat::Auto, false) => Format::Json,
-        (LogFormat::Text, false) => Format::Text,
-        (LogFormat::Text | LogFormat::Auto, true) => Format::Coloured,
-    };
-    let lines = LINES.get_or_init(|| Lines::start(io::stdout())).clone();
-    let log = Log { format, lines }.with_filter(filter.and(filter_fn(|metadata| metadata.is_event())));
+    let (log, guard) = log::layer(settings.log_format, &settings.rust_log)?;
     let collector = settings.otel_exporter_otlp_endpoint.as_ref();
     let provider = collector.map(|collector| traces::provider(service, collector)).transpose()?;
     let traces = provider.as_ref().map(traces::layer);
     tracing_subscriber::registry().with(traces).with(log).try_init().map_err(|error| error.to_string())?;
-    Ok(Telemetry { traces: provider })
+    Ok(Telemetry { traces: provider, _log: guard })
+}
+
+/// Writes the line that says that the service has started. `RUST_LOG` does not suppress it: supervisors and scripts read it.
+pub(crate) fn log_start_up(settings: &Settings, message: &str) {
+    log::start_up(settings.log_format, message);
 }
 
 impl Telemetry {
-    /// Passes on the spans that are left, last of all. A collector that does not answer is not waited for longer than
-    /// [`traces::LAST_CALL`].
+    /// Exports the remaining spans, then writes the queued log lines. Waits for the collector at most [`traces::EXPORT_TIMEOUT`].
     pub async fn end(self) {
-        let Some(traces) = self.traces else { return };
-        // The exporter blocks, in threads of its own.
-        let sent = tokio::task::spawn_blocking(move || traces.shutdown_with_timeout(traces::LAST_CALL)).await;
+        let Some(traces) = &self.traces else { return };
+        let traces = traces.clone();
+        // The export blocks its thread.
+        let sent = tokio::task::spawn_blocking(move || traces.shutdown_with_timeout(traces::EXPORT_TIMEOUT)).await;
         if let Ok(Err(error)) = sent {
-            tracing::warn!(%error, "the last spans are lost");
+            tracing::warn!(%error, "export of the last spans failed");
         }
     }
 }

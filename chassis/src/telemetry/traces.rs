@@ -1,9 +1,10 @@
-//! Traces: one for each request, through all the services that had a part in it, as W3C Trace Context passes it on and
-//! OpenTelemetry's semantic conventions name what is in it. They are sent by OTLP over HTTP; what is left open here is read by
-//! OpenTelemetry's own library from its own variables: `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`,
-//! `OTEL_TRACES_SAMPLER`, `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_BSP_*`.
+//! Traces: one for each request, through all services that work on it.
 //!
-//! A collector that is away costs nothing: spans wait in a queue of bounded length, in a thread of its own.
+//! W3C Trace Context links the services, and names follow OpenTelemetry's semantic conventions. Spans are exported by OTLP over
+//! HTTP. OpenTelemetry's library reads further settings from its own variables: `OTEL_SERVICE_NAME`,
+//! `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_TRACES_SAMPLER`, `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_BSP_*`.
+//!
+//! A collector that is down delays no request: spans wait in a bounded queue, and a thread of the library exports them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -20,34 +21,33 @@ use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::registry::LookupSpan;
 use url::Url;
 
-/// How long the end of a process waits for the collector to take the last spans.
-pub const LAST_CALL: Duration = Duration::from_secs(3);
+/// Maximum time to export the last spans when the process ends.
+pub const EXPORT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The target of the spans that are sent; others are libraries' own.
+/// The target of the spans that are exported; libraries make others.
 const TARGET: &str = "traces";
 
-/// Whether anybody is told. If not, spans are not made at all: to ask for each costs next to nothing.
-static WANTED: AtomicBool = AtomicBool::new(false);
+/// Whether there is a collector. Without one no spans are made, so that tracing costs one load a span.
+static ENABLED: AtomicBool = AtomicBool::new(false);
 
-fn wanted() -> bool {
-    WANTED.load(Ordering::Relaxed)
+fn tracing_enabled() -> bool {
+    ENABLED.load(Ordering::Relaxed)
 }
 
-/// Sends the spans of `service`, as OpenTelemetry's own variables may call it otherwise, to the collector at this address.
+/// Returns the provider that exports spans to `collector`. `OTEL_SERVICE_NAME` overrides `service`.
 pub(super) fn provider(service: &'static str, collector: &Url) -> Result<SdkTracerProvider, String> {
     let endpoint = format!("{}/v1/traces", collector.as_str().trim_end_matches('/'));
     let exporter = SpanExporter::builder().with_http().with_endpoint(endpoint).build();
     let exporter = exporter.map_err(|error| format!("OTEL_EXPORTER_OTLP_ENDPOINT={collector}: {error}"))?;
-    WANTED.store(true, Ordering::Relaxed);
+    ENABLED.store(true, Ordering::Relaxed);
     let mut resource = Resource::builder();
-    let unnamed = |name: &str| name.starts_with("unknown_service");
-    if resource_name().is_none_or(|name| unnamed(&name)) {
+    if resource_name().is_none_or(|name| name.starts_with("unknown_service")) {
         resource = resource.with_service_name(service);
     }
     Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build()).build())
 }
 
-/// What OpenTelemetry's own variables call the service.
+/// Returns the service name that OpenTelemetry's variables set; `unknown_service…` if they set none.
 fn resource_name() -> Option<String> {
     let detected = Resource::builder().build();
     detected.get(&"service.name".into()).map(|name| name.to_string())
@@ -55,42 +55,49 @@ fn resource_name() -> Option<String> {
 
 pub(super) fn layer<S: Subscriber + for<'a> LookupSpan<'a>>(provider: &SdkTracerProvider) -> impl Layer<S> + use<S> {
     let layer = tracing_opentelemetry::layer::<S>().with_tracer::<SdkTracer>(provider.tracer(env!("CARGO_PKG_NAME")));
-    // What a span says is in its attributes; how the code came to it is nobody's business.
+    // Attributes about the code (file, thread, target) would only add to the size of a span.
     let layer = layer.with_location(false).with_threads(false).with_target(false).with_level(false);
     let layer = layer.with_tracked_inactivity(false);
     layer.with_filter(filter_fn(|metadata| metadata.is_span() && metadata.target() == TARGET))
 }
 
-/// The span of a request that came in, as a part of what its caller does.
-pub(crate) fn of_request(method: &Method, route: &str, uri: &Uri, caller: impl FnOnce() -> SpanContext) -> Span {
-    if !wanted() {
+/// Starts the span of a request. It is the root of its trace if there is no remote parent.
+pub(crate) fn server_span(
+    method: &Method,
+    route: &str,
+    uri: &Uri,
+    remote_parent: impl FnOnce() -> Option<SpanContext>,
+) -> Span {
+    if !tracing_enabled() {
         return Span::none();
     }
     let span = tracing::info_span!(
-        target: TARGET, "request", otel.kind = "server", otel.name = format_args!("{method} {route}"),
+        target: TARGET, parent: None, "request", otel.kind = "server", otel.name = format_args!("{method} {route}"),
         otel.status_code = field::Empty, http.request.method = %method, http.route = route, url.path = uri.path(),
         url.scheme = "http", http.response.status_code = field::Empty, error.type = field::Empty
     );
-    let _ = span.set_parent(opentelemetry::Context::new().with_remote_span_context(caller())); // it has none yet
+    if let Some(parent) = remote_parent() {
+        set_parent(&span, parent);
+    }
     span
 }
 
-/// The span of one of several things that were asked in one call, as a part of what its own caller does. It is what that one would have had alone, but for a status.
-pub(crate) fn of_one(name: &'static str, caller: impl FnOnce() -> SpanContext) -> Span {
-    if !wanted() {
+/// Starts the server span of one item of a batched call. It has no status code of its own.
+pub(crate) fn item_span(name: &'static str, parent: impl FnOnce() -> SpanContext) -> Span {
+    if !tracing_enabled() {
         return Span::none();
     }
     let span = tracing::info_span!(
-        target: TARGET, "one", otel.kind = "server", otel.name = name, otel.status_code = field::Empty,
+        target: TARGET, "item", otel.kind = "server", otel.name = name, otel.status_code = field::Empty,
         error.type = field::Empty
     );
-    let _ = span.set_parent(opentelemetry::Context::new().with_remote_span_context(caller())); // it has none yet
+    set_parent(&span, parent());
     span
 }
 
-/// The span of a call to a peer.
-pub(crate) fn of_call(method: &Method, peer: &str, url: &Url) -> Span {
-    if !wanted() {
+/// Starts the span of a call to a peer.
+pub(crate) fn client_span(method: &Method, peer: &str, url: &Url) -> Span {
+    if !tracing_enabled() {
         return Span::none();
     }
     tracing::info_span!(
@@ -101,33 +108,37 @@ pub(crate) fn of_call(method: &Method, peer: &str, url: &Url) -> Span {
     )
 }
 
-/// The span of a step in the database, all its tries.
-pub(crate) fn of_step(step: &'static str) -> Span {
-    if !wanted() {
+/// Starts the span of a database statement, its retries included.
+pub(crate) fn statement_span(statement: &'static str) -> Span {
+    if !tracing_enabled() {
         return Span::none();
     }
     tracing::info_span!(
-        target: TARGET, "step", otel.kind = "client", otel.name = step, otel.status_code = field::Empty,
-        db.system.name = "postgresql", db.operation.name = step, error.type = field::Empty
+        target: TARGET, "statement", otel.kind = "client", otel.name = statement, otel.status_code = field::Empty,
+        db.system.name = "postgresql", db.operation.name = statement, error.type = field::Empty
     )
 }
 
-/// It was answered with this status, which for a span of this side is a failure from `failure` on: 500 for who answers,
-/// 400 for who asks.
-pub(crate) fn answered(span: &Span, status: StatusCode, failure: u16) {
+/// Records the status of the response. From `first_error` on it is an error: 500 for a server span, 400 for a client span.
+pub(crate) fn record_status(span: &Span, status: StatusCode, first_error: u16) {
     span.record("http.response.status_code", status.as_u16());
-    if status.as_u16() >= failure {
-        failed(span, status.as_str());
+    if status.as_u16() >= first_error {
+        record_error(span, status.as_str());
     }
 }
 
-/// It failed, in this way.
-pub(crate) fn failed(span: &Span, error: &str) {
+/// Marks the span as failed; `error_type` is a word of a small set.
+pub(crate) fn record_error(span: &Span, error_type: &str) {
     span.record("otel.status_code", "ERROR");
-    span.record("error.type", error);
+    span.record("error.type", error_type);
 }
 
-/// A span's place in its trace; `None` if nothing is traced.
-pub(crate) fn place(span: &Span) -> Option<SpanContext> {
+/// Returns the ids of a span. `None` if tracing is disabled.
+pub(crate) fn span_context(span: &Span) -> Option<SpanContext> {
     (!span.is_disabled()).then(|| span.context().span().span_context().clone())
+}
+
+fn set_parent(span: &Span, parent: SpanContext) {
+    let parent = opentelemetry::Context::new().with_remote_span_context(parent);
+    let _ = span.set_parent(parent); // it fails only for a span that has started
 }

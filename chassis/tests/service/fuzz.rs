@@ -1,4 +1,4 @@
-//! Random bytes on real connections: each comes to an end, without a 5xx and without a panic.
+//! Random bytes over real connections: each connection is closed, without a 5xx and without a panic.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,12 +6,12 @@ use std::{panic, thread};
 
 use testing::{Random, seed};
 
-use crate::tiny::{self, settings};
-use crate::wire::Served;
+use crate::raw_http::Server;
+use crate::sample_service::{self, settings};
 
 const CONNECTIONS: usize = 5000;
 
-/// What is broken in many ways.
+/// Valid requests, which the test mutates.
 const REQUESTS: [&str; 8] = [
     "GET /numbers/7 HTTP/1.1\r\nHost: test\r\n\r\n",
     "GET /api/numbers/7?a=b HTTP/1.0\r\nHost: test\r\nConnection: keep-alive\r\n\r\n",
@@ -24,46 +24,48 @@ const REQUESTS: [&str; 8] = [
 ];
 
 #[tokio::test]
-async fn no_random_bytes_are_a_5xx() {
+async fn never_returns_5xx_to_random_bytes() {
     let (seed, panics) = (seed(), panics_of_this_test());
-    let served = Served::start(tiny::service(&settings()).0).await;
-    let mut dice = Random::new(seed);
+    let server = Server::start(sample_service::service(&settings()).0).await;
+    let mut random = Random::new(seed);
     let mut answered = 0;
     for number in 1..=CONNECTIONS {
-        let sent = bytes(&mut dice);
-        let mut connection = served.connect().await;
+        let sent = bytes(&mut random);
+        let mut connection = server.connect().await;
         connection.send(&sent).await;
-        connection.end().await;
-        let heard = connection.closed().await;
-        let bad = heard.windows(10).any(|bytes| bytes == b"HTTP/1.1 5") || panics.load(Ordering::SeqCst) > 0;
-        let said = || format!("connection {number}, TEST_SEED={seed}: b\"{}\"", sent.escape_ascii());
-        assert!(!bad, "{}: {}", said(), heard.escape_ascii());
-        answered += usize::from(!heard.is_empty());
+        connection.close_sending_side().await;
+        let received = connection.closed().await;
+        let failed = received.windows(10).any(|bytes| bytes == b"HTTP/1.1 5") || panics.load(Ordering::SeqCst) > 0;
+        let description = || format!("connection {number}, TEST_SEED={seed}: b\"{}\"", sent.escape_ascii());
+        assert!(!failed, "{}: {}", description(), received.escape_ascii());
+        answered += usize::from(!received.is_empty());
     }
-    let figures = served.get("/metrics").await.expect(200).to_string();
-    for (status, there) in [("200", true), ("400", true), ("404", true), ("405", true), ("5", false)] {
-        assert_eq!(figures.contains(&format!("status=\"{status}")), there, "{status}, TEST_SEED={seed}: {figures}");
+    let metrics = server.get("/metrics").await.expect(200).to_string();
+    for (status, expected) in [("200", true), ("400", true), ("404", true), ("405", true), ("5", false)] {
+        assert_eq!(metrics.contains(&format!("status=\"{status}")), expected, "{status}, TEST_SEED={seed}: {metrics}");
     }
     println!("fuzz: bytes: {CONNECTIONS} connections, {answered} answered, seed {seed}");
 }
 
-fn bytes(dice: &mut Random) -> Vec<u8> {
-    if dice.hit(10) {
-        return dice.bytes(300);
+/// Returns random bytes, or a mutated request, perhaps followed by a valid one.
+fn bytes(random: &mut Random) -> Vec<u8> {
+    if random.hit(10) {
+        return random.bytes(300);
     }
-    let (first, second) = (dice.one(&REQUESTS), dice.one(&REQUESTS));
-    let broken = dice.broken(first.as_bytes());
-    if dice.hit(4) { [&broken, second.as_bytes()].concat() } else { broken }
+    let (first, second) = (random.one(&REQUESTS), random.one(&REQUESTS));
+    let broken = random.broken(first.as_bytes());
+    if random.hit(4) { [&broken, second.as_bytes()].concat() } else { broken }
 }
 
-/// How many panics there were: the server runs in this very thread, and would only hang up. (Other tests panic on purpose,
-/// in theirs.)
+/// Counts panics in this thread, where the server runs. The server itself would only close the connection. Other tests panic
+/// on purpose, in their own threads.
 fn panics_of_this_test() -> Arc<AtomicUsize> {
-    let (panics, here, usual) = (Arc::new(AtomicUsize::new(0)), thread::current().id(), panic::take_hook());
+    let (panics, this_thread, default_hook) =
+        (Arc::new(AtomicUsize::new(0)), thread::current().id(), panic::take_hook());
     let counted = Arc::clone(&panics);
     panic::set_hook(Box::new(move |info| {
-        counted.fetch_add(usize::from(thread::current().id() == here), Ordering::SeqCst);
-        usual(info);
+        counted.fetch_add(usize::from(thread::current().id() == this_thread), Ordering::SeqCst);
+        default_hook(info);
     }));
     panics
 }

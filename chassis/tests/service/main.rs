@@ -1,9 +1,9 @@
-//! The chassis as a service meets it: a tiny service, called in the process and over real connections.
+//! The chassis as a service uses it: a sample service, called in the process and over real connections.
 
 mod connections;
-mod ending;
 mod fuzz;
 mod peers;
+mod raw_http;
 mod requests;
-mod tiny;
-mod wire;
+mod sample_service;
+mod shutdown;

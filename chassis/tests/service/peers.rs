@@ -1,4 +1,4 @@
-//! Calling a peer: the real client against a server that does what it is told to, or what a broken one would do.
+//! Calls to a peer: the real client against stub servers, working and broken.
 
 use std::future;
 use std::time::Duration;
@@ -26,7 +26,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 const A_WHILE: Duration = Duration::from_millis(100);
 const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-/// Settings without any time limit that a test comes near.
+/// Returns settings with timeouts of an hour.
 fn generous_timeouts() -> PeerSettings {
     PeerSettings { connect_timeout: HOUR, timeout: HOUR, ..defaults() }
 }
@@ -35,13 +35,13 @@ fn peer_at(base: Url, settings: &PeerSettings) -> Peer {
     Peer::new("users", base, settings).expect("a client")
 }
 
-/// A client of a peer with these routes.
+/// Returns a client of a stub peer with these routes.
 async fn peer(routes: Router) -> Peer {
     peer_at(stub_peer(routes).await, &generous_timeouts())
 }
 
-/// A client of something that answers these bytes to whatever it is sent, and hangs up.
-async fn peer_that_says(bytes: &'static str) -> Peer {
+/// Returns a client of a server that answers every request with these bytes and closes the connection.
+async fn peer_that_sends(bytes: &'static str) -> Peer {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("a bound listener");
     tokio::spawn(async move {
@@ -53,12 +53,12 @@ async fn peer_that_says(bytes: &'static str) -> Peer {
     peer_at(Url::parse(&format!("http://{address}")).expect("a URL"), &generous_timeouts())
 }
 
-async fn ask(peer: &Peer, path: &str) -> Result<PeerResponse, PeerError> {
+async fn get_from(peer: &Peer, path: &str) -> Result<PeerResponse, PeerError> {
     with_timeout("the end of the call", peer.get(path, &RequestContext::background(HOUR))).await
 }
 
-/// A route that answers what it was asked.
-fn mirror() -> Router {
+/// Returns routes that respond with the request that they received.
+fn echo() -> Router {
     Router::new().fallback(any(async |request: Request| {
         let (head, body) = request.into_parts();
         let body = axum::body::to_bytes(body, usize::MAX).await.expect("a body");
@@ -72,63 +72,63 @@ fn mirror() -> Router {
 }
 
 #[tokio::test]
-async fn a_call_says_what_it_is_and_for_which_request() {
-    let peer = peer(mirror()).await;
+async fn sends_method_path_body_and_the_ids_of_the_request() {
+    let peer = peer(echo()).await;
     let mut headers = HeaderMap::new();
     for (name, value) in [("x-request-id", "abc-1"), ("traceparent", TRACEPARENT), ("tracestate", "vendor=1")] {
         headers.insert(name, HeaderValue::from_static(value));
     }
     let context = RequestContext::from_headers(&headers, HOUR);
-    let asked: Value = peer.put("/things/7", &json!({"a": 1}), &context).await.unwrap().json().unwrap();
+    let received: Value = peer.put("/things/7", &json!({"a": 1}), &context).await.unwrap().json().unwrap();
     assert_eq!(
-        (&asked["method"], &asked["uri"], &asked["body"]),
+        (&received["method"], &received["uri"], &received["body"]),
         (&json!("PUT"), &json!("/things/7"), &json!("{\"a\":1}"))
     );
-    assert_eq!(asked["headers"]["content-type"], "application/json");
+    assert_eq!(received["headers"]["content-type"], "application/json");
     for (name, value) in &headers {
-        assert_eq!(asked["headers"][name.as_str()], value.to_str().unwrap(), "{asked}");
+        assert_eq!(received["headers"][name.as_str()], value.to_str().unwrap(), "{received}");
     }
-    let asked: Value = peer.get("/things?ids=1,2", &context).await.unwrap().json().unwrap();
+    let received: Value = peer.get("/things?ids=1,2", &context).await.unwrap().json().unwrap();
     assert_eq!(
-        (&asked["method"], &asked["uri"], &asked["body"]),
+        (&received["method"], &received["uri"], &received["body"]),
         (&json!("GET"), &json!("/things?ids=1,2"), &json!(""))
     );
-    let asked: Value = peer.delete("/things/7", &context).await.unwrap().json().unwrap();
-    assert_eq!((&asked["method"], &asked["uri"]), (&json!("DELETE"), &json!("/things/7")));
+    let received: Value = peer.delete("/things/7", &context).await.unwrap().json().unwrap();
+    assert_eq!((&received["method"], &received["uri"]), (&json!("DELETE"), &json!("/things/7")));
 }
 
 #[tokio::test]
-async fn the_path_of_its_address_is_kept() {
-    let root = stub_peer(mirror()).await;
+async fn keeps_the_path_of_the_base_url() {
+    let root = stub_peer(echo()).await;
     for (base, uri) in [("", "/users/1"), ("/", "/users/1"), ("/api", "/api/users/1"), ("/a/b/", "/a/b/users/1")] {
         let peer = peer_at(root.join(base).unwrap(), &generous_timeouts());
-        let asked: Value = ask(&peer, "/users/1").await.unwrap().json().unwrap();
-        assert_eq!(asked["uri"], uri, "{base}");
+        let received: Value = get_from(&peer, "/users/1").await.unwrap().json().unwrap();
+        assert_eq!(received["uri"], uri, "{base}");
     }
 }
 
 #[tokio::test]
-async fn any_status_is_an_answer_and_no_redirect_is_followed() {
+async fn returns_every_status_and_follows_no_redirect() {
     let routes = Router::new()
         .route("/moved", get(async || Redirect::temporary("/elsewhere")))
-        .route("/elsewhere", get(async || "nobody should be here"))
+        .route("/elsewhere", get(async || "not reached"))
         .route("/broken", get(async || (StatusCode::INTERNAL_SERVER_ERROR, "no problem+json")));
     let peer = peer(routes).await;
-    let moved = ask(&peer, "/moved").await.unwrap();
+    let moved = get_from(&peer, "/moved").await.unwrap();
     assert_eq!(
         (moved.status, &moved.headers[header::LOCATION]),
         (StatusCode::TEMPORARY_REDIRECT, &HeaderValue::from_static("/elsewhere"))
     );
-    let broken = ask(&peer, "/broken").await.unwrap();
+    let broken = get_from(&peer, "/broken").await.unwrap();
     assert_eq!(broken.status, StatusCode::INTERNAL_SERVER_ERROR);
     assert!(broken.problem().is_none());
-    assert!(peer.is_up().await, "404 is an answer too");
+    assert!(peer.is_up().await, "a peer that responds 404 is up");
 }
 
 #[tokio::test]
-async fn a_peer_that_is_not_there_is_unreachable_and_the_cause_is_told() {
+async fn reports_a_dead_peer_as_unreachable_with_the_cause() {
     let peer = peer_at(dead_peer().await, &generous_timeouts());
-    let error = ask(&peer, "/").await.unwrap_err();
+    let error = get_from(&peer, "/").await.unwrap_err();
     assert!(matches!(&error, PeerError::Unreachable { peer: "users", cause } if cause.contains("refused")), "{error}");
     assert!(!peer.is_up().await);
 
@@ -136,40 +136,40 @@ async fn a_peer_that_is_not_there_is_unreachable_and_the_cause_is_told() {
     assert!(problem.cause().is_some_and(|cause| cause.contains("refused")), "{problem:?}");
     let body = problem.body("abc-1");
     assert_eq!((body.status, &*body.r#type), (503, "urn:problem-type:peer-unavailable"));
-    assert_eq!(body.detail, "users does not answer", "the cause is for the log");
+    assert_eq!(body.detail, "users does not answer", "the cause must only be logged");
 }
 
 #[tokio::test]
-async fn what_is_no_whole_answer_is_none() {
+async fn reports_an_incomplete_response_as_unreachable() {
     for (bytes, why) in [
-        ("", "it hung up"),
-        ("how do you do\r\n\r\n", "it speaks another protocol"),
+        ("", "a closed connection"),
+        ("how do you do\r\n\r\n", "another protocol"),
         ("HTTP/1.1 200 OK\r\ncontent-le", "half a header"),
         ("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf", "half a body"),
         ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n", "chunks without an end"),
     ] {
-        let answer = ask(&peer_that_says(bytes).await, "/").await;
-        assert!(matches!(&answer, Err(PeerError::Unreachable { .. })), "{why}: {answer:?}");
+        let response = get_from(&peer_that_sends(bytes).await, "/").await;
+        assert!(matches!(&response, Err(PeerError::Unreachable { .. })), "{why}: {response:?}");
     }
 }
 
 #[tokio::test]
-async fn no_more_of_an_answer_is_taken_than_the_limit() {
+async fn reads_no_more_of_a_response_than_the_limit() {
     let chunks = || Body::from_stream(futures_util::stream::repeat_with(|| Ok::<_, std::io::Error>(vec![b'x'; 100])));
     let routes = Router::new()
-        .route("/just", get(async || "x".repeat(1000)))
-        .route("/over", get(async || "x".repeat(1001)))
+        .route("/at-limit", get(async || "x".repeat(1000)))
+        .route("/over-limit", get(async || "x".repeat(1001)))
         .route("/endless", get(async move || chunks()));
     let settings = PeerSettings { max_answer_bytes: 1000, ..generous_timeouts() };
     let peer = peer_at(stub_peer(routes).await, &settings);
-    assert_eq!(ask(&peer, "/just").await.unwrap().body.len(), 1000);
-    for path in ["/over", "/endless"] {
-        let answer = ask(&peer, path).await;
-        assert!(matches!(&answer, Err(PeerError::TooLarge { limit: 1000, .. })), "{path}: {answer:?}");
+    assert_eq!(get_from(&peer, "/at-limit").await.unwrap().body.len(), 1000);
+    for path in ["/over-limit", "/endless"] {
+        let response = get_from(&peer, path).await;
+        assert!(matches!(&response, Err(PeerError::TooLarge { limit: 1000, .. })), "{path}: {response:?}");
     }
 }
 
-/// Routes that never finish: one says nothing, one begins.
+/// Returns routes that never finish: `/silent` sends nothing, `/begun` only the header.
 fn slow() -> Router {
     let begun = || Body::from_stream(futures_util::stream::pending::<Result<Vec<u8>, std::io::Error>>());
     Router::new()
@@ -178,69 +178,69 @@ fn slow() -> Router {
 }
 
 #[tokio::test]
-async fn a_call_has_so_much_time_its_answer_included() {
+async fn times_out_when_the_whole_response_takes_too_long() {
     let limit = Duration::from_millis(100);
     let peer = peer_at(stub_peer(slow()).await, &PeerSettings { timeout: limit, ..generous_timeouts() });
     for path in ["/silent", "/begun"] {
-        let answer = ask(&peer, path).await;
+        let response = get_from(&peer, path).await;
         assert!(
-            matches!(&answer, Err(PeerError::TimedOut { limit: given, .. }) if *given == limit),
-            "{path}: {answer:?}"
+            matches!(&response, Err(PeerError::TimedOut { limit: given, .. }) if *given == limit),
+            "{path}: {response:?}"
         );
     }
 }
 
 #[tokio::test]
-async fn a_call_has_no_more_time_than_the_request_that_it_is_made_for() {
-    let peer = peer(slow()).await; // which gives a call an hour
+async fn times_out_at_the_deadline_of_the_request() {
+    let peer = peer(slow()).await; // its own timeout is an hour
     let left = Duration::from_millis(100);
     for path in ["/silent", "/begun"] {
-        let answer = with_timeout("the end of the call", peer.get(path, &RequestContext::background(left))).await;
-        assert!(matches!(&answer, Err(PeerError::TimedOut { limit, .. }) if *limit <= left), "{path}: {answer:?}");
+        let response = with_timeout("the end of the call", peer.get(path, &RequestContext::background(left))).await;
+        assert!(matches!(&response, Err(PeerError::TimedOut { limit, .. }) if *limit <= left), "{path}: {response:?}");
     }
-    let answer = peer.get("/silent", &RequestContext::background(Duration::ZERO)).await;
-    assert!(matches!(&answer, Err(PeerError::NotSent { .. })), "{answer:?}");
+    let response = peer.get("/silent", &RequestContext::background(Duration::ZERO)).await;
+    assert!(matches!(&response, Err(PeerError::NotSent { .. })), "{response:?}");
 }
 
 #[tokio::test]
-async fn a_peer_is_told_how_much_time_is_left() {
-    let peer = peer_at(stub_peer(mirror()).await, &PeerSettings { timeout: 2 * MINUTE, ..generous_timeouts() });
-    for (left, told) in [(MINUTE, MINUTE), (HOUR, 2 * MINUTE)] {
-        let asked: Value = peer.get("/", &RequestContext::background(left)).await.unwrap().json().unwrap();
-        let ms: u128 = asked["headers"]["x-deadline-ms"].as_str().and_then(|ms| ms.parse().ok()).expect("a number");
-        assert!(ms <= told.as_millis() && ms > told.as_millis() / 2, "{ms} ms of {left:?}");
+async fn sends_the_remaining_time_in_x_deadline_ms() {
+    let peer = peer_at(stub_peer(echo()).await, &PeerSettings { timeout: 2 * MINUTE, ..generous_timeouts() });
+    for (left, sent) in [(MINUTE, MINUTE), (HOUR, 2 * MINUTE)] {
+        let received: Value = peer.get("/", &RequestContext::background(left)).await.unwrap().json().unwrap();
+        let ms: u128 = received["headers"]["x-deadline-ms"].as_str().and_then(|ms| ms.parse().ok()).expect("a number");
+        assert!(ms <= sent.as_millis() && ms > sent.as_millis() / 2, "{ms} ms of {left:?}");
     }
 }
 
-/// A hundred clients that do not wait say nothing about the peer that did not answer them.
+/// A call that the caller's own deadline ends does not count as a failure of the peer.
 #[tokio::test]
-async fn clients_in_a_hurry_close_no_peer() {
-    let peer = peer(slow().route("/", get(async || "well"))).await;
+async fn does_not_throttle_a_peer_after_calls_with_short_deadlines() {
+    let peer = peer(slow().route("/", get(async || "ok"))).await;
     for _ in 0..100 {
-        let answer = peer.get("/silent", &RequestContext::background(Duration::from_millis(1))).await;
-        assert!(answer.is_err(), "{answer:?}");
+        let response = peer.get("/silent", &RequestContext::background(Duration::from_millis(1))).await;
+        assert!(response.is_err(), "{response:?}");
     }
-    assert_eq!(ask(&peer, "/").await.unwrap().status, StatusCode::OK);
+    assert_eq!(get_from(&peer, "/").await.unwrap().status, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn so_many_calls_wait_for_a_peer_and_the_next_does_not() {
+async fn rejects_calls_over_max_in_flight_immediately() {
     let peer = peer_at(stub_peer(slow()).await, &PeerSettings { max_in_flight: 2, ..generous_timeouts() });
     let context = RequestContext::background(HOUR);
-    let waits = || Box::pin(peer.get("/silent", &context));
-    let (mut one, mut two) = (waits(), waits());
-    for waiting in [&mut one, &mut two] {
+    let call = || Box::pin(peer.get("/silent", &context));
+    let (mut first, mut second) = (call(), call());
+    for waiting in [&mut first, &mut second] {
         assert!(waiting.as_mut().now_or_never().is_none());
     }
-    let refused = ask(&peer, "/silent").await;
-    assert!(matches!(&refused, Err(PeerError::NotSent { .. })), "{refused:?}");
-    drop(one);
-    assert!(waits().now_or_never().is_none(), "there is a place again");
+    let rejected = get_from(&peer, "/silent").await;
+    assert!(matches!(&rejected, Err(PeerError::NotSent { .. })), "{rejected:?}");
+    drop(first);
+    assert!(call().now_or_never().is_none(), "the permit was not released");
 }
 
-/// Linux drops what asks to be connected when too many wait to be accepted: so a peer behind a dead switch looks.
+/// Linux drops connection requests when the accept queue is full. A peer behind a dead switch looks the same.
 #[tokio::test]
-async fn a_connection_is_waited_for_only_so_long() {
+async fn gives_up_connecting_after_the_connect_timeout() {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let full = socket.listen(0).unwrap();
@@ -251,14 +251,15 @@ async fn a_connection_is_waited_for_only_so_long() {
     }
     let settings = PeerSettings { connect_timeout: A_WHILE, ..generous_timeouts() };
     let peer = peer_at(Url::parse(&format!("http://{address}")).unwrap(), &settings);
-    let answer = time::timeout(100 * A_WHILE, ask(&peer, "/")).await; // by itself it would be given up after half a minute
-    assert!(matches!(&answer, Ok(Err(PeerError::Unreachable { .. }))), "{answer:?}");
+    // TCP itself gives up much later than the ten seconds here.
+    let response = time::timeout(100 * A_WHILE, get_from(&peer, "/")).await;
+    assert!(matches!(&response, Ok(Err(PeerError::Unreachable { .. }))), "{response:?}");
 }
 
 #[tokio::test]
-async fn an_answer_that_the_contract_does_not_have_says_what_is_wrong_with_it() {
+async fn says_what_is_wrong_with_an_unexpected_response() {
     let peer = peer(Router::new().route("/", get(async || "[1, 2"))).await;
-    let answer = ask(&peer, "/").await.unwrap();
-    let error = peer.unexpected(&answer, answer.json::<Vec<u32>>().unwrap_err());
+    let response = get_from(&peer, "/").await.unwrap();
+    let error = peer.unexpected(&response, response.json::<Vec<u32>>().unwrap_err());
     assert!(error.to_string().starts_with("users answered 200 OK: EOF"), "{error}");
 }

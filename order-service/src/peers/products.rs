@@ -8,7 +8,7 @@ use chassis::problem::FieldError;
 use serde::Deserialize;
 use serde_json::Value;
 use shared::orders::WantedLine;
-use shared::products::{Line, Reserve, ReserveEach, ReserveFor, ReservedLine, problems};
+use shared::products::{Line, ReservationBatchItem, ReservationLines, ReservedLine, problems};
 use shared::{MAX_BATCH, OrderId};
 use url::Url;
 
@@ -58,7 +58,9 @@ impl Products {
     /// If it is unknown whether they were taken.
     pub async fn take(&self, id: OrderId, wanted: &[WantedLine], context: &RequestContext) -> Result<Take, PeerError> {
         let lines = wanted.iter().map(|line| Line { product_id: line.product_id, quantity: line.quantity }).collect();
-        self.takes.submit(ReserveFor { order_id: id, lines, request_id: None, traceparent: None }, context).await
+        self.takes
+            .submit(ReservationBatchItem { order_id: id, lines, request_id: None, traceparent: None }, context)
+            .await
     }
 
     /// Releases what an order has taken, for ever. Safe to repeat.
@@ -96,14 +98,14 @@ struct Taking {
 }
 
 impl BatchEndpoint for Takes {
-    type Item = ReserveFor;
+    type Item = ReservationBatchItem;
     type Response = Take;
 
     const NAME: &'static str = "takes";
     const MAX_ITEMS: usize = MAX_BATCH;
     const MAX_BYTES: usize = MOST_OF_A_BODY;
 
-    fn item_bytes(take: &ReserveFor) -> usize {
+    fn item_bytes(take: &ReservationBatchItem) -> usize {
         /// With a traceparent, and the longest request id that is taken from a client, each character of it escaped.
         const EMPTY: usize =
             r#"{"orderId":"01a2003e-e714-710e-a057-b9de0b11d83b","lines":[],"requestId":"","traceparent":""},"#.len()
@@ -113,8 +115,8 @@ impl BatchEndpoint for Takes {
         EMPTY + take.lines.len() * LINE
     }
 
-    async fn call_one(&self, take: &ReserveFor, context: &RequestContext) -> Result<Take, PeerError> {
-        let body = Reserve { lines: take.lines.clone() };
+    async fn call_one(&self, take: &ReservationBatchItem, context: &RequestContext) -> Result<Take, PeerError> {
+        let body = ReservationLines { lines: take.lines.clone() };
         let answer = self.0.put(&format!("/reservations/{}", take.order_id), &body, context).await?;
         let taking = answer.json().map_err(|error| self.0.unexpected(&answer, error))?;
         outcome(answer.status, taking, &take.lines).map_err(|why| self.0.unexpected(&answer, why))
@@ -122,15 +124,15 @@ impl BatchEndpoint for Takes {
 
     async fn call_many(
         &self,
-        takes: &[(&ReserveFor, &RequestContext)],
+        takes: &[(&ReservationBatchItem, &RequestContext)],
         context: &RequestContext,
     ) -> Result<Vec<Outcome<Take>>, PeerError> {
-        let item = |(take, context): &(&ReserveFor, &RequestContext)| ReserveFor {
+        let item = |(take, context): &(&ReservationBatchItem, &RequestContext)| ReservationBatchItem {
             request_id: Some(context.request_id().to_owned()),
             traceparent: Some(context.traceparent()),
-            ..ReserveFor::clone(take)
+            ..ReservationBatchItem::clone(take)
         };
-        let body = ReserveEach(takes.iter().map(item).collect());
+        let body: Vec<ReservationBatchItem> = takes.iter().map(item).collect();
         let answer = self.0.post("/reservations", &body, context).await?;
         if answer.status != StatusCode::OK {
             return Err(self.0.unexpected(&answer, "no answers to takes"));
@@ -139,15 +141,16 @@ impl BatchEndpoint for Takes {
         if outcomes.len() != takes.len() {
             return Err(self.0.unexpected(&answer, "another number of answers than of takes"));
         }
-        let outcome = |(OneOfSeveral { status, body }, (take, _)): (OneOfSeveral, &(&ReserveFor, &RequestContext))| {
-            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            let peer = self.0.name();
-            let unexpected = |why: &str| PeerError::Unexpected { peer, status, detail: why.to_owned() };
-            if body.order_id.is_some_and(|id| id != take.order_id) {
-                return Some(Err(unexpected("the lines of another order")));
-            }
-            Some(outcome(status, body, &take.lines).map_err(unexpected))
-        };
+        let outcome =
+            |(OneOfSeveral { status, body }, (take, _)): (OneOfSeveral, &(&ReservationBatchItem, &RequestContext))| {
+                let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+                let peer = self.0.name();
+                let unexpected = |why: &str| PeerError::Unexpected { peer, status, detail: why.to_owned() };
+                if body.order_id.is_some_and(|id| id != take.order_id) {
+                    return Some(Err(unexpected("the lines of another order")));
+                }
+                Some(outcome(status, body, &take.lines).map_err(unexpected))
+            };
         Ok(outcomes.into_iter().zip(takes).map(outcome).collect())
     }
 }

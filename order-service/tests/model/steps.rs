@@ -4,7 +4,7 @@ use std::mem;
 
 use order_service::order::{Released, State};
 use shared::orders::OrderStatus;
-use shared::products::{ReservationStatus, Take};
+use shared::products::{ReservationStatus, ReserveAction};
 
 use crate::Mistake;
 use crate::world::{Attempt, Release, Task, World};
@@ -328,15 +328,15 @@ impl<const N: usize> World<N> {
         if !attempt.take_sent {
             return None;
         }
-        Some(match ReservationStatus::on_take(attempt.reservation) {
-            Take::Fresh if self.free == 0 => Answer::TooLittleStock,
-            Take::Fresh => {
+        Some(match ReservationStatus::on_reserve(attempt.reservation) {
+            ReserveAction::Reserve if self.free == 0 => Answer::TooLittleStock,
+            ReserveAction::Reserve => {
                 self.free -= 1;
                 attempt.reservation = Some(ReservationStatus::Taken);
                 Answer::Granted
             }
-            Take::Repeated => Answer::GrantedAgain,
-            Take::Refused => Answer::ReleasedBefore,
+            ReserveAction::ReturnExisting => Answer::GrantedAgain,
+            ReserveAction::Reject => Answer::ReleasedBefore,
         })
     }
 
@@ -347,7 +347,7 @@ impl<const N: usize> World<N> {
         if !attempt.release_sent {
             return None;
         }
-        if ReservationStatus::gives_back(attempt.reservation) {
+        if ReservationStatus::release_returns_stock(attempt.reservation) {
             self.free += 1;
         }
         if attempt.reservation.is_some() || leaves_mark {

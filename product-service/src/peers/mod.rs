@@ -1,5 +1,5 @@
-//! The services this one calls: typed calls, and one match each from status to meaning.
+//! The services that this one calls: typed calls, and one match each from status to meaning.
 
 mod users;
 
-pub use self::users::{Listed, Users};
+pub use self::users::{UserList, Users};

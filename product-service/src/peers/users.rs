@@ -1,4 +1,4 @@
-//! user-service, as far as this service asks it.
+//! The client of user-service.
 
 use std::collections::HashMap;
 
@@ -18,88 +18,95 @@ use url::Url;
 #[derive(Clone)]
 pub struct Users {
     peer: Peer,
-    lists: Batcher<Wanted, Result<Listed, PeerError>>,
+    lists: Batcher<ListRequest, Result<UserList, PeerError>>,
 }
 
-/// The query of a list, and for whom it is.
-type Wanted = (Option<String>, RequestContext);
+/// The query of a list, and the context of the request that it is for.
+type ListRequest = (Option<String>, RequestContext);
 
-/// A list of users, or what is wrong with the question.
+/// The response to a list request.
 #[derive(Clone, Debug)]
-pub enum Listed {
-    /// The rows as they came, and the query of the next page if there is one.
-    Rows(Bytes, Option<String>),
-    /// user-service finds these parameters invalid.
-    Invalid(Vec<FieldError>),
+pub enum UserList {
+    /// A list of users.
+    Found {
+        /// The JSON array, byte for byte as user-service sent it.
+        rows: Bytes,
+        /// The query of the next page, if there is one.
+        next: Option<String>,
+    },
+    /// user-service rejected these parameters of the query.
+    InvalidQuery(Vec<FieldError>),
 }
 
 impl Users {
-    /// The user-service at this address.
+    /// Returns a client of the user-service at this address.
     ///
     /// # Errors
     /// If the HTTP client cannot be set up.
-    pub fn at(base: Url, settings: &PeerSettings) -> Result<Self, PeerError> {
+    pub fn new(base: Url, settings: &PeerSettings) -> Result<Self, PeerError> {
         let peer = Peer::new("user-service", base, settings)?;
-        let room = settings.max_in_flight as usize;
-        let limits = Limits { max_items: room, max_bytes: usize::MAX, item_bytes: |_| 0, max_queued: room };
-        let asking = peer.clone();
-        let lists = Batcher::new("lists", limits, move |batch| ask_each_once(asking.clone(), batch));
+        let max = settings.max_in_flight as usize;
+        let limits = Limits { max_items: max, max_bytes: usize::MAX, item_bytes: |_| 0, max_queued: max };
+        let caller = peer.clone();
+        let lists = Batcher::new("lists", limits, move |batch| call_once_per_query(caller.clone(), batch));
         Ok(Self { peer, lists })
     }
 
-    /// Who is called.
+    /// Returns the peer, for the readiness checks.
     pub fn peer(&self) -> &Peer {
         &self.peer
     }
 
-    /// `GET /users` with this query. Those who ask for the same while a call is on its way share the next one: what they are
-    /// answered is never older than their question.
+    /// Calls `GET /users` with this query.
+    ///
+    /// Requests with the same query that arrive during a call share the next call. So a response is never older than the
+    /// request that it is for.
     ///
     /// # Errors
-    /// If user-service does not answer, or not with a JSON array.
-    pub async fn list(&self, query: Option<&str>, context: &RequestContext) -> Result<Listed, PeerError> {
-        let patience = context.time_left();
-        let answer = self.lists.submit((query.map(str::to_owned), context.clone()), Some(patience)).await;
-        self.peer.batch_result(answer, patience)
+    /// If user-service does not answer, or its answer is not a JSON array.
+    pub async fn list(&self, query: Option<&str>, context: &RequestContext) -> Result<UserList, PeerError> {
+        let time_left = context.time_left();
+        let answer = self.lists.submit((query.map(str::to_owned), context.clone()), Some(time_left)).await;
+        self.peer.batch_result(answer, time_left)
     }
 }
 
-async fn ask_each_once(peer: Peer, batch: Vec<BatchItem<Wanted, Result<Listed, PeerError>>>) {
-    let mut same: HashMap<Option<String>, Vec<_>> = HashMap::new();
-    for asked in batch {
-        same.entry(asked.item.0.clone()).or_default().push(asked);
+async fn call_once_per_query(peer: Peer, batch: Vec<BatchItem<ListRequest, Result<UserList, PeerError>>>) {
+    let mut by_query: HashMap<Option<String>, Vec<_>> = HashMap::new();
+    for request in batch {
+        by_query.entry(request.item.0.clone()).or_default().push(request);
     }
-    join_all(same.into_iter().map(|(query, asked)| async {
-        let context = RequestContext::merge(asked.iter().map(|asked| &asked.item.1));
-        let listed = list(&peer, query, &context).await;
-        asked.into_iter().for_each(|asked| asked.respond(listed.clone()));
+    join_all(by_query.into_iter().map(|(query, requests)| async {
+        let context = RequestContext::merge(requests.iter().map(|request| &request.item.1));
+        let list = call(&peer, query, &context).await;
+        requests.into_iter().for_each(|request| request.respond(list.clone()));
     }))
     .await;
 }
 
-async fn list(peer: &Peer, query: Option<String>, context: &RequestContext) -> Result<Listed, PeerError> {
+async fn call(peer: &Peer, query: Option<String>, context: &RequestContext) -> Result<UserList, PeerError> {
     let path = query.map_or_else(|| "/users".to_owned(), |query| format!("/users?{query}"));
-    let answer = peer.get(&path, context).await?;
-    match answer.status {
+    let response = peer.get(&path, context).await?;
+    match response.status {
         StatusCode::OK => {
-            check_array(&answer.body).map_err(|error| peer.unexpected(&answer, error))?;
-            Ok(Listed::Rows(answer.body.clone(), next_query(&answer)))
+            check_array(&response.body).map_err(|error| peer.unexpected(&response, error))?;
+            Ok(UserList::Found { rows: response.body.clone(), next: next_query(&response) })
         }
-        StatusCode::BAD_REQUEST => match answer.problem() {
-            Some(problem) => Ok(Listed::Invalid(problem.errors)),
-            None => Err(peer.unexpected(&answer, "a refusal without a reason")),
+        StatusCode::BAD_REQUEST => match response.problem() {
+            Some(problem) => Ok(UserList::InvalidQuery(problem.errors)),
+            None => Err(peer.unexpected(&response, "a 400 without a problem")),
         },
-        _ => Err(peer.unexpected(&answer, "no list of users")),
+        _ => Err(peer.unexpected(&response, "not a list of users")),
     }
 }
 
-/// Whether this is a JSON array, of whatever.
+/// Checks that the body is a JSON array, of any items.
 fn check_array(body: &[u8]) -> Result<(), String> {
-    // serde_json looks at the UTF-8 only of strings that it keeps, so that comes first.
+    // serde_json checks the UTF-8 only of strings that it keeps, so the whole body is checked first.
     let text = str::from_utf8(body).map_err(|error| error.to_string())?;
     serde_json::from_str::<Vec<IgnoredAny>>(text).map(drop).map_err(|error| error.to_string())
 }
 
-fn next_query(answer: &PeerResponse) -> Option<String> {
-    answer.headers.get(header::LINK).and_then(page::next_query).map(str::to_owned)
+fn next_query(response: &PeerResponse) -> Option<String> {
+    response.headers.get(header::LINK).and_then(page::next_query).map(str::to_owned)
 }

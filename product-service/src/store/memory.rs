@@ -1,43 +1,40 @@
-//! Products and reservations in memory, for as long as the process lives.
+//! Products and reservations in memory. They live as long as the process.
 
-use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use async_trait::async_trait;
+use chassis::http::entity::Entity;
 use chassis::http::page::{Page, Rows};
-use chassis::table::Table;
 use jiff::Timestamp;
-use shared::products::{Line, Reserved, ReservedLine, Take};
-use shared::{Id, OrderId, products};
+use shared::products::{ReserveAction, Reserved, ReservedLine};
+use shared::{Id, OrderId};
 use tokio::task;
 
 use super::{ProductStore, StoreError};
-use crate::product::{NewProduct, Product, ProductChange, fold};
-use crate::reservation::{Lines, Refusal, Reservation, ReservationOutcome, ReservationRequest, ReservationStatus};
+use crate::product::{CreateProduct, ProductRecord, UpdateProduct, case_fold};
+use crate::reservation::{
+    Reservation, ReservationError, ReservationLines, ReservationOutcome, ReservationRequest, ReservationStatus,
+};
 
-/// Products looked at for a part of their name before others get the lock.
-const SEARCHED_AT_ONCE: usize = 4096;
+/// Products that a search by name reads before it unlocks the store for others.
+const SEARCH_CHUNK: usize = 4096;
 
-/// The store in memory. A row is shared with whoever reads it, and what they have never changes: it is edited when
-/// nobody else has it, and else replaced.
+/// The store in memory.
 #[derive(Default)]
 pub struct MemoryStore {
-    /// Held for a few map look-ups at a time and never across an await. Nothing under it can panic half-way through a
-    /// change, so a poisoned lock is taken all the same.
+    /// Held for a few map look-ups and never across an await. No code that holds it can panic in the middle of a change,
+    /// so a poisoned lock is used like any other.
     tables: RwLock<Tables>,
 }
 
 #[derive(Default)]
 struct Tables {
-    products: Table<Arc<Product>>,
+    products: BTreeMap<Id, Entity<ProductRecord>>,
     last_id: i64,
-    /// Released ones stay: each is the tombstone that refuses a late take.
-    reservations: HashMap<OrderId, Held>,
-}
-
-struct Held {
-    status: ReservationStatus,
-    lines: Vec<ReservedLine>,
+    /// Released reservations stay: each is the tombstone that rejects a late request.
+    reservations: HashMap<OrderId, Reservation>,
 }
 
 impl MemoryStore {
@@ -51,173 +48,168 @@ impl MemoryStore {
 }
 
 impl Tables {
-    /// The lines at today's names and prices, if all can be taken.
-    fn price(&self, lines: &Lines) -> Result<Vec<ReservedLine>, Refusal> {
-        let wanted =
-            || lines.as_slice().iter().map(|line| (line, self.products.get(line.product_id.get()))).enumerate();
-        let unknown: Vec<usize> = wanted().filter(|(_, (_, product))| product.is_none()).map(|(at, _)| at).collect();
-        if !unknown.is_empty() {
-            return Err(Refusal::Unknown(unknown));
-        }
-        let stock = |product: Option<&Arc<Product>>| product.map_or(0, |product| product.public.stock);
-        let short = wanted().map(|(at, (line, product))| (at, line.quantity, stock(product)));
-        let short: Vec<_> =
-            short.filter(|&(_, wanted, left)| left < i64::from(wanted)).map(|(at, _, left)| (at, left)).collect();
-        if !short.is_empty() {
-            return Err(Refusal::InsufficientStock(short));
-        }
-        Ok(wanted().filter_map(|(_, (line, product))| Some(priced(line, product?))).collect())
-    }
-
-    /// Adds `units` (which may be negative) to the stock of a product, if it still exists.
-    fn restock(&mut self, id: Id, units: i64) {
-        if let Some(product) = self.products.get_mut(id.get()) {
-            let product = Arc::make_mut(product);
-            product.public.stock += units;
-            product.version += 1;
-        }
-    }
-
-    fn take(&mut self, order_id: OrderId, lines: &Lines) -> ReservationOutcome {
-        let held = self.reservations.get(&order_id);
-        match (ReservationStatus::on_take(held.map(|held| held.status)), held) {
-            (Take::Repeated, Some(held)) if lines.matches(&held.lines) => {
-                ReservationOutcome::Existing(Reserved { order_id, lines: held.lines.clone() })
+    /// Returns the lines with the current names and prices, if all of them can be reserved.
+    fn reservable(&self, lines: &ReservationLines) -> Result<Vec<ReservedLine>, ReservationError> {
+        let (mut reservable, mut unknown, mut short) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, line) in lines.as_slice().iter().enumerate() {
+            let Some(record) = self.products.get(&line.product_id) else {
+                unknown.push(index);
+                continue;
+            };
+            let product = &record.product;
+            if product.stock < i64::from(line.quantity) {
+                short.push((index, product.stock));
             }
-            (Take::Repeated, _) => ReservationOutcome::Rejected(Refusal::Mismatch),
-            (Take::Refused, _) => ReservationOutcome::Rejected(Refusal::Released),
-            (Take::Fresh, _) => match self.price(lines) {
-                Err(refusal) => ReservationOutcome::Rejected(refusal),
-                Ok(priced) => {
-                    for line in &priced {
-                        self.restock(line.product_id, -i64::from(line.quantity));
+            let (product_id, quantity) = (line.product_id, line.quantity);
+            reservable.push(ReservedLine { product_id, name: product.name.clone(), price: product.price, quantity });
+        }
+        if !unknown.is_empty() {
+            return Err(ReservationError::UnknownProducts(unknown));
+        }
+        if !short.is_empty() {
+            return Err(ReservationError::InsufficientStock(short));
+        }
+        Ok(reservable)
+    }
+
+    /// Adds units, which may be negative, to the stock of a product, if it exists.
+    fn add_stock(&mut self, id: Id, units: i64) {
+        if let Some(record) = self.products.get_mut(&id) {
+            record.update(|record| {
+                record.product.stock += units;
+                record.version += 1;
+            });
+        }
+    }
+
+    fn reserve(&mut self, order_id: OrderId, lines: &ReservationLines) -> ReservationOutcome {
+        let existing = self.reservations.get(&order_id);
+        match (ReservationStatus::on_reserve(existing.map(|existing| existing.status)), existing) {
+            (ReserveAction::ReturnExisting, Some(existing)) if lines.matches(&existing.lines) => {
+                ReservationOutcome::Existing(Reserved { order_id, lines: existing.lines.clone() })
+            }
+            (ReserveAction::ReturnExisting, _) => ReservationOutcome::Rejected(ReservationError::Mismatch),
+            (ReserveAction::Reject, _) => ReservationOutcome::Rejected(ReservationError::Released),
+            (ReserveAction::Reserve, _) => match self.reservable(lines) {
+                Err(error) => ReservationOutcome::Rejected(error),
+                Ok(lines) => {
+                    for line in &lines {
+                        self.add_stock(line.product_id, -i64::from(line.quantity));
                     }
-                    let held = Held { status: ReservationStatus::Taken, lines: priced.clone() };
-                    self.reservations.insert(order_id, held);
-                    ReservationOutcome::Created(Reserved { order_id, lines: priced })
+                    let reservation = Reservation { order_id, status: ReservationStatus::Taken, lines: lines.clone() };
+                    self.reservations.insert(order_id, reservation);
+                    ReservationOutcome::Created(Reserved { order_id, lines })
                 }
             },
         }
     }
 
     fn release(&mut self, order_id: OrderId) {
-        let before = self.reservations.get(&order_id).map(|held| held.status);
+        let before = self.reservations.get(&order_id).map(|reservation| reservation.status);
         let status = ReservationStatus::after_release(before);
-        let nothing = Held { status, lines: Vec::new() };
-        let held = self.reservations.entry(order_id).or_insert(nothing);
-        held.status = status;
-        if ReservationStatus::gives_back(before) {
-            for line in held.lines.clone() {
-                self.restock(line.product_id, line.quantity.into());
+        let tombstone = Reservation { order_id, status, lines: Vec::new() };
+        let reservation = self.reservations.entry(order_id).or_insert(tombstone);
+        reservation.status = status;
+        if ReservationStatus::release_returns_stock(before) {
+            for line in reservation.lines.clone() {
+                self.add_stock(line.product_id, line.quantity.into());
             }
         }
     }
 }
 
-fn priced(line: &Line, product: &Product) -> ReservedLine {
-    let products::Product { name, price, .. } = &product.public;
-    ReservedLine { product_id: line.product_id, name: name.clone(), price: *price, quantity: line.quantity }
-}
-
 #[async_trait]
 impl ProductStore for MemoryStore {
-    async fn insert(&self, new: NewProduct, created_at: Timestamp) -> Result<Arc<Product>, StoreError> {
+    async fn insert(&self, product: CreateProduct, created_at: Timestamp) -> Result<Entity<ProductRecord>, StoreError> {
         let mut tables = self.write();
         let next = tables.last_id + 1;
-        let id = Id::new(next).ok_or_else(|| StoreError("out of ids".to_owned()))?;
-        let NewProduct { name, price, stock } = new;
-        let public = products::Product { id, name, price, stock, created_at };
-        let product = Arc::new(Product { public, version: 1 });
-        tables.products.put(next, Arc::clone(&product));
+        let id = Id::new(next).ok_or_else(|| StoreError::Unavailable("out of ids".to_owned()))?;
+        let entity = Entity::new(product.into_record(id, created_at));
+        tables.products.insert(id, entity.clone());
         tables.last_id = next;
-        Ok(product)
+        Ok(entity)
     }
 
-    async fn by_id(&self, id: Id) -> Result<Option<Arc<Product>>, StoreError> {
-        Ok(self.read().products.get(id.get()).cloned())
+    async fn by_id(&self, id: Id) -> Result<Option<Entity<ProductRecord>>, StoreError> {
+        Ok(self.read().products.get(&id).cloned())
     }
 
-    async fn by_ids(&self, ids: &[Id]) -> Result<Vec<Arc<Product>>, StoreError> {
+    async fn by_ids(&self, ids: &[Id]) -> Result<Vec<Entity<ProductRecord>>, StoreError> {
         let mut ids = ids.to_vec();
         ids.sort_unstable();
         ids.dedup();
         let tables = self.read();
-        Ok(ids.iter().filter_map(|id| tables.products.get(id.get()).cloned()).collect())
+        Ok(ids.iter().filter_map(|id| tables.products.get(id).cloned()).collect())
     }
 
-    async fn page(&self, page: Page<Id>, name: Option<&str>) -> Result<Rows<Arc<Product>>, StoreError> {
-        let name = fold(name.unwrap_or_default());
-        let (mut found, mut after) = (Vec::new(), page.after.map(Id::get));
+    async fn page(&self, page: Page<Id>, name: Option<&str>) -> Result<Rows<Entity<ProductRecord>>, StoreError> {
+        let name = case_fold(name.unwrap_or_default());
+        let (mut found, mut after) = (Vec::new(), page.after);
         loop {
-            let looked_at = {
+            let mut read = 0;
+            {
                 let tables = self.read();
-                let rows = tables.products.after(after).take(SEARCHED_AT_ONCE);
-                let mut looked_at = 0;
-                for (number, product) in rows.inspect(|_| looked_at += 1) {
-                    after = Some(number);
-                    if name.is_empty() || fold(&product.public.name).contains(&name) {
-                        found.push(Arc::clone(product));
+                let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+                for (id, record) in tables.products.range((start, Bound::Unbounded)).take(SEARCH_CHUNK) {
+                    (after, read) = (Some(*id), read + 1);
+                    if name.is_empty() || case_fold(&record.product.name).contains(&name) {
+                        found.push(record.clone());
                         if found.len() > page.limit {
                             break;
                         }
                     }
                 }
-                looked_at
-            };
-            if looked_at < SEARCHED_AT_ONCE || found.len() > page.limit {
+            }
+            if read < SEARCH_CHUNK || found.len() > page.limit {
                 return Ok(Rows::cut(found.into_iter(), page.limit));
             }
             task::yield_now().await;
         }
     }
 
-    async fn replace(&self, version: i64, product: Product) -> Result<Option<Arc<Product>>, StoreError> {
-        let mut tables = self.write();
-        let Some(current) = tables.products.get_mut(product.public.id.get()).filter(|row| row.version == version)
-        else {
-            return Ok(None);
-        };
-        *current = Arc::new(product);
-        Ok(Some(Arc::clone(current)))
-    }
-
-    async fn change(&self, id: Id, change: &ProductChange) -> Result<Option<Arc<Product>>, StoreError> {
-        let mut tables = self.write();
-        let Some(current) = tables.products.get_mut(id.get()) else { return Ok(None) };
-        *current = Arc::new(change.apply(current));
-        Ok(Some(Arc::clone(current)))
-    }
-
-    async fn remove(&self, id: Id, version: Option<i64>) -> Result<bool, StoreError> {
-        let mut tables = self.write();
-        let there =
-            tables.products.get(id.get()).is_some_and(|row| version.is_none_or(|version| row.version == version));
-        if there {
-            tables.products.remove(id.get());
-        }
-        Ok(there)
-    }
-
-    // One lock for all: the lines that a request has room for are looked up in less than a millisecond.
-
-    async fn take_each(
+    async fn replace(
         &self,
-        takes: &[ReservationRequest],
-    ) -> Result<Vec<Result<ReservationOutcome, StoreError>>, StoreError> {
+        expected_version: i64,
+        record: ProductRecord,
+    ) -> Result<Option<Entity<ProductRecord>>, StoreError> {
         let mut tables = self.write();
-        Ok(takes.iter().map(|take| Ok(tables.take(take.order_id, &take.lines))).collect())
+        let current = tables.products.get_mut(&record.product.id);
+        let Some(current) = current.filter(|current| current.version == expected_version) else { return Ok(None) };
+        *current = Entity::new(record);
+        Ok(Some(current.clone()))
     }
 
-    async fn release_each(&self, order_ids: &[OrderId]) -> Result<(), StoreError> {
+    async fn update(&self, id: Id, change: &UpdateProduct) -> Result<Option<Entity<ProductRecord>>, StoreError> {
+        let mut tables = self.write();
+        let Some(current) = tables.products.get_mut(&id) else { return Ok(None) };
+        current.update(|record| change.apply(record));
+        Ok(Some(current.clone()))
+    }
+
+    async fn remove(&self, id: Id, expected_version: Option<i64>) -> Result<bool, StoreError> {
+        let mut tables = self.write();
+        let current = tables.products.get(&id);
+        let matches = current.is_some_and(|current| expected_version.is_none_or(|version| version == current.version));
+        Ok(matches && tables.products.remove(&id).is_some())
+    }
+
+    async fn reserve_many(
+        &self,
+        requests: &[ReservationRequest],
+    ) -> Result<Vec<Result<ReservationOutcome, StoreError>>, StoreError> {
+        // One lock for all requests: the most lines that fit into a request body take less than a millisecond.
+        let mut tables = self.write();
+        Ok(requests.iter().map(|request| Ok(tables.reserve(request.order_id, &request.lines))).collect())
+    }
+
+    async fn release_many(&self, order_ids: &[OrderId]) -> Result<(), StoreError> {
         let mut tables = self.write();
         order_ids.iter().for_each(|order_id| tables.release(*order_id));
         Ok(())
     }
 
     async fn reservation(&self, order_id: OrderId) -> Result<Option<Reservation>, StoreError> {
-        let tables = self.read();
-        let held = tables.reservations.get(&order_id);
-        Ok(held.map(|held| Reservation { order_id, status: held.status, lines: held.lines.clone() }))
+        Ok(self.read().reservations.get(&order_id).cloned())
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

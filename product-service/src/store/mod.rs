@@ -1,4 +1,6 @@
-//! What is kept. The trait and its comments are the contract; `contract` is the same, to be run against each store.
+//! The store: products, and the reservations on their stock.
+//!
+//! The trait and its comments are the contract. `contract` is the same in executable form and runs against both stores.
 
 #[cfg(test)]
 mod contract;
@@ -9,107 +11,123 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use chassis::config::DatabaseSettings;
+use chassis::http::entity::Entity;
 use chassis::http::page::{Page, Rows};
 use jiff::Timestamp;
 use shared::{Id, Money, OrderId};
 
 pub use self::memory::MemoryStore;
 pub use self::postgres::PostgresStore;
-use crate::product::{NewProduct, Product, ProductChange};
-use crate::reservation::{Lines, Reservation, ReservationOutcome, ReservationRequest};
+use crate::product::{CreateProduct, ProductRecord, UpdateProduct};
+use crate::reservation::{Reservation, ReservationLines, ReservationOutcome, ReservationRequest};
 
-/// What the start-up line says of the store in memory.
+/// How the start-up line describes the store in memory.
 pub const MEMORY: &str = "memory (a restart forgets everything)";
-/// What it says of the one in PostgreSQL.
+/// How the start-up line describes the store in PostgreSQL.
 pub const POSTGRES: &str = "PostgreSQL";
 
 /// Products by id, and reservations on their stock. Each call is one atomic step.
 ///
-/// Units are conserved: a product's stock and what reservations hold of it change together, and a stock is never below
-/// zero.
+/// Units are conserved: the stock of a product and the reserved units change together. A stock is never negative.
 #[async_trait]
 pub trait ProductStore: Send + Sync {
-    /// Adds a product under the next id, which is higher than any before, also than those that were removed.
-    async fn insert(&self, new: NewProduct, created_at: Timestamp) -> Result<Arc<Product>, StoreError>;
+    /// Adds a product and assigns the next id. It is higher than every id before, including those of removed products.
+    async fn insert(&self, product: CreateProduct, created_at: Timestamp) -> Result<Entity<ProductRecord>, StoreError>;
 
-    /// The product of this id.
-    async fn by_id(&self, id: Id) -> Result<Option<Arc<Product>>, StoreError>;
+    /// Returns the product with this id.
+    async fn by_id(&self, id: Id) -> Result<Option<Entity<ProductRecord>>, StoreError>;
 
-    /// The products of these ids that there are, each once, by ascending id.
-    async fn by_ids(&self, ids: &[Id]) -> Result<Vec<Arc<Product>>, StoreError>;
+    /// Returns the products with these ids, each once, by ascending id. Unknown ids are left out.
+    async fn by_ids(&self, ids: &[Id]) -> Result<Vec<Entity<ProductRecord>>, StoreError>;
 
-    /// A page of all products by ascending id; with `name`, of those whose name has it as a part, compared by
-    /// [`crate::product::fold`]. Without, it costs the same wherever it is in the list.
-    async fn page(&self, page: Page<Id>, name: Option<&str>) -> Result<Rows<Arc<Product>>, StoreError>;
+    /// Returns a page of all products by ascending id. The cost does not depend on the position of the page.
+    ///
+    /// With `name`, only products whose name contains it, compared by [`crate::product::case_fold`].
+    async fn page(&self, page: Page<Id>, name: Option<&str>) -> Result<Rows<Entity<ProductRecord>>, StoreError>;
 
-    /// Puts `product` in the place of the one of its id, if that is still at `version`; `None` if it has changed since,
-    /// its stock included, or is gone.
-    async fn replace(&self, version: i64, product: Product) -> Result<Option<Arc<Product>>, StoreError>;
+    /// Replaces the record with the id of `record`, if it is at `expected_version`.
+    ///
+    /// `None` if it does not exist or has another version. Changes of the stock change the version too.
+    async fn replace(
+        &self,
+        expected_version: i64,
+        record: ProductRecord,
+    ) -> Result<Option<Entity<ProductRecord>>, StoreError>;
 
-    /// Changes the product of this id, at whatever version it is: what is not given stays as it is at that moment. `None` if
-    /// it is gone. It does not wait for a moment without takes, as who looks and then replaces would have to.
-    async fn change(&self, id: Id, change: &ProductChange) -> Result<Option<Arc<Product>>, StoreError>;
+    /// Changes the given members of the product with this id at any version. `None` if it does not exist.
+    ///
+    /// Reservations cannot delay this call. They could delay a read followed by [`ProductStore::replace`] for ever.
+    async fn update(&self, id: Id, change: &UpdateProduct) -> Result<Option<Entity<ProductRecord>>, StoreError>;
 
-    /// Removes the product of this id, if it is still at `version`, or at any if none is given. Whether it did.
-    async fn remove(&self, id: Id, version: Option<i64>) -> Result<bool, StoreError>;
+    /// Removes the product with this id, if it is at `expected_version`, or at any version without one. Returns whether
+    /// it was removed.
+    async fn remove(&self, id: Id, expected_version: Option<i64>) -> Result<bool, StoreError>;
 
-    /// Takes the units of all lines for an order, or of none. Safe to repeat: the same lines again are answered as the
-    /// first time, with the names and prices of then. A refused take leaves no trace.
-    async fn take(&self, order_id: OrderId, lines: &Lines) -> Result<ReservationOutcome, StoreError> {
-        let mut taken = self.take_each(&[ReservationRequest { order_id, lines: lines.clone() }]).await?;
-        taken.pop().unwrap_or_else(|| Err(StoreError("it does not say what came of a take".to_owned())))
+    /// Reserves the units of all lines for an order, or of none.
+    ///
+    /// Safe to repeat: the same lines again return the first result, with its names and prices. A rejected request leaves
+    /// no trace.
+    async fn reserve(&self, order_id: OrderId, lines: &ReservationLines) -> Result<ReservationOutcome, StoreError> {
+        let request = ReservationRequest { order_id, lines: lines.clone() };
+        let outcome = self.reserve_many(&[request]).await?.pop();
+        outcome.unwrap_or_else(|| Err(StoreError::Unavailable("no outcome for the reservation".to_owned())))
     }
 
-    /// The same for several orders, each on its own and as if one came after the other: all in one step, unless somebody else
-    /// keeps one of them waiting for too long. What came of each, in the order asked; an error for those that were kept waiting.
-    async fn take_each(
+    /// Reserves for several orders, each independently and as if one request followed the other.
+    ///
+    /// Returns the outcomes in the order of the requests. All requests are one step, unless another transaction holds a row
+    /// for too long: then only the requests that need this row fail.
+    async fn reserve_many(
         &self,
-        takes: &[ReservationRequest],
+        requests: &[ReservationRequest],
     ) -> Result<Vec<Result<ReservationOutcome, StoreError>>, StoreError>;
 
-    /// Releases a reservation for ever: what it holds goes back to the products that still exist, once; and no take
-    /// under this id succeeds again, also if there was none yet. Safe to repeat.
+    /// Releases a reservation for ever. Its units return once to the products that still exist.
+    ///
+    /// No later request can reserve under this id, even if there was no reservation. Safe to repeat.
     async fn release(&self, order_id: OrderId) -> Result<(), StoreError> {
-        self.release_each(&[order_id]).await
+        self.release_many(&[order_id]).await
     }
 
-    /// The same for several reservations, in one step. If somebody else keeps one of them waiting for too long, the others are
-    /// released all the same, and it fails.
-    async fn release_each(&self, order_ids: &[OrderId]) -> Result<(), StoreError>;
+    /// Releases several reservations in one step. If another transaction holds a row for too long, the call fails, but
+    /// reservations that do not need this row are released.
+    async fn release_many(&self, order_ids: &[OrderId]) -> Result<(), StoreError>;
 
-    /// The reservation of this order; `None` if there was neither a take nor a release.
+    /// Returns the reservation of this order. `None` if it was neither reserved nor released.
     async fn reservation(&self, order_id: OrderId) -> Result<Option<Reservation>, StoreError>;
 
-    /// Whether the store answers.
+    /// Checks that the store answers.
     async fn ping(&self) -> Result<(), StoreError>;
 }
 
-/// The store does not answer. What became of the call is unknown.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the store does not answer: {0}")]
-pub struct StoreError(pub String);
-
-/// Opens the store that the settings ask for, and says what the start-up line calls it. Only one in memory is seeded.
-///
-/// # Errors
-/// If the database does not answer or cannot be brought up to date.
-pub async fn open(settings: &DatabaseSettings, seed: bool) -> Result<(Arc<dyn ProductStore>, &'static str), String> {
-    match settings.url()? {
-        None => Ok((memory(seed).await?, MEMORY)),
-        Some(url) => Ok((Arc::new(PostgresStore::open(&url, settings).await?), POSTGRES)),
-    }
+/// Why a call to the store failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// The store did not answer. The step may or may not have been done.
+    #[error("the store does not answer: {0}")]
+    Unavailable(String),
 }
 
-/// A store in memory, with the products of the tutorial in it if `seed`.
+/// Opens the store in the database of these settings, or in memory without a database. Returns it with its description
+/// for the start-up line. Only a store in memory is seeded.
 ///
 /// # Errors
-/// If the products cannot be added.
+/// If the database does not answer for half a minute, or a migration fails.
+pub async fn open(settings: &DatabaseSettings, seed: bool) -> Result<(Arc<dyn ProductStore>, &'static str), String> {
+    let Some(url) = settings.url()? else { return Ok((memory(seed).await?, MEMORY)) };
+    Ok((Arc::new(PostgresStore::open(&url, settings).await?), POSTGRES))
+}
+
+/// Returns a store in memory: with the products of the tutorial if `seed`, else empty.
+///
+/// # Errors
+/// If a product cannot be added.
 pub async fn memory(seed: bool) -> Result<Arc<dyn ProductStore>, String> {
     let store = MemoryStore::default();
     for (name, cents, stock) in [("Laptop", 99_999, 50), ("Phone", 59_900, 100)].into_iter().filter(|_| seed) {
         let price = Money::from_cents(cents).unwrap_or_default();
-        let new = NewProduct { name: name.to_owned(), price, stock };
-        store.insert(new, chassis::now()).await.map_err(|error| error.to_string())?;
+        let product = CreateProduct { name: name.to_owned(), price, stock };
+        store.insert(product, chassis::now()).await.map_err(|error| error.to_string())?;
     }
     Ok(Arc::new(store))
 }

@@ -1,4 +1,4 @@
-//! No unit is lost and none is sold twice, whatever clients do, in whatever order and at the same time.
+//! Units are conserved: random steps, one after the other and concurrent, lose no unit and sell none twice.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -11,30 +11,30 @@ use crate::support::{Shop, lines, order};
 
 const PRODUCTS: usize = 3;
 const ORDERS: u128 = 6;
-/// Units of each product at the beginning.
+/// The initial stock of each product.
 const STOCK: [i64; PRODUCTS] = [10, 5, 1];
 
-/// So many units of some products, by their index.
+/// Units of products, by the index of the product.
 type Wanted = BTreeMap<usize, u32>;
 
-/// What a client may do to the stock.
+/// A step that changes stock.
 #[derive(Clone, Debug)]
 enum Step {
-    /// Takes, in one call: alone by `PUT`, several by `POST`.
-    Take(Vec<(u128, Wanted)>),
-    /// Releases, in one call: alone by its address, several by `?ids=`.
+    /// Reserves in one request: a single order by `PUT`, several by `POST`.
+    Reserve(Vec<(u128, Wanted)>),
+    /// Releases in one request: a single order by its path, several by `?ids=`.
     Release(Vec<u128>),
-    /// A new stock for a product, if it is still what was seen.
-    Restock(usize, i64),
+    /// Sets the stock of a product, if it has not changed since it was read.
+    SetStock(usize, i64),
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let wanted = prop::collection::btree_map(0..PRODUCTS, 1..6_u32, 1..=PRODUCTS);
-    let take = (0..ORDERS, wanted);
+    let request = (0..ORDERS, wanted);
     prop_oneof![
-        4 => prop::collection::vec(take, 1..4).prop_map(Step::Take),
+        4 => prop::collection::vec(request, 1..4).prop_map(Step::Reserve),
         2 => prop::collection::vec(0..ORDERS, 1..4).prop_map(Step::Release),
-        1 => (0..PRODUCTS, 0..20_i64).prop_map(|(product, stock)| Step::Restock(product, stock)),
+        1 => (0..PRODUCTS, 0..20_i64).prop_map(|(product, stock)| Step::SetStock(product, stock)),
     ]
 }
 
@@ -46,12 +46,12 @@ async fn shop() -> Shop {
     shop
 }
 
-/// A product's id by its index.
+/// Returns the id of a product by its index.
 fn id(product: usize) -> i64 {
     product as i64 + 1
 }
 
-/// The stock of every product, seen at the same time; none is below zero.
+/// Returns the stock of every product, read in one request. None is negative.
 async fn stocks(shop: &Shop) -> Vec<i64> {
     let rows = shop.inventory().await;
     let stocks: Vec<i64> = rows.as_array().into_iter().flatten().filter_map(|row| row["stock"].as_i64()).collect();
@@ -59,15 +59,16 @@ async fn stocks(shop: &Shop) -> Vec<i64> {
     stocks
 }
 
-/// Takes for these orders; the status of each.
-async fn take(shop: &Shop, takes: &[(u128, Wanted)]) -> Vec<u64> {
+/// Reserves for these orders, and returns the status of each.
+async fn reserve(shop: &Shop, requests: &[(u128, Wanted)]) -> Vec<u64> {
     let body =
         |wanted: &Wanted| lines(&wanted.iter().map(|(product, units)| (id(*product), *units)).collect::<Vec<_>>());
-    if let [(n, wanted)] = takes {
+    if let [(n, wanted)] = requests {
         let path = format!("/reservations/{}", order(*n));
         return vec![shop.put(&path, json!({"lines": body(wanted)})).await.status.as_u16().into()];
     }
-    let items: Value = takes.iter().map(|(n, wanted)| json!({"orderId": order(*n), "lines": body(wanted)})).collect();
+    let items: Value =
+        requests.iter().map(|(n, wanted)| json!({"orderId": order(*n), "lines": body(wanted)})).collect();
     let outcomes = shop.post("/reservations", items).await.expect(200).json();
     outcomes.as_array().into_iter().flatten().filter_map(|outcome| outcome["status"].as_u64()).collect()
 }
@@ -83,8 +84,8 @@ async fn release(shop: &Shop, orders: &[u128]) {
     released.expect(204);
 }
 
-/// Sets the stock, if nothing happens meanwhile; how many units came to it.
-async fn restock(shop: &Shop, product: usize, stock: i64) -> i64 {
+/// Sets the stock, unless it changes meanwhile, and returns the number of added units.
+async fn set_stock(shop: &Shop, product: usize, stock: i64) -> i64 {
     let path = format!("/products/{}", id(product));
     let seen = shop.get(&path).await.expect(200);
     let change = shop.request("PATCH", &path).header("if-match", seen.header("etag")).json(&json!({"stock": stock}));
@@ -96,16 +97,16 @@ async fn restock(shop: &Shop, product: usize, stock: i64) -> i64 {
     stock - seen.json()["stock"].as_i64().expect("a whole number")
 }
 
-/// What should be in the shop, as simply as it can be said.
+/// The expected state of the shop, in the simplest form.
 struct Model {
     stock: Vec<i64>,
-    /// `None` for those that were released.
+    /// `None` for a released reservation.
     reservations: BTreeMap<u128, Option<Wanted>>,
 }
 
 impl Model {
-    /// What a take is answered.
-    fn take(&mut self, n: u128, wanted: &Wanted) -> u64 {
+    /// Returns the status of the response to a request to reserve.
+    fn reserve(&mut self, n: u128, wanted: &Wanted) -> u64 {
         match self.reservations.get(&n) {
             Some(Some(taken)) if taken == wanted => return 200,
             Some(_) => return 409,
@@ -125,36 +126,36 @@ impl Model {
     }
 }
 
-/// One client, step by step: every answer is the one that the model gives, and so is the stock after it.
+/// Runs the steps one after the other. Every response and every stock is that of the model.
 async fn one_client(steps: Vec<Step>) {
     let shop = shop().await;
     let mut model = Model { stock: STOCK.to_vec(), reservations: BTreeMap::new() };
     for step in steps {
         match &step {
-            Step::Take(takes) => {
-                let expected: Vec<u64> = takes.iter().map(|(n, wanted)| model.take(*n, wanted)).collect();
-                assert_eq!(take(&shop, takes).await, expected, "{step:?}");
+            Step::Reserve(requests) => {
+                let expected: Vec<u64> = requests.iter().map(|(n, wanted)| model.reserve(*n, wanted)).collect();
+                assert_eq!(reserve(&shop, requests).await, expected, "{step:?}");
             }
             Step::Release(orders) => {
                 orders.iter().for_each(|n| model.release(*n));
                 release(&shop, orders).await;
             }
-            Step::Restock(product, stock) => {
+            Step::SetStock(product, stock) => {
                 let before = std::mem::replace(&mut model.stock[*product], *stock);
-                assert_eq!(restock(&shop, *product, *stock).await, stock - before, "nobody else is there");
+                assert_eq!(set_stock(&shop, *product, *stock).await, stock - before, "no other client interferes");
             }
         }
         assert_eq!(stocks(&shop).await, model.stock, "after {step:?}");
     }
 }
 
-/// Several clients at the same time: afterwards every unit is either free or in a reservation that is taken.
+/// Runs concurrent clients. Afterwards every unit is either free or held by a reservation.
 async fn several_clients(clients: Vec<Vec<Step>>) {
     let shop = shop().await;
     let running = clients.into_iter().map(|steps| tokio::spawn(client(shop.clone(), steps))).collect::<Vec<_>>();
     let mut units = STOCK.to_vec();
     for client in running {
-        let added = client.await.expect("a client that ends well");
+        let added = client.await.expect("a client that does not panic");
         units.iter_mut().zip(added).for_each(|(units, added)| *units += added);
     }
     let mut found = stocks(&shop).await;
@@ -167,17 +168,17 @@ async fn several_clients(clients: Vec<Vec<Step>>) {
             }
         }
     }
-    assert_eq!(found, units, "what is free and what is taken, and what there has to be");
+    assert_eq!(found, units, "free and held units, and all units that were added");
 }
 
-/// One of several clients; how many units it has added to each product.
+/// Runs the steps of one client, and returns the number of units that it added to each product.
 async fn client(shop: Shop, steps: Vec<Step>) -> [i64; PRODUCTS] {
     let mut added = [0; PRODUCTS];
     for step in steps {
         match step {
-            Step::Take(takes) => drop(take(&shop, &takes).await),
+            Step::Reserve(requests) => drop(reserve(&shop, &requests).await),
             Step::Release(orders) => release(&shop, &orders).await,
-            Step::Restock(product, stock) => added[product] += restock(&shop, product, stock).await,
+            Step::SetStock(product, stock) => added[product] += set_stock(&shop, product, stock).await,
         }
         stocks(&shop).await;
     }
@@ -190,12 +191,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_sequence_of_steps_is_answered_as_the_model_says(steps in prop::collection::vec(step(), 0..40)) {
+    fn answers_any_sequence_of_steps_like_the_model(steps in prop::collection::vec(step(), 0..40)) {
         RUNTIME.block_on(one_client(steps));
     }
 
     #[test]
-    fn any_steps_at_the_same_time_conserve_every_unit(
+    fn conserves_every_unit_under_concurrent_steps(
         clients in prop::collection::vec(prop::collection::vec(step(), 0..20), 2..=4)
     ) {
         RUNTIME.block_on(several_clients(clients));

@@ -1,18 +1,19 @@
-//! What clients can rely on, through the router, with a user-service that is as faulty as a test wants it: each module
-//! is a part of the HTTP contract.
+//! What clients can rely on, tested through the router. Each module tests one part of the HTTP contract. A stub replaces
+//! user-service.
 
+mod bad_input;
 mod batches;
-mod changes;
+mod conditional;
 mod conservation;
-mod edge;
 mod fakes;
 mod fuzz;
-mod lists;
 mod openapi;
+mod paging;
 mod prices;
 mod products;
 mod reservations;
+mod routing;
 mod settings;
-mod store_away;
+mod store_unavailable;
 mod support;
 mod users;

@@ -1,4 +1,4 @@
-//! The OpenAPI document: the contract in machine form, committed beside the service.
+//! The OpenAPI document, which is committed beside the service.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,29 +9,29 @@ use product_service::{AppState, app, store};
 use serde_json::Value;
 use testing::check_openapi;
 
-use crate::support::{Shop, patience};
+use crate::support::{Shop, generous_timeouts};
 
 const OPENAPI: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json");
 
 #[tokio::test]
-async fn the_document_is_the_one_that_is_committed() {
-    let users = Users::at("http://user-service.invalid".parse().unwrap(), &patience()).unwrap();
+async fn serves_the_committed_document() {
+    let users = Users::new("http://user-service.invalid".parse().unwrap(), &generous_timeouts()).unwrap();
     let app = app(AppState::new(store::memory(true).await.unwrap(), users), &defaults());
     check_openapi(&app, Path::new(OPENAPI));
     let committed: Value = serde_json::from_str(&std::fs::read_to_string(OPENAPI).unwrap()).unwrap();
-    let served = Shop::open().await.get("/openapi.json").await.expect(200).json();
-    assert_eq!(served, committed, "and the one that is served");
+    let served = Shop::seeded().await.get("/openapi.json").await.expect(200).json();
+    assert_eq!(served, committed, "the served document");
     assert!(served["openapi"].as_str().unwrap().starts_with("3.1"), "{}", served["openapi"]);
 }
 
 #[tokio::test]
-async fn the_document_has_every_call_of_the_contract() {
-    let served = Shop::open().await.get("/openapi.json").await.expect(200).json();
-    let calls = served["paths"].as_object().unwrap().iter().flat_map(|(path, item)| {
+async fn has_every_operation_of_the_contract_in_the_document() {
+    let served = Shop::seeded().await.get("/openapi.json").await.expect(200).json();
+    let operations = served["paths"].as_object().unwrap().iter().flat_map(|(path, item)| {
         let methods = item.as_object().unwrap().keys().filter(|key| *key != "servers");
         methods.map(move |method| format!("{method} {path}"))
     });
-    let contract = [
+    let expected = [
         "get /products",
         "post /products",
         "get /products/{id}",
@@ -46,5 +46,5 @@ async fn the_document_has_every_call_of_the_contract() {
         "get /livez",
         "get /readyz",
     ];
-    assert_eq!(calls.collect::<BTreeSet<_>>(), contract.map(str::to_owned).into());
+    assert_eq!(operations.collect::<BTreeSet<_>>(), expected.map(str::to_owned).into());
 }

@@ -1,4 +1,4 @@
-//! The settings: what they are when nobody says anything, and what is said of one that makes no sense.
+//! The settings: their defaults, and the errors for bad values.
 
 use std::collections::BTreeSet;
 
@@ -7,20 +7,20 @@ use clap::CommandFactory;
 use product_service::config::Config;
 
 #[test]
-fn its_settings_are_those_of_the_contract() {
+fn has_the_settings_and_defaults_of_the_contract() {
     let Config { port, seed, user_service_url, database, settings, .. } = defaults();
-    assert!(database.database_url.is_none(), "the store is in memory unless a database is named");
+    assert!(database.database_url.is_none(), "the default store is in memory");
     assert_eq!((port, seed, user_service_url.as_str()), (3002, true, "http://127.0.0.1:3001/"));
     assert_eq!(settings.host.to_string(), "127.0.0.1");
     let command = Config::command();
     let variables: BTreeSet<_> = command.get_arguments().filter_map(|argument| argument.get_env()?.to_str()).collect();
     for name in ["PORT", "HOST", "SEED", "DATABASE_URL", "USER_SERVICE_URL", "DRAIN_SECONDS", "CORS_ALLOWED_ORIGINS"] {
-        assert!(variables.contains(name), "{name} is not among {variables:?}");
+        assert!(variables.contains(name), "{name} is missing in {variables:?}");
     }
 }
 
 #[test]
-fn a_setting_that_makes_no_sense_is_named() {
+fn names_the_setting_with_a_bad_value() {
     let start = |flag: &str, value: &str| {
         let command = Config::command().mut_args(|argument| argument.env(None::<&str>));
         command
@@ -38,7 +38,7 @@ fn a_setting_that_makes_no_sense_is_named() {
         ("user-service-url", "ftp://users"),
         ("user-service-url", "http://users?x=1"),
     ] {
-        let refused = start(flag, value).expect_err(value);
-        assert!(refused.contains(flag), "{refused}");
+        let error = start(flag, value).expect_err(value);
+        assert!(error.contains(flag), "{error}");
     }
 }

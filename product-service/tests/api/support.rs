@@ -1,4 +1,4 @@
-//! What the tests have in common: a shop, which is a product-service of its own, and words for what is done there.
+//! What the tests share: a shop, which is a client of a product-service of its own, and helpers for its requests.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -13,14 +13,14 @@ use testing::{Client, Received};
 pub(crate) use testing::{expect_bad, next_page};
 use url::Url;
 
-/// The first product of a shop that has just opened: 50 laptops at 999.99.
+/// The first product of a seeded shop: 50 laptops at 999.99.
 pub(crate) const LAPTOP: i64 = 1;
 /// The second one: 100 phones at 599.
 pub(crate) const PHONE: i64 = 2;
 /// An id that no product has.
-pub(crate) const NOTHING: i64 = 999;
+pub(crate) const UNKNOWN: i64 = 999;
 
-/// Longer than any test takes, so that no time limit is met that a test does not set itself.
+/// Longer than any test takes, so that no test meets a time limit that it does not set.
 pub(crate) const MINUTE: Duration = Duration::from_secs(60);
 
 /// A client of a product-service of its own.
@@ -36,101 +36,101 @@ impl Deref for Shop {
 }
 
 impl Shop {
-    /// As it opens for the first time, with laptops and phones.
-    pub(crate) async fn open() -> Self {
-        Self::over(store::memory(true).await.expect("a store in memory"))
+    /// Returns a shop with laptops and phones.
+    pub(crate) async fn seeded() -> Self {
+        Self::with_store(store::memory(true).await.expect("a store in memory"))
     }
 
-    /// With nothing in it.
+    /// Returns a shop without products.
     pub(crate) async fn empty() -> Self {
-        Self::over(store::memory(false).await.expect("a store in memory"))
+        Self::with_store(store::memory(false).await.expect("a store in memory"))
     }
 
-    /// Over this store. Who asks it for users gets none.
-    pub(crate) fn over(store: Arc<dyn ProductStore>) -> Self {
+    /// Returns a shop over this store. Its user-service does not exist.
+    pub(crate) fn with_store(store: Arc<dyn ProductStore>) -> Self {
         let nowhere = Url::parse("http://user-service.invalid").expect("an address");
-        Self::of(store, nowhere, &patience())
+        Self::new(store, nowhere, &generous_timeouts())
     }
 
-    /// With user-service at this address.
-    pub(crate) async fn beside(users: Url, peers: &PeerSettings) -> Self {
-        Self::of(store::memory(true).await.expect("a store in memory"), users, peers)
+    /// Returns a seeded shop with user-service at this address.
+    pub(crate) async fn with_users(users: Url, peers: &PeerSettings) -> Self {
+        Self::new(store::memory(true).await.expect("a store in memory"), users, peers)
     }
 
-    fn of(store: Arc<dyn ProductStore>, users: Url, peers: &PeerSettings) -> Self {
-        let users = Users::at(users, peers).expect("a client of user-service");
+    fn new(store: Arc<dyn ProductStore>, users: Url, peers: &PeerSettings) -> Self {
+        let users = Users::new(users, peers).expect("a client of user-service");
         let settings = Settings { request_timeout: MINUTE, body_timeout: MINUTE, ..defaults() };
         Self(Client::new(app(AppState::new(store, users), &settings)))
     }
 
-    /// Adds a product that costs 10; its id.
+    /// Adds a product that costs 10, and returns its id.
     pub(crate) async fn add(&self, name: &str, stock: i64) -> i64 {
         let added = self.post("/products", json!({"name": name, "price": 10, "stock": stock})).await;
         added.expect(201).json()["id"].as_i64().expect("an id")
     }
 
-    /// Sends a `POST` or `PUT` or `PATCH` whose body is this text, JSON or not.
+    /// Sends a `POST`, `PUT` or `PATCH` with this text as its body, which need not be JSON.
     pub(crate) async fn send(&self, method: &str, path: &str, body: impl Into<String>) -> Received {
         self.request(method, path).bytes("application/json", body.into()).send().await
     }
 
-    /// A product as it stands.
+    /// Returns a product.
     pub(crate) async fn product(&self, id: i64) -> Value {
         self.get(&format!("/products/{id}")).await.expect(200).json()
     }
 
-    /// How many units are free to sell.
+    /// Returns how many units of a product are free to sell.
     pub(crate) async fn stock(&self, id: i64) -> i64 {
         self.product(id).await["stock"].as_i64().expect("a whole number")
     }
 
-    /// All products as they stand, to see that nothing has changed.
+    /// Returns all products. A test compares them to see that nothing has changed.
     pub(crate) async fn inventory(&self) -> Value {
         self.get("/products?limit=1000").await.expect(200).json()
     }
 
-    /// Takes so many units of these products for an order.
-    pub(crate) async fn take(&self, order: &str, wanted: &[(i64, u32)]) -> Received {
+    /// Reserves units of these products for an order.
+    pub(crate) async fn reserve(&self, order: &str, wanted: &[(i64, u32)]) -> Received {
         self.put(&format!("/reservations/{order}"), json!({"lines": lines(wanted)})).await
     }
 
-    /// Gives back what was taken for an order.
+    /// Releases the reservation of an order.
     pub(crate) async fn release(&self, order: &str) -> Received {
         self.delete(&format!("/reservations/{order}")).await
     }
 
-    /// What is said of the reservation of an order.
+    /// Reads the reservation of an order.
     pub(crate) async fn reservation(&self, order: &str) -> Received {
         self.get(&format!("/reservations/{order}")).await
     }
 
-    /// Where the reservation of an order stands; empty if nobody has heard of it.
+    /// Returns the status of the reservation of an order; empty if there is no reservation.
     pub(crate) async fn status(&self, order: &str) -> String {
-        let answer = self.reservation(order).await;
-        if answer.status == 404 {
+        let response = self.reservation(order).await;
+        if response.status == 404 {
             return String::new();
         }
-        answer.expect(200).json()["status"].as_str().expect("a status").to_owned()
+        response.expect(200).json()["status"].as_str().expect("a status").to_owned()
     }
 }
 
-/// Calls of a peer without any time limit that a test comes near.
-pub(crate) fn patience() -> PeerSettings {
+/// Returns settings with time limits that no test reaches.
+pub(crate) fn generous_timeouts() -> PeerSettings {
     PeerSettings { connect_timeout: MINUTE, timeout: MINUTE, ..defaults() }
 }
 
-/// The id of the `n`th order.
+/// Returns the id of the `n`th order.
 pub(crate) fn order(n: u128) -> String {
     uuid::Uuid::from_u128(n).hyphenated().to_string()
 }
 
-/// So many units of these products, as a take asks for them.
+/// Returns the lines of a request to reserve: products and quantities.
 pub(crate) fn lines(wanted: &[(i64, u32)]) -> Value {
     wanted.iter().map(|(product, quantity)| json!({"productId": product, "quantity": quantity})).collect()
 }
 
-/// The ids of the products in a list.
+/// Returns the ids of the products in a list.
 pub(crate) fn ids(list: &Received) -> Vec<i64> {
-    let rows = list.json().as_array().cloned().unwrap_or_else(|| panic!("no list: {list}"));
+    let rows = list.json().as_array().cloned().unwrap_or_else(|| panic!("not a list: {list}"));
     rows.iter().map(|row| row["id"].as_i64().expect("an id")).collect()
 }

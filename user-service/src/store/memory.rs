@@ -1,55 +1,35 @@
-//! Users in memory, for as long as the process lives.
+//! Users in memory. They live as long as the process.
 
-use std::borrow::Cow;
-use std::hash::{BuildHasher, RandomState};
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use async_trait::async_trait;
+use chassis::http::entity::Entity;
 use chassis::http::page::{Page, Rows};
-use chassis::table::Table;
-use hashbrown::HashTable;
 use jiff::Timestamp;
-use shared::{Id, users};
+use shared::Id;
 
-use super::row::Kept;
-use super::{Row, StoreError, UserStore};
-use crate::user::{Draft, User, fold};
+use super::{StoreError, UserStore};
+use crate::password::PasswordHash;
+use crate::user::{CreateUser, UserRecord, case_fold};
 
-/// The store in memory. Who reads a row has a copy of it, which is hardly more work than to share it and takes less memory.
+/// The store in memory.
 #[derive(Default)]
 pub struct MemoryStore {
-    /// Held for a few look-ups at a time and never across an await. Nothing under it can panic half-way through a change,
-    /// so a poisoned lock is taken all the same.
+    /// Held for a few map look-ups and never across an await. No code that holds it can panic in the middle of a change,
+    /// so a poisoned lock is used like any other.
     tables: RwLock<Tables>,
 }
 
+#[derive(Default)]
 struct Tables {
-    users: Table<Kept>,
-    usernames: Names,
-    emails: Names,
-    last_id: u32,
-}
-
-/// Who has which name, where no two may have the same. The names themselves are in the rows.
-struct Names {
-    owners: HashTable<Owner>,
-    hasher: RandomState,
-    /// The name of a user, folded, if it has one.
-    of: fn(&Kept) -> Option<Cow<'_, str>>,
-}
-
-/// Who has a name, and its hash: when the table grows, to read and hash the names of half a million rows again would keep
-/// everybody waiting for a third of a second.
-struct Owner {
-    number: u32,
-    hash: u32,
-}
-
-impl Owner {
-    /// As the table wants it: both ends of it are looked at.
-    fn spread(hash: u32) -> u64 {
-        u64::from(hash) << 32 | u64::from(hash)
-    }
+    users: BTreeMap<Id, Entity<UserRecord>>,
+    last_id: i64,
+    /// The user of each username, in the form of [`case_fold`].
+    usernames: HashMap<String, Id>,
+    /// The user of each e-mail, in the same form.
+    emails: HashMap<String, Id>,
 }
 
 impl MemoryStore {
@@ -62,132 +42,107 @@ impl MemoryStore {
     }
 }
 
-impl Default for Tables {
-    fn default() -> Self {
-        let (usernames, emails) = (Names::by(Kept::username), Names::by(Kept::email));
-        Self { users: Table::default(), usernames, emails, last_id: 0 }
-    }
-}
-
 impl Tables {
-    /// Puts a user in the place of the one of this number, if there is one. Refused if another has one of its names.
-    fn put(&mut self, number: u32, kept: Kept) -> Result<(), StoreError> {
-        let is_anothers = |names: &Names| names.owner(&self.users, (names.of)(&kept)).is_some_and(|of| of != number);
-        if is_anothers(&self.usernames) {
+    /// Adds the record, or replaces the one with its id, unless another user has one of its names.
+    fn put(&mut self, record: UserRecord) -> Result<Entity<UserRecord>, StoreError> {
+        let id = record.user.id;
+        let (username, email) = unique_names(&record);
+        let is_taken = |names: &HashMap<String, Id>, name: &Option<String>| {
+            name.as_ref().and_then(|name| names.get(name)).is_some_and(|owner| *owner != id)
+        };
+        if is_taken(&self.usernames, &username) {
             return Err(StoreError::UsernameTaken);
         }
-        if is_anothers(&self.emails) {
+        if is_taken(&self.emails, &email) {
             return Err(StoreError::EmailTaken);
         }
-        self.take_out(number);
-        self.users.put(number.into(), kept);
-        self.usernames.add(&self.users, number);
-        self.emails.add(&self.users, number);
-        Ok(())
+        self.remove(id);
+        self.usernames.extend(username.map(|username| (username, id)));
+        self.emails.extend(email.map(|email| (email, id)));
+        let entity = Entity::new(record);
+        self.users.insert(id, entity.clone());
+        Ok(entity)
     }
 
-    fn take_out(&mut self, number: u32) {
-        self.usernames.remove(&self.users, number);
-        self.emails.remove(&self.users, number);
-        self.users.remove(number.into());
+    fn remove(&mut self, id: Id) {
+        let Some(record) = self.users.remove(&id) else { return };
+        let (username, email) = unique_names(&record);
+        username.and_then(|username| self.usernames.remove(&username));
+        email.and_then(|email| self.emails.remove(&email));
     }
 
-    fn row(&self, id: Id) -> Option<Row> {
-        Some(Row { id, kept: self.users.get(id.get())?.clone() })
-    }
-
-    /// The number of the user of this id, if it is at this version.
-    fn at(&self, id: Id, version: i64) -> Option<u32> {
-        let there = self.users.get(id.get()).is_some_and(|user| user.version() == version);
-        u32::try_from(id.get()).ok().filter(|_| there)
+    fn has_version(&self, id: Id, version: i64) -> bool {
+        self.users.get(&id).is_some_and(|record| record.version == version)
     }
 }
 
-impl Names {
-    fn by(of: fn(&Kept) -> Option<Cow<'_, str>>) -> Self {
-        Self { owners: HashTable::new(), hasher: RandomState::new(), of }
-    }
-
-    fn hash(&self, name: &str) -> u32 {
-        self.hasher.hash_one(name) as u32
-    }
-
-    /// Who has this name.
-    fn owner(&self, users: &Table<Kept>, name: Option<Cow<'_, str>>) -> Option<u32> {
-        let hash = self.hash(name.as_ref()?);
-        let is = |owner: &Owner| owner.hash == hash && users.get(owner.number.into()).and_then(self.of) == name;
-        self.owners.find(Owner::spread(hash), is).map(|owner| owner.number)
-    }
-
-    fn add(&mut self, users: &Table<Kept>, number: u32) {
-        let Some(name) = users.get(number.into()).and_then(self.of) else { return };
-        let hash = self.hash(&name);
-        self.owners.insert_unique(Owner::spread(hash), Owner { number, hash }, |owner| Owner::spread(owner.hash));
-    }
-
-    fn remove(&mut self, users: &Table<Kept>, number: u32) {
-        let Some(name) = users.get(number.into()).and_then(self.of) else { return };
-        if let Ok(entry) = self.owners.find_entry(Owner::spread(self.hash(&name)), |owner| owner.number == number) {
-            entry.remove();
-        }
-    }
+/// Returns the username and the e-mail in the form in which they are unique.
+fn unique_names(record: &UserRecord) -> (Option<String>, Option<String>) {
+    let fold = |name: &String| case_fold(name).into_owned();
+    (record.user.username.as_ref().map(fold), record.user.email.as_ref().map(fold))
 }
 
 #[async_trait]
 impl UserStore for MemoryStore {
-    async fn insert(&self, draft: Draft, created_at: Timestamp) -> Result<Row, StoreError> {
+    async fn insert(
+        &self,
+        user: CreateUser,
+        password: Option<PasswordHash>,
+        created_at: Timestamp,
+    ) -> Result<Entity<UserRecord>, StoreError> {
         let mut tables = self.write();
-        let next = tables.last_id.checked_add(1);
-        let id = next.and_then(|next| Some((next, Id::new(next.into())?)));
-        let (next, id) = id.ok_or_else(|| StoreError::Unavailable("out of ids".to_owned()))?;
-        let Draft { name, username, email, password } = draft;
-        let public = users::User { id, name, username, email, created_at };
-        let row = Row::from(&User { public, password, version: 1 });
-        tables.put(next, row.kept.clone())?;
-        tables.last_id = next;
-        Ok(row)
+        let id = tables.last_id.checked_add(1).and_then(Id::new);
+        let id = id.ok_or_else(|| StoreError::Unavailable("all ids are used".to_owned()))?;
+        let inserted = tables.put(user.into_record(id, password, created_at))?;
+        tables.last_id = id.get();
+        Ok(inserted)
     }
 
-    async fn by_id(&self, id: Id) -> Result<Option<Row>, StoreError> {
-        Ok(self.read().row(id))
+    async fn by_id(&self, id: Id) -> Result<Option<Entity<UserRecord>>, StoreError> {
+        Ok(self.read().users.get(&id).cloned())
     }
 
-    async fn by_ids(&self, ids: &[Id]) -> Result<Vec<Row>, StoreError> {
+    async fn by_ids(&self, ids: &[Id]) -> Result<Vec<Entity<UserRecord>>, StoreError> {
         let mut ids = ids.to_vec();
         ids.sort_unstable();
         ids.dedup();
         let tables = self.read();
-        Ok(ids.into_iter().filter_map(|id| tables.row(id)).collect())
+        Ok(ids.iter().filter_map(|id| tables.users.get(id).cloned()).collect())
     }
 
-    async fn by_username(&self, username: &str) -> Result<Option<Row>, StoreError> {
+    async fn by_username(&self, username: &str) -> Result<Option<Entity<UserRecord>>, StoreError> {
+        let username = case_fold(username);
         let tables = self.read();
-        let number = tables.usernames.owner(&tables.users, Some(fold(username))).map(i64::from);
-        Ok(number.and_then(Id::new).and_then(|id| tables.row(id)))
+        let id = tables.usernames.get(username.as_ref());
+        Ok(id.and_then(|id| tables.users.get(id)).cloned())
     }
 
-    async fn page(&self, page: Page<Id>) -> Result<Rows<Row>, StoreError> {
+    async fn page(&self, page: Page<Id>) -> Result<Rows<Entity<UserRecord>>, StoreError> {
+        let start = page.after.map_or(Bound::Unbounded, Bound::Excluded);
         let tables = self.read();
-        let rows = tables.users.after(page.after.map(Id::get));
-        let rows = rows.filter_map(|(number, kept)| Some(Row { id: Id::new(number)?, kept: kept.clone() }));
+        let rows = tables.users.range((start, Bound::Unbounded)).map(|(_, record)| record.clone());
         Ok(Rows::cut(rows, page.limit))
     }
 
-    async fn replace(&self, version: i64, user: User) -> Result<Option<Row>, StoreError> {
-        let row = Row::from(&user);
+    async fn replace(
+        &self,
+        expected_version: i64,
+        record: UserRecord,
+    ) -> Result<Option<Entity<UserRecord>>, StoreError> {
         let mut tables = self.write();
-        let Some(number) = tables.at(row.id, version) else { return Ok(None) };
-        tables.put(number, row.kept.clone())?;
-        Ok(Some(row))
+        if !tables.has_version(record.user.id, expected_version) {
+            return Ok(None);
+        }
+        tables.put(record).map(Some)
     }
 
-    async fn remove(&self, id: Id, version: i64) -> Result<bool, StoreError> {
+    async fn remove(&self, id: Id, expected_version: i64) -> Result<bool, StoreError> {
         let mut tables = self.write();
-        let number = tables.at(id, version);
-        if let Some(number) = number {
-            tables.take_out(number);
+        let is_expected = tables.has_version(id, expected_version);
+        if is_expected {
+            tables.remove(id);
         }
-        Ok(number.is_some())
+        Ok(is_expected)
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

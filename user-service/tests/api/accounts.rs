@@ -1,12 +1,12 @@
-//! Usernames and e-mails: unique without case, and free again when they are given up.
+//! Usernames and e-mails: unique without case, and free again after a change or a removal.
 
 use serde_json::{Value, json};
 use testing::Sending;
 
-use crate::support::{add, everyone, ids, refused, seeded, service, sign_up};
+use crate::support::{add, all_users, expect_rejected, ids, seeded, service, sign_up};
 
-/// Two people with accounts, and what each may not call itself: because it is the other's.
-fn clashes() -> [(Value, &'static str); 7] {
+/// Returns names that the accounts of Ada and Ångström have taken, with the slug of the problem.
+fn taken_names() -> [(Value, &'static str); 7] {
     [
         (json!({"username": "ada", "email": "new@example.com"}), "username-taken"),
         (json!({"username": "ADA", "email": "new@example.com"}), "username-taken"),
@@ -19,22 +19,22 @@ fn clashes() -> [(Value, &'static str); 7] {
 }
 
 #[tokio::test]
-async fn a_taken_name_is_refused_however_it_is_written() {
+async fn rejects_a_taken_name_in_any_case_and_encoding() {
     let client = service().await;
     sign_up(&client, "Ada").await;
     sign_up(&client, "Ångström").await;
-    add(&client, "somebody").await;
-    for (names, slug) in clashes() {
-        let register: Sending = client.request("POST", "/users").json(&names);
-        refused(&client, register).await.expect_problem(409, slug);
+    add(&client, "Bob").await;
+    for (names, slug) in taken_names() {
+        let create: Sending = client.request("POST", "/users").json(&names);
+        expect_rejected(&client, create).await.expect_problem(409, slug);
         let rename = client.request("PATCH", "/users/3").json(&names);
-        refused(&client, rename).await.expect_problem(409, slug);
+        expect_rejected(&client, rename).await.expect_problem(409, slug);
     }
-    sign_up(&client, "new").await; // a refusal keeps no name
+    sign_up(&client, "new").await; // a rejected request takes no name
 }
 
 #[tokio::test]
-async fn the_names_that_people_see_are_nobodys_own() {
+async fn allows_equal_display_names() {
     let client = service().await;
     sign_up(&client, "ada").await;
     add(&client, "ada").await;
@@ -42,7 +42,7 @@ async fn the_names_that_people_see_are_nobodys_own() {
 }
 
 #[tokio::test]
-async fn one_may_rewrite_ones_own_name() {
+async fn lets_a_user_change_the_case_of_its_own_names() {
     let client = service().await;
     sign_up(&client, "ada").await;
     let changed =
@@ -51,7 +51,7 @@ async fn one_may_rewrite_ones_own_name() {
 }
 
 #[tokio::test]
-async fn a_name_given_up_is_free_for_others() {
+async fn frees_names_after_a_change_and_after_a_removal() {
     let client = service().await;
     sign_up(&client, "ada").await;
     client.patch("/users/1", json!({"username": "king"})).await.expect(200);
@@ -65,17 +65,17 @@ async fn a_name_given_up_is_free_for_others() {
 }
 
 #[tokio::test]
-async fn a_username_is_stored_in_one_form_of_unicode() {
+async fn stores_usernames_in_nfc() {
     let client = service().await;
     let account = sign_up(&client, "A\u{30a}ngstro\u{308}m").await;
     assert_eq!(account["username"], "Ångström");
     let longest = "a\u{30a}".repeat(64);
     let account = client.post("/users", json!({"username": longest})).await.expect(201).json();
-    assert_eq!(account["username"], "å".repeat(64), "it is counted in the form that is stored");
+    assert_eq!(account["username"], "å".repeat(64), "the limit counts the characters in NFC");
 }
 
 #[tokio::test]
-async fn a_user_is_found_by_its_username_without_case() {
+async fn finds_a_user_by_its_username_in_any_case() {
     let client = seeded().await;
     sign_up(&client, "Ada").await;
     sign_up(&client, "ångström").await;
@@ -92,28 +92,28 @@ async fn a_user_is_found_by_its_username_without_case() {
         ("username=John%20Doe", vec![]),
         ("username=", vec![]),
     ] {
-        let answer = client.get(&format!("/users?{query}")).await.expect(200);
-        assert_eq!(ids(&answer.json()), found, "{query}");
-        assert_eq!(answer.header("link"), "", "{query}");
+        let response = client.get(&format!("/users?{query}")).await.expect(200);
+        assert_eq!(ids(&response.json()), found, "{query}");
+        assert_eq!(response.header("link"), "", "{query}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_many_who_want_a_name_at_once_one_gets_it() {
+async fn gives_a_name_to_one_of_many_concurrent_requests() {
     let client = service().await;
-    let tries = (0..20).map(|n| {
+    let requests = (0..20).map(|n| {
         let client = client.clone();
         let body = json!({"username": "ada", "email": format!("{n}@example.com")});
         tokio::spawn(async move { client.post("/users", body).await })
     });
     let mut added = 0;
-    for answer in futures_util::future::join_all(tries).await {
-        let answer = answer.unwrap();
-        if answer.status == 201 {
+    for response in futures_util::future::join_all(requests).await {
+        let response = response.unwrap();
+        if response.status == 201 {
             added += 1;
         } else {
-            answer.expect_problem(409, "username-taken");
+            response.expect_problem(409, "username-taken");
         }
     }
-    assert_eq!((added, ids(&everyone(&client).await).len()), (1, 1));
+    assert_eq!((added, ids(&all_users(&client).await).len()), (1, 1));
 }

@@ -3,19 +3,19 @@
 use serde_json::json;
 use testing::Client;
 
-use crate::support::{add, everyone, refused, service};
+use crate::support::{add, all_users, expect_rejected, service};
 
-/// A service with one user, and the tag of that.
+/// Returns a client of a service with one user, and the tag of this user.
 async fn service_with_ada() -> (Client, String) {
     let client = service().await;
     add(&client, "Ada").await;
     let tag = client.get("/users/1").await.expect(200).header("etag").to_owned();
-    assert!(tag.len() > 2 && tag.starts_with('"') && tag.ends_with('"'), "{tag} is no strong tag");
+    assert!(tag.len() > 2 && tag.starts_with('"') && tag.ends_with('"'), "{tag} is not a strong tag");
     (client, tag)
 }
 
 #[tokio::test]
-async fn a_tag_changes_with_the_user_and_only_then() {
+async fn changes_the_etag_exactly_when_the_user_changes() {
     let (client, tag) = service_with_ada().await;
     assert_eq!(client.get("/api/users/1").await.header("etag"), tag);
     assert_eq!(client.patch("/users/1", json!({"name": "Ada"})).await.expect(200).header("etag"), tag);
@@ -25,26 +25,26 @@ async fn a_tag_changes_with_the_user_and_only_then() {
 }
 
 #[tokio::test]
-async fn what_a_client_has_is_not_sent_again() {
+async fn returns_304_for_a_known_etag() {
     let (client, tag) = service_with_ada().await;
     let both = format!("\"other\", W/{tag}");
     for method in ["GET", "HEAD"] {
         for known in [&tag, &format!("W/{tag}"), &both, "*"] {
-            let answer = client.request(method, "/users/1").header("if-none-match", known).send().await.expect(304);
-            assert!(answer.body.is_empty() && answer.header("etag") == tag, "{known}: {answer}");
-            assert_eq!(answer.header("x-request-id").len(), 32, "{answer}");
+            let response = client.request(method, "/users/1").header("if-none-match", known).send().await.expect(304);
+            assert!(response.body.is_empty() && response.header("etag") == tag, "{known}: {response}");
+            assert_eq!(response.header("x-request-id").len(), 32, "{response}");
         }
     }
     for other in ["\"other\"", "", "W/\"other\"", tag.trim_matches('"')] {
-        let answer = client.request("GET", "/users/1").header("if-none-match", other).send().await.expect(200);
-        assert_eq!((answer.header("etag"), &answer.json()["name"]), (tag.as_str(), &json!("Ada")), "{other}");
+        let response = client.request("GET", "/users/1").header("if-none-match", other).send().await.expect(200);
+        assert_eq!((response.header("etag"), &response.json()["name"]), (tag.as_str(), &json!("Ada")), "{other}");
     }
     client.patch("/users/1", json!({"name": "Eve"})).await.expect(200);
     client.request("GET", "/users/1").header("if-none-match", &tag).send().await.expect(200);
 }
 
 #[tokio::test]
-async fn a_missing_user_is_missing_whatever_the_client_has() {
+async fn returns_404_for_a_removed_user_whatever_the_etag() {
     let (client, tag) = service_with_ada().await;
     client.delete("/users/1").await.expect(204);
     for known in [tag.as_str(), "*"] {
@@ -56,14 +56,14 @@ async fn a_missing_user_is_missing_whatever_the_client_has() {
 }
 
 #[tokio::test]
-async fn a_change_is_made_only_to_what_the_client_has_seen() {
+async fn changes_only_the_version_that_the_client_has_seen() {
     let (client, tag) = service_with_ada().await;
     let patch = |tag: &str, name: &str| {
         client.request("PATCH", "/users/1").header("if-match", tag).json(&json!({"name": name}))
     };
     let second = patch(&tag, "second").send().await.expect(200).header("etag").to_owned();
     for stale in [tag.as_str(), "\"other\"", "", &format!("W/{second}"), &format!("{tag}, \"other\"")] {
-        refused(&client, patch(stale, "stale")).await.expect_problem(412, "precondition-failed");
+        expect_rejected(&client, patch(stale, "stale")).await.expect_problem(412, "precondition-failed");
     }
     patch(&format!("\"other\", {second}"), "third").send().await.expect(200);
     patch("*", "fourth").send().await.expect(200);
@@ -71,29 +71,29 @@ async fn a_change_is_made_only_to_what_the_client_has_seen() {
 }
 
 #[tokio::test]
-async fn only_what_the_client_has_seen_is_removed() {
+async fn removes_only_the_version_that_the_client_has_seen() {
     let (client, tag) = service_with_ada().await;
     let delete = |tag: &str| client.request("DELETE", "/api/users/1").header("if-match", tag);
     let changed = client.patch("/users/1", json!({"name": "Eve"})).await.expect(200).header("etag").to_owned();
     for stale in [tag.as_str(), "\"other\"", &format!("W/{changed}")] {
-        refused(&client, delete(stale)).await.expect_problem(412, "precondition-failed");
+        expect_rejected(&client, delete(stale)).await.expect_problem(412, "precondition-failed");
     }
     delete(&changed).send().await.expect(204);
     add(&client, "Bob").await;
     client.request("DELETE", "/users/2").header("if-match", "*").send().await.expect(204);
-    assert_eq!(everyone(&client).await, json!([]));
+    assert_eq!(all_users(&client).await, json!([]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_many_who_have_seen_the_same_one_may_change_it() {
+async fn applies_one_of_many_concurrent_changes_to_a_version() {
     let (client, tag) = service_with_ada().await;
-    let tries = (0..20).map(|n| {
+    let requests = (0..20).map(|n| {
         let request =
             client.request("PATCH", "/users/1").header("if-match", &tag).json(&json!({"name": n.to_string()}));
         tokio::spawn(request.send())
     });
-    let answers = futures_util::future::join_all(tries).await;
-    let statuses: Vec<u16> = answers.into_iter().map(|answer| answer.unwrap().status.as_u16()).collect();
+    let responses = futures_util::future::join_all(requests).await;
+    let statuses: Vec<u16> = responses.into_iter().map(|response| response.unwrap().status.as_u16()).collect();
     assert_eq!(statuses.iter().filter(|&&status| status == 200).count(), 1, "{statuses:?}");
     assert_eq!(statuses.iter().filter(|&&status| status == 412).count(), 19, "{statuses:?}");
 }

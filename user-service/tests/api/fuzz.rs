@@ -1,4 +1,4 @@
-//! Random requests: none is answered with a 5xx.
+//! Random requests never cause a 5xx.
 
 use testing::{Language, fuzz};
 
@@ -27,7 +27,7 @@ const LANGUAGE: Language = Language {
 };
 
 #[tokio::test]
-async fn no_random_request_is_a_5xx() {
+async fn never_answers_a_random_request_with_a_5xx() {
     let reached = [200, 201, 204, 304, 400, 404, 405, 409, 412, 413, 415, 431];
     fuzz("user-service", &seeded().await, LANGUAGE, 34_000, &reached).await;
 }

@@ -1,14 +1,14 @@
-//! What clients can rely on, through the router: each module is a part of the HTTP contract.
+//! The HTTP contract with clients, tested through the router.
 
 mod accounts;
 mod bad_input;
 mod conditional;
-mod edge;
 mod fuzz;
-mod lists;
 mod openapi;
 mod paging;
 mod passwords;
-mod store_away;
+mod routing;
+mod settings;
+mod store_unavailable;
 mod support;
 mod users;

@@ -1,11 +1,11 @@
-//! One user: added, read, changed, removed.
+//! Single users: create, read, change, remove.
 
 use serde_json::json;
 
-use crate::support::{add, everyone, ids, refused, seeded, service, sign_up};
+use crate::support::{add, all_users, expect_rejected, ids, seeded, service, sign_up};
 
 #[tokio::test]
-async fn a_user_is_added_and_read_at_its_location() {
+async fn returns_a_new_user_at_its_location() {
     let client = service().await;
     for root in ["/users", "/api/users"] {
         let added = client.post(root, json!({"name": "Ada Lovelace"})).await.expect(201);
@@ -18,7 +18,7 @@ async fn a_user_is_added_and_read_at_its_location() {
 }
 
 #[tokio::test]
-async fn a_user_has_an_id_a_name_and_a_time_and_an_account_only_if_it_is_one() {
+async fn shows_a_username_and_an_email_only_for_an_account() {
     let client = service().await;
     let user = add(&client, "Ada Lovelace").await;
     assert_eq!((&user["id"], &user["name"]), (&json!(1), &json!("Ada Lovelace")));
@@ -35,7 +35,7 @@ fn members(user: &serde_json::Value) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn the_time_of_a_user_is_rfc_3339_in_utc() {
+async fn shows_times_as_rfc_3339_in_utc() {
     let user = add(&service().await, "Ada").await;
     let text = user["createdAt"].as_str().unwrap();
     let time: jiff::Timestamp = text.parse().unwrap();
@@ -44,7 +44,7 @@ async fn the_time_of_a_user_is_rfc_3339_in_utc() {
 }
 
 #[tokio::test]
-async fn an_account_may_have_all_four_members_and_its_name_is_its_username_unless_it_says_another() {
+async fn uses_the_username_as_the_name_by_default() {
     let client = service().await;
     let password = "correct horse";
     let account = json!({"username": "ada", "email": "ada@example.com", "password": password});
@@ -54,7 +54,7 @@ async fn an_account_may_have_all_four_members_and_its_name_is_its_username_unles
 }
 
 #[tokio::test]
-async fn what_is_not_known_is_ignored_and_the_id_is_the_services() {
+async fn ignores_unknown_members_and_an_id_from_the_client() {
     let client = service().await;
     let body = json!({"id": 99, "_id": "x", "createdAt": "1970-01-01T00:00:00Z", "role": "admin", "name": "Ada"});
     let user = client.post("/users", body).await.expect(201).json();
@@ -65,7 +65,7 @@ async fn what_is_not_known_is_ignored_and_the_id_is_the_services() {
 }
 
 #[tokio::test]
-async fn a_name_is_kept_as_it_was_sent() {
+async fn stores_a_name_exactly_as_it_was_sent() {
     let client = service().await;
     let longest = "ä".repeat(200);
     for name in [
@@ -83,7 +83,7 @@ async fn a_name_is_kept_as_it_was_sent() {
 }
 
 #[tokio::test]
-async fn a_missing_user_is_not_found() {
+async fn returns_404_for_an_unknown_user() {
     let client = seeded().await;
     for request in [
         client.request("GET", "/users/3"),
@@ -91,13 +91,13 @@ async fn a_missing_user_is_not_found() {
         client.request("PATCH", "/users/3").json(&json!({"name": "x"})),
         client.request("DELETE", "/users/3"),
     ] {
-        let problem = refused(&client, request).await.expect_problem(404, "not-found");
+        let problem = expect_rejected(&client, request).await.expect_problem(404, "not-found");
         assert_eq!(problem["error"], "User not found");
     }
 }
 
 #[tokio::test]
-async fn a_change_is_made_to_what_it_names_and_to_nothing_else() {
+async fn changes_only_the_given_members() {
     let client = service().await;
     let mut user = sign_up(&client, "ada").await;
     sign_up(&client, "eve").await;
@@ -113,7 +113,7 @@ async fn a_change_is_made_to_what_it_names_and_to_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_changes_at_once_to_different_members_none_is_lost() {
+async fn loses_no_concurrent_change_of_different_members() {
     let client = service().await;
     add(&client, "Ada").await;
     for round in 0..20 {
@@ -132,7 +132,7 @@ async fn of_changes_at_once_to_different_members_none_is_lost() {
 }
 
 #[tokio::test]
-async fn a_user_can_become_an_account() {
+async fn turns_a_user_into_an_account() {
     let client = seeded().await;
     let account = json!({"username": "john", "email": "john@example.com", "password": "correct horse"});
     let john = client.patch("/users/1", account).await.expect(200).json();
@@ -141,20 +141,20 @@ async fn a_user_can_become_an_account() {
 }
 
 #[tokio::test]
-async fn a_removed_user_is_gone_and_its_id_is_not_given_again() {
+async fn removes_a_user_and_never_reuses_its_id() {
     let client = seeded().await;
     let removed = client.delete("/users/2").await.expect(204);
     assert!(removed.body.is_empty(), "{removed}");
     client.get("/users/2").await.expect_problem(404, "not-found");
     client.delete("/users/2").await.expect_problem(404, "not-found");
     assert_eq!(add(&client, "Eve").await["id"], 3);
-    assert_eq!(ids(&everyone(&client).await), [1, 3]);
+    assert_eq!(ids(&all_users(&client).await), [1, 3]);
 }
 
 #[tokio::test]
-async fn a_store_in_memory_starts_with_the_users_of_the_tutorial() {
-    let list = everyone(&seeded().await).await;
+async fn seeds_a_store_in_memory_with_the_users_of_the_tutorial() {
+    let list = all_users(&seeded().await).await;
     let users: Vec<_> = list.as_array().unwrap().iter().map(|user| (&user["id"], &user["name"])).collect();
     assert_eq!(users, [(&json!(1), &json!("John Doe")), (&json!(2), &json!("Jane Smith"))]);
-    assert_eq!(everyone(&service().await).await, json!([]), "unless it is told not to");
+    assert_eq!(all_users(&service().await).await, json!([]), "without a seed");
 }

@@ -1,4 +1,4 @@
-//! What a member or a parameter may hold: parsers to be handed to [`crate::http::body`].
+//! Value parsers for the members of a body ([`super::Members`]) and the parameters of a query ([`super::QueryParams`]).
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,15 +7,15 @@ use std::str::FromStr;
 
 use serde_json::Value;
 
-/// What is wrong with a value, said to the client: `must be 1 to 64 characters`.
+/// What is wrong with a value, as clients read it: `must be 1 to 64 characters`.
 pub type Detail = Cow<'static, str>;
 
-/// Whatever JSON value `T` is.
+/// Accepts every JSON value of type `T`.
 pub fn any<T>(value: T) -> Result<T, Detail> {
     Ok(value)
 }
 
-/// Text of so many characters without control characters, U+0000 among them, which no database takes.
+/// Accepts text whose number of characters is in `length`, without control characters (PostgreSQL cannot store U+0000).
 pub fn text(length: RangeInclusive<usize>) -> impl Fn(String) -> Result<String, Detail> {
     move |text| {
         if !length.contains(&text.chars().count()) {
@@ -28,26 +28,26 @@ pub fn text(length: RangeInclusive<usize>) -> impl Fn(String) -> Result<String, 
     }
 }
 
-/// An integer in this range. A number with a fraction is none, nor are digits in quotes.
+/// Accepts an integer in `range`. Rejects a number with a fraction and digits in quotes.
 pub fn integer<T: TryFrom<i64> + Into<i64> + Copy>(range: RangeInclusive<T>) -> impl Fn(Value) -> Result<T, Detail> {
-    let (least, most) = ((*range.start()).into(), (*range.end()).into());
+    let (min, max) = ((*range.start()).into(), (*range.end()).into());
     move |value| {
-        let integer = value.as_i64().filter(|integer| (least..=most).contains(integer));
+        let integer = value.as_i64().filter(|integer| (min..=max).contains(integer));
         let integer = integer.and_then(|integer| T::try_from(integer).ok());
-        integer.ok_or_else(|| format!("must be an integer from {least} to {most}").into())
+        integer.ok_or_else(|| format!("must be an integer from {min} to {max}").into())
     }
 }
 
-/// A string that `T` is parsed from.
+/// Parses a `T` from a string.
 pub fn parsed<T: FromStr<Err: fmt::Display>>(text: String) -> Result<T, Detail> {
     text.parse().map_err(|error: T::Err| error.to_string().into())
 }
 
-/// A list of up to `most` values, parted by commas.
-pub fn list<T: FromStr<Err: fmt::Display>>(most: usize) -> impl Fn(&str) -> Result<Vec<T>, Detail> {
+/// Parses 1 to `max` values, separated by commas.
+pub fn list<T: FromStr<Err: fmt::Display>>(max: usize) -> impl Fn(&str) -> Result<Vec<T>, Detail> {
     move |text| {
-        if text.split(',').count() > most {
-            return Err(format!("must be 1 to {most} values").into());
+        if text.split(',').count() > max {
+            return Err(format!("must be 1 to {max} values").into());
         }
         let parse = |part: &str| part.parse().map_err(|error: T::Err| format!("each {error}").into());
         text.split(',').map(parse).collect()
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_is_counted_in_characters_and_has_no_control_characters() {
+    fn counts_characters_and_rejects_control_characters() {
         let good = |given: &str| text(1..=3)(given.to_owned()).is_ok();
         for given in ["a", "äöü", "日本語", "🦀🦀🦀", " "] {
             assert!(good(given), "{given:?}");
@@ -72,22 +72,22 @@ mod tests {
     }
 
     #[test]
-    fn a_list_is_parted_by_commas_and_has_no_gaps() {
+    fn parses_a_list_separated_by_commas_without_gaps() {
         let numbers = |given: &str| list::<u32>(3)(given).ok();
         assert_eq!(numbers("1"), Some(vec![1]));
-        assert_eq!(numbers("3,1,3"), Some(vec![3, 1, 3]), "in the order given");
+        assert_eq!(numbers("3,1,3"), Some(vec![3, 1, 3]), "in the given order");
         for bad in ["", ",", "1,", ",1", "1,,2", "1;2", "1, 2", "1,x", "1,2,3,4"] {
             assert_eq!(numbers(bad), None, "{bad}");
         }
     }
 
     #[test]
-    fn an_integer_is_a_number_without_a_fraction_in_its_range() {
+    fn accepts_only_an_integer_in_the_range() {
         let good = |value: Value| integer(1..=10_u32)(value).is_ok();
         assert!(good(json!(1)) && good(json!(10)));
         for bad in [json!(0), json!(-1), json!(11), json!(1.5), json!(1.0), json!("1"), json!(null), json!(u64::MAX)] {
-            let told = integer(1..=10_u32)(bad.clone()).expect_err("no such integer");
-            assert_eq!(told, "must be an integer from 1 to 10", "{bad}");
+            let detail = integer(1..=10_u32)(bad.clone()).expect_err("no such integer");
+            assert_eq!(detail, "must be an integer from 1 to 10", "{bad}");
         }
     }
 }

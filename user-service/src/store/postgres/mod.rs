@@ -1,159 +1,150 @@
-//! Users in PostgreSQL. Each call is one statement, so it is atomic, and no transaction stays open.
+//! Users in PostgreSQL. Each step is one statement.
+//!
+//! A read is repeated if its connection breaks. A write is repeated only if the database has not executed it: the outcome
+//! of a lost response is unknown, and the second try could fail with a name that the first one took.
 
 #[cfg(test)]
 mod plans;
 
 use async_trait::async_trait;
 use chassis::config::DatabaseSettings;
+use chassis::http::entity::Entity;
 use chassis::http::page::{Page, Rows};
 use chassis::postgres::{self, Pool};
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
 use shared::Id;
-use shared::users;
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{Error, query, query_as, query_scalar};
+use shared::users::User;
+use sqlx::postgres::{PgConnectOptions, PgRow};
+use sqlx::{AssertSqlSafe, Error, FromRow, Row};
 
-use super::{Row, StoreError, UserStore};
+use super::{StoreError, UserStore};
 use crate::SERVICE;
 use crate::password::PasswordHash;
-use crate::user::{Draft, User, fold};
+use crate::user::{CreateUser, UserRecord, case_fold};
 
 /// Each with what it is for. One that has been released is never changed: a database may be past it.
 const MIGRATIONS: [(&str, &str); 1] = [("users", include_str!("../../../migrations/0001_users.sql"))];
 
-const INSERT: &str = "insert into users \
-    (name, username, username_folded, email, email_folded, password_hash, created_at, version) \
-    values ($1, $2, $3, $4, $5, $6, $7, $8) returning id";
-
-const REPLACE: &str = "update users \
-    set name = $1, username = $2, username_folded = $3, email = $4, email_folded = $5, password_hash = $6, \
-        created_at = $7, version = $8 \
-    where id = $9 and version = $10";
-
-/// The statement that reads whole users.
-macro_rules! select {
-    ($which:literal) => {
-        concat!("select id, name, username, email, password_hash, version, created_at from users ", $which)
-    };
-}
-
-/// A user as [`select`] reads it.
-type Columns = (i64, String, Option<String>, Option<String>, Option<String>, i64, jiff_sqlx::Timestamp);
-
-/// The store in a PostgreSQL database. A read is repeated if its connection breaks. A change is not: nobody knows what
-/// became of it, and who repeats it may find it made and take it for another's.
+/// The store in PostgreSQL. Several replicas of the service may share one database.
 pub struct PostgresStore {
     pool: Pool,
 }
 
 impl PostgresStore {
-    /// Over the database at `url`, which is brought to the latest schema.
+    /// Opens the store in this database, and migrates the database first.
     ///
     /// # Errors
-    /// If it does not answer or cannot be migrated.
+    /// If the database does not answer for half a minute, or a migration fails.
     pub async fn open(url: &PgConnectOptions, settings: &DatabaseSettings) -> Result<Self, String> {
         Ok(Self { pool: postgres::open(SERVICE, url, settings, &MIGRATIONS).await? })
     }
 
-    /// What a failed change is told as. If username and e-mail are both taken it is the username, and not whichever
-    /// PostgreSQL happened to look at first.
-    async fn refusal(&self, error: Error, id: Option<Id>, username: Option<&str>) -> StoreError {
+    /// Returns the reason why a write failed.
+    ///
+    /// If username and e-mail are both taken, PostgreSQL may report either. Then the error is always `UsernameTaken`.
+    async fn to_store_error(&self, error: Error, id: Option<Id>, username: Option<&str>) -> StoreError {
         match StoreError::from(error) {
-            StoreError::EmailTaken => match self.is_anothers(id, username).await {
+            StoreError::EmailTaken => match self.is_taken(username, id).await {
                 Ok(false) => StoreError::EmailTaken,
                 Ok(true) => StoreError::UsernameTaken,
                 Err(error) => error.into(),
             },
-            refusal => refusal,
+            error => error,
         }
     }
 
-    /// Whether another user than `id` has this folded username.
-    async fn is_anothers(&self, id: Option<Id>, username: Option<&str>) -> Result<bool, Error> {
-        let sql = "select exists (select from users where username_folded = $1 and id is distinct from $2)";
-        self.pool
-            .retry_idempotent("is_anothers", || {
-                query_scalar(sql).bind(username).bind(id.map(Id::get)).fetch_one(&self.pool)
-            })
-            .await
+    /// Returns whether another user than `id` has this username, which is folded.
+    async fn is_taken(&self, username: Option<&str>, id: Option<Id>) -> Result<bool, Error> {
+        const SQL: &str = "select exists (select from users where folded_username = $1 and id is distinct from $2)";
+        let select = || sqlx::query_scalar(SQL).bind(username).bind(id.map(Id::get)).fetch_one(&self.pool);
+        self.pool.retry_idempotent("is_taken", select).await
     }
 }
 
 #[async_trait]
 impl UserStore for PostgresStore {
-    async fn insert(&self, draft: Draft, created_at: Timestamp) -> Result<Row, StoreError> {
-        const FIRST: i64 = 1;
-        let Draft { name, username, email, password } = draft;
-        let (username_folded, email_folded) = (username.as_deref().map(fold), email.as_deref().map(fold));
-        let insert = || {
-            let insert = query_scalar(INSERT).bind(&name).bind(&username).bind(&username_folded);
-            let insert = insert.bind(&email).bind(&email_folded).bind(password.as_ref().map(PasswordHash::expose));
-            insert.bind(created_at.to_sqlx()).bind(FIRST).fetch_one(&self.pool)
-        };
+    async fn insert(
+        &self,
+        user: CreateUser,
+        password: Option<PasswordHash>,
+        created_at: Timestamp,
+    ) -> Result<Entity<UserRecord>, StoreError> {
+        const SQL: &str = r"
+            insert into users
+                (name, username, folded_username, email, folded_email, password_hash, created_at, version)
+            values ($1, $2, $3, $4, $5, $6, $7, 1)
+            returning id";
+        let username = user.username.as_deref().map(case_fold);
+        let email = user.email.as_deref().map(case_fold);
+        let hash = password.as_ref().map(PasswordHash::expose);
+        let insert = || sqlx::query_scalar(SQL).bind(&user.name).bind(&user.username).bind(&username);
+        let insert = || insert().bind(&user.email).bind(&email).bind(hash);
+        let insert = || insert().bind(created_at.to_sqlx()).fetch_one(&self.pool);
         match self.pool.retry_if_not_executed("insert", insert).await {
-            Ok(id) => {
-                let public = users::User { id: to_id(id)?, name, username, email, created_at };
-                Ok(Row::from(&User { public, password, version: FIRST }))
-            }
-            Err(error) => Err(self.refusal(error, None, username_folded.as_deref()).await),
+            Ok(id) => Ok(Entity::new(user.into_record(to_id(id)?, password, created_at))),
+            Err(error) => Err(self.to_store_error(error, None, username.as_deref()).await),
         }
     }
 
-    async fn by_id(&self, id: Id) -> Result<Option<Row>, StoreError> {
-        let row = self
-            .pool
-            .retry_idempotent("by_id", || query_as(select!("where id = $1")).bind(id.get()).fetch_optional(&self.pool))
-            .await?;
-        Ok(row.map(to_user).transpose()?)
+    async fn by_id(&self, id: Id) -> Result<Option<Entity<UserRecord>>, StoreError> {
+        let by_id = || sqlx::query_as(select("where id = $1")).bind(id.get()).fetch_optional(&self.pool);
+        Ok(self.pool.retry_idempotent("by_id", by_id).await?.map(Entity::new))
     }
 
-    async fn by_ids(&self, ids: &[Id]) -> Result<Vec<Row>, StoreError> {
+    async fn by_ids(&self, ids: &[Id]) -> Result<Vec<Entity<UserRecord>>, StoreError> {
         let ids: Vec<i64> = ids.iter().map(|id| id.get()).collect();
-        let select = || query_as(select!("where id = any($1) order by id")).bind(&ids).fetch_all(&self.pool);
-        to_users(self.pool.retry_idempotent("by_ids", select).await?)
+        let by_ids = || sqlx::query_as(select("where id = any ($1) order by id")).bind(&ids).fetch_all(&self.pool);
+        Ok(self.pool.retry_idempotent("by_ids", by_ids).await?.into_iter().map(Entity::new).collect())
     }
 
-    async fn by_username(&self, username: &str) -> Result<Option<Row>, StoreError> {
+    async fn by_username(&self, username: &str) -> Result<Option<Entity<UserRecord>>, StoreError> {
         if username.contains('\0') {
-            return Ok(None); // nobody can be called so, and PostgreSQL does not even take the question
+            return Ok(None); // no username contains NUL, and PostgreSQL rejects it in a parameter
         }
-        let username = fold(username);
-        let select = || query_as(select!("where username_folded = $1")).bind(&username).fetch_optional(&self.pool);
-        Ok(self.pool.retry_idempotent("by_username", select).await?.map(to_user).transpose()?)
+        let username = case_fold(username);
+        let by_username =
+            || sqlx::query_as(select("where folded_username = $1")).bind(&username).fetch_optional(&self.pool);
+        Ok(self.pool.retry_idempotent("by_username", by_username).await?.map(Entity::new))
     }
 
-    async fn page(&self, page: Page<Id>) -> Result<Rows<Row>, StoreError> {
+    async fn page(&self, page: Page<Id>) -> Result<Rows<Entity<UserRecord>>, StoreError> {
         let after = page.after.map_or(0, Id::get);
-        let limit = i64::try_from(page.limit).map_or(i64::MAX, |limit| limit.saturating_add(1)); // do more follow?
-        let sql = select!("where id > $1 order by id limit $2");
-        let rows =
-            self.pool.retry_idempotent("page", || query_as(sql).bind(after).bind(limit).fetch_all(&self.pool)).await?;
-        Ok(Rows::cut(to_users(rows)?.into_iter(), page.limit))
+        // One more row than the page has shows whether more follow.
+        let limit = i64::try_from(page.limit).map_or(i64::MAX, |limit| limit.saturating_add(1));
+        let select = || sqlx::query_as(select("where id > $1 order by id limit $2")).bind(after).bind(limit);
+        let found = self.pool.retry_idempotent("page", || select().fetch_all(&self.pool)).await?;
+        Ok(Rows::cut(found.into_iter().map(Entity::new), page.limit))
     }
 
-    async fn replace(&self, version: i64, user: User) -> Result<Option<Row>, StoreError> {
-        let User { public, password, .. } = &user;
-        let (username, email) = (public.username.as_deref().map(fold), public.email.as_deref().map(fold));
-        let replace = || {
-            let replace = query(REPLACE).bind(&public.name).bind(&public.username).bind(&username);
-            let replace = replace.bind(&public.email).bind(&email).bind(password.as_ref().map(PasswordHash::expose));
-            let replace = replace.bind(public.created_at.to_sqlx()).bind(user.version);
-            replace.bind(public.id.get()).bind(version).execute(&self.pool)
-        };
+    async fn replace(
+        &self,
+        expected_version: i64,
+        record: UserRecord,
+    ) -> Result<Option<Entity<UserRecord>>, StoreError> {
+        const SQL: &str = r"
+            update users
+            set name = $3, username = $4, folded_username = $5, email = $6, folded_email = $7, password_hash = $8,
+                created_at = $9, version = $10
+            where id = $1 and version = $2";
+        let user = &record.user;
+        let username = user.username.as_deref().map(case_fold);
+        let email = user.email.as_deref().map(case_fold);
+        let hash = record.password.as_ref().map(PasswordHash::expose);
+        let replace = || sqlx::query(SQL).bind(user.id.get()).bind(expected_version);
+        let replace = || replace().bind(&user.name).bind(&user.username).bind(&username);
+        let replace = || replace().bind(&user.email).bind(&email).bind(hash);
+        let replace = || replace().bind(user.created_at.to_sqlx()).bind(record.version).execute(&self.pool);
         match self.pool.retry_if_not_executed("replace", replace).await {
-            Ok(done) => Ok((done.rows_affected() == 1).then(|| Row::from(&user))),
-            Err(error) => Err(self.refusal(error, Some(public.id), username.as_deref()).await),
+            Ok(done) => Ok((done.rows_affected() == 1).then(|| Entity::new(record))),
+            Err(error) => Err(self.to_store_error(error, Some(user.id), username.as_deref()).await),
         }
     }
 
-    async fn remove(&self, id: Id, version: i64) -> Result<bool, StoreError> {
-        let sql = "delete from users where id = $1 and version = $2";
-        let done = self
-            .pool
-            .retry_if_not_executed("remove", || query(sql).bind(id.get()).bind(version).execute(&self.pool))
-            .await?;
-        Ok(done.rows_affected() == 1)
+    async fn remove(&self, id: Id, expected_version: i64) -> Result<bool, StoreError> {
+        const SQL: &str = "delete from users where id = $1 and version = $2";
+        let remove = || sqlx::query(SQL).bind(id.get()).bind(expected_version).execute(&self.pool);
+        Ok(self.pool.retry_if_not_executed("remove", remove).await?.rows_affected() == 1)
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
@@ -161,8 +152,37 @@ impl UserStore for PostgresStore {
     }
 }
 
+/// Returns the statement that reads the records of the users that `condition` selects.
+///
+/// It names the columns: `select *` would fail in a prepared statement when a newer replica adds a column.
+fn select(condition: &'static str) -> AssertSqlSafe<String> {
+    const COLUMNS: &str = "id, name, username, email, password_hash, version, created_at";
+    AssertSqlSafe(format!("select {COLUMNS} from users {condition}")) // both parts are constants
+}
+
+impl FromRow<'_, PgRow> for UserRecord {
+    fn from_row(row: &PgRow) -> Result<Self, Error> {
+        let user = User {
+            id: to_id(row.try_get("id")?)?,
+            name: row.try_get("name")?,
+            username: row.try_get("username")?,
+            email: row.try_get("email")?,
+            created_at: row.try_get::<jiff_sqlx::Timestamp, _>("created_at")?.to_jiff(),
+        };
+        let password = row.try_get::<Option<String>, _>("password_hash")?.map(PasswordHash::stored);
+        Ok(Self { user, password, version: row.try_get("version")? })
+    }
+}
+
+/// Returns the id of a row. An error means that the row is damaged: only this store writes here.
+fn to_id(number: i64) -> Result<Id, Error> {
+    Id::new(number).ok_or_else(|| Error::Decode("the id of a user is out of range".into()))
+}
+
 impl From<Error> for StoreError {
-    /// By the names that the migrations give. The text of a failure has no values in it, so no hash of a password.
+    /// Recognizes the constraints by the names that the migrations give them.
+    ///
+    /// The text of other errors contains no values of the statement, so no password hash can get into the log.
     fn from(error: Error) -> Self {
         match error.as_database_error().and_then(|error| error.constraint()) {
             Some("users_username_unique") => Self::UsernameTaken,
@@ -170,17 +190,4 @@ impl From<Error> for StoreError {
             _ => Self::Unavailable(error.to_string()),
         }
     }
-}
-
-fn to_id(number: i64) -> Result<Id, Error> {
-    Id::new(number).ok_or_else(|| Error::Decode(format!("{number} is no id").into()))
-}
-
-fn to_user((id, name, username, email, password, version, created_at): Columns) -> Result<Row, Error> {
-    let public = users::User { id: to_id(id)?, name, username, email, created_at: created_at.to_jiff() };
-    Ok(Row::from(&User { public, password: password.map(PasswordHash::stored), version }))
-}
-
-fn to_users(rows: Vec<Columns>) -> Result<Vec<Row>, StoreError> {
-    Ok(rows.into_iter().map(to_user).collect::<Result<_, _>>()?)
 }

@@ -2,7 +2,7 @@
 
 use std::future;
 use std::sync::Arc;
-use testing::with_timeout;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::http::StatusCode;
@@ -14,52 +14,52 @@ use chassis::config::{Settings, defaults};
 use chassis::context::RequestContext;
 use chassis::http::extract::Path;
 use chassis::http::health::ReadinessChecks;
+use testing::with_timeout;
 use tokio::sync::Semaphore;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-/// What the handler of `/panic` says, and no client may read.
-pub(crate) const PANIC: &str = "the panic's own words";
+/// The message of the panic in `/panic`, which no client may see.
+pub(crate) const PANIC: &str = "the message of the panic";
 
-/// Where `GET /wait` waits: a test sees that requests are in, and lets them go on.
+/// Stops the handler of `GET /wait`. A test waits until requests are in the handler, and lets them continue.
 #[derive(Clone)]
 pub(crate) struct Gate {
     entered: Arc<Semaphore>,
-    open: Arc<Semaphore>,
-}
-
-/// What the service says of itself to `/readyz`.
-pub(crate) struct World {
-    /// The answer of its store.
-    pub(crate) store: Result<(), String>,
-    /// Whom it calls.
-    pub(crate) peers: Vec<Peer>,
+    opened: Arc<Semaphore>,
 }
 
 impl Gate {
     fn closed() -> Self {
-        let nothing = || Arc::new(Semaphore::new(0));
-        Self { entered: nothing(), open: nothing() }
+        let no_permits = || Arc::new(Semaphore::new(0));
+        Self { entered: no_permits(), opened: no_permits() }
     }
 
-    /// Until one more request has come to the gate.
+    /// Waits until one more request is in the handler.
     pub(crate) async fn entered(&self) {
         with_timeout("a request at the gate", self.entered.acquire()).await.expect("never closed").forget();
     }
 
     /// Lets one request through.
     pub(crate) fn open(&self) {
-        self.open.add_permits(1);
+        self.opened.add_permits(1);
     }
 
     async fn pass(&self) {
         self.entered.add_permits(1);
-        self.open.acquire().await.expect("never closed").forget();
+        self.opened.acquire().await.expect("never closed").forget();
     }
 }
 
+/// The dependencies that `/readyz` checks.
+pub(crate) struct Dependencies {
+    /// The result of the store's check.
+    pub(crate) store: Result<(), String>,
+    pub(crate) peers: Vec<Peer>,
+}
+
 #[async_trait]
-impl ReadinessChecks for World {
+impl ReadinessChecks for Dependencies {
     async fn store(&self) -> Result<(), String> {
         self.store.clone()
     }
@@ -69,24 +69,24 @@ impl ReadinessChecks for World {
     }
 }
 
-/// The settings of every service, with time limits that no test comes near unless it sets a shorter one.
+/// Returns the default settings with timeouts of an hour. A test of a timeout sets a short one.
 pub(crate) fn settings() -> Settings {
-    let hour = std::time::Duration::from_secs(3600);
+    let hour = Duration::from_secs(3600);
     let [header_timeout, body_timeout, request_timeout, drain, shutdown] = [hour; 5];
     Settings { header_timeout, body_timeout, request_timeout, drain, shutdown, ..defaults() }
 }
 
-/// The service, and the gate in it.
+/// Returns the service, and the gate of its `/wait`.
 pub(crate) fn service(settings: &Settings) -> (App, Gate) {
-    service_in(World { store: Ok(()), peers: Vec::new() }, settings)
+    service_with(Dependencies { store: Ok(()), peers: Vec::new() }, settings)
 }
 
-/// The service in such a world.
-pub(crate) fn service_in(world: World, settings: &Settings) -> (App, Gate) {
+/// Returns the service with these dependencies.
+pub(crate) fn service_with(dependencies: Dependencies, settings: &Settings) -> (App, Gate) {
     let gate = Gate::closed();
-    let at_gate = gate.clone();
+    let gate_of_wait = gate.clone();
     let wait = async move || {
-        at_gate.pass().await;
+        gate_of_wait.pass().await;
         "through"
     };
     let routes = OpenApiRouter::new()
@@ -97,7 +97,7 @@ pub(crate) fn service_in(world: World, settings: &Settings) -> (App, Gate) {
         .route("/hang", get(async || future::pending::<()>().await))
         .route("/panic", get(async || -> () { panic!("{PANIC}") }))
         .route("/bare", get(async || StatusCode::BAD_GATEWAY));
-    (App::new("tiny", "A service to be tested with.", routes, Arc::new(world), settings), gate)
+    (App::new("sample", "A service for tests.", routes, Arc::new(dependencies), settings), gate)
 }
 
 #[utoipa::path(get, path = "/numbers/{n}", params(("n" = u32, Path)), responses((status = OK, body = String)))]

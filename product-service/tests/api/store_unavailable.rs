@@ -2,17 +2,17 @@
 
 use serde_json::json;
 
-use crate::fakes::{CAUSE, ShakyStore};
+use crate::fakes::{CAUSE, FaultyStore};
 use crate::support::{LAPTOP, Shop, lines, order};
 
 #[tokio::test]
-async fn without_its_store_it_says_so_and_nothing_happens() {
-    let store = ShakyStore::open().await;
-    let shop = Shop::over(store.clone());
+async fn returns_503_and_changes_nothing_when_the_store_is_unavailable() {
+    let store = FaultyStore::open().await;
+    let shop = Shop::with_store(store.clone());
     let inventory = shop.inventory().await;
     let reservation = format!("/reservations/{}", order(1));
     let lines = lines(&[(LAPTOP, 1)]);
-    store.set_away(true);
+    store.set_unavailable(true);
     for (method, path, body) in [
         ("GET", "/products", json!(null)),
         ("GET", "/products?name=lap", json!(null)),
@@ -28,12 +28,12 @@ async fn without_its_store_it_says_so_and_nothing_happens() {
         ("DELETE", &format!("/reservations?ids={}", order(1)), json!(null)),
         ("GET", "/readyz", json!(null)),
     ] {
-        let answer = shop.request(method, path).json(&body).send().await;
-        assert!(!answer.to_string().contains(CAUSE), "the cause is for the log: {answer}");
-        answer.expect_problem(503, "store-unavailable");
+        let response = shop.request(method, path).json(&body).send().await;
+        assert!(!response.to_string().contains(CAUSE), "the cause is only for the log: {response}");
+        response.expect_problem(503, "store-unavailable");
     }
     shop.get("/livez").await.expect(200);
-    store.set_away(false);
+    store.set_unavailable(false);
     assert_eq!((shop.inventory().await, shop.status(&order(1)).await), (inventory, String::new()));
     shop.get("/readyz").await.expect(200);
 }

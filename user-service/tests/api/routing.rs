@@ -1,14 +1,14 @@
-//! What holds for every route: wrong paths and methods, request ids, CORS, compression, HEAD, health, the docs.
+//! Behaviour of every route: methods, request ids, problems, CORS, compression, HEAD, health, metrics, docs.
 
 use axum::http::HeaderValue;
 use chassis::config::Settings;
 use serde_json::json;
 use testing::{Client, Received};
 
-use crate::support::{add, add_many, everyone, refused, seeded, service, service_with, settings};
+use crate::support::{add, add_many, all_users, expect_rejected, seeded, service, service_with, settings};
 
 #[tokio::test]
-async fn a_wrong_method_is_told_the_right_ones() {
+async fn lists_the_allowed_methods_after_a_wrong_one() {
     let client = seeded().await;
     for (path, allowed) in [
         ("/users", ["GET", "HEAD", "POST"].as_slice()),
@@ -25,43 +25,43 @@ async fn a_wrong_method_is_told_the_right_ones() {
             if allowed.contains(&method) {
                 continue;
             }
-            let answer = refused(&client, client.request(method, path)).await;
-            let mut told: Vec<&str> = answer.header("allow").split(',').map(str::trim).collect();
-            told.sort_unstable();
-            assert_eq!(told, allowed, "{method} {path}");
-            answer.expect_problem(405, "method-not-allowed");
+            let response = expect_rejected(&client, client.request(method, path)).await;
+            let mut listed: Vec<&str> = response.header("allow").split(',').map(str::trim).collect();
+            listed.sort_unstable();
+            assert_eq!(listed, allowed, "{method} {path}");
+            response.expect_problem(405, "method-not-allowed");
         }
     }
 }
 
 #[tokio::test]
-async fn a_sane_request_id_is_taken_and_else_one_is_made() {
+async fn keeps_a_valid_request_id_and_replaces_an_invalid_one() {
     let client = service().await;
     let longest = "x".repeat(128);
-    for sane in ["a", "7f3c-1", "!\"#~", &longest] {
-        let answer = client.request("GET", "/users").header("x-request-id", sane).send().await.expect(200);
-        assert_eq!(answer.header("x-request-id"), sane);
+    for valid in ["a", "7f3c-1", "!\"#~", &longest] {
+        let response = client.request("GET", "/users").header("x-request-id", valid).send().await.expect(200);
+        assert_eq!(response.header("x-request-id"), valid);
     }
     let (too_long, not_ascii) = ("x".repeat(129), "caf\u{e9}");
-    for insane in ["", " ", "two words", "tab\there", &too_long, not_ascii] {
-        let request = client.request("GET", "/nowhere").header("x-request-id", insane);
-        expect_made(&request.send().await);
+    for invalid in ["", " ", "two words", "tab\there", &too_long, not_ascii] {
+        let request = client.request("GET", "/nowhere").header("x-request-id", invalid);
+        expect_new_request_id(&request.send().await);
     }
     let twice = client.request("GET", "/users").header("x-request-id", "a").header("x-request-id", "b");
-    expect_made(&twice.send().await);
+    expect_new_request_id(&twice.send().await);
     let (one, other) = (client.get("/users").await, client.get("/users").await);
-    expect_made(&one);
+    expect_new_request_id(&one);
     assert_ne!(one.header("x-request-id"), other.header("x-request-id"));
 }
 
 #[track_caller]
-fn expect_made(received: &Received) {
+fn expect_new_request_id(received: &Received) {
     let id = received.header("x-request-id");
     assert!(id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()), "{received}");
 }
 
 #[tokio::test]
-async fn a_problem_is_complete_and_bears_the_id_of_its_request() {
+async fn returns_a_complete_problem_with_the_request_id() {
     let request = service().await.request("GET", "/users/7").header("x-request-id", "abc-1");
     let expected = json!({
         "type": "urn:problem-type:not-found",
@@ -75,9 +75,9 @@ async fn a_problem_is_complete_and_bears_the_id_of_its_request() {
 }
 
 #[tokio::test]
-async fn a_list_of_mistakes_is_complete() {
-    let answer = service().await.post("/users", json!({"name": "", "email": "ada"})).await;
-    let errors = answer.expect_problem(400, "invalid-request")["errors"].clone();
+async fn describes_every_invalid_member() {
+    let response = service().await.post("/users", json!({"name": "", "email": "ada"})).await;
+    let errors = response.expect_problem(400, "invalid-request")["errors"].clone();
     let email = "must be an e-mail address: one @ with something on both sides, and no white space";
     let expected = json!([
         {"pointer": "/name", "detail": "must be 1 to 200 characters"},
@@ -93,31 +93,31 @@ fn exposed(received: &Received) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn any_page_may_call_by_default() {
+async fn allows_every_origin_by_default() {
     let client = service().await;
     for path in ["/users", "/users/1", "/nowhere"] {
-        let answer = client.request("GET", path).header("origin", "https://shop.example").send().await;
-        assert_eq!(answer.header("access-control-allow-origin"), "*", "{answer}");
-        assert_eq!(exposed(&answer), EXPOSED, "{answer}");
+        let response = client.request("GET", path).header("origin", "https://shop.example").send().await;
+        assert_eq!(response.header("access-control-allow-origin"), "*", "{response}");
+        assert_eq!(exposed(&response), EXPOSED, "{response}");
     }
     let preflight = preflight(&client, "https://shop.example").await;
     assert_eq!(preflight.header("access-control-allow-origin"), "*");
 }
 
-/// What a browser asks before it sends something that is not simple.
+/// Sends the preflight of a browser for a `PATCH` with `If-Match`, and checks that it is allowed.
 async fn preflight(client: &Client, origin: &str) -> Received {
     let request = client.request("OPTIONS", "/users/1").header("origin", origin);
     let request = request.header("access-control-request-method", "PATCH");
-    let answer = request.header("access-control-request-headers", "content-type,if-match").send().await.expect(200);
+    let response = request.header("access-control-request-headers", "content-type,if-match").send().await.expect(200);
     for (name, wanted) in [("access-control-allow-methods", "PATCH"), ("access-control-allow-headers", "if-match")] {
-        let allowed = answer.header(name);
-        assert!(allowed == "*" || allowed.contains(wanted), "{answer}");
+        let allowed = response.header(name);
+        assert!(allowed == "*" || allowed.contains(wanted), "{response}");
     }
-    answer
+    response
 }
 
 #[tokio::test]
-async fn origins_can_be_narrowed() {
+async fn allows_only_the_configured_origins() {
     let origins = ["https://shop.example", "http://localhost:8080"].map(HeaderValue::from_static).to_vec();
     let client = service_with(&Settings { cors_allowed_origins: origins, ..settings() }).await;
     for (origin, allowed) in [
@@ -127,55 +127,55 @@ async fn origins_can_be_narrowed() {
         ("https://shop.example.evil.example", ""),
         ("null", ""),
     ] {
-        let answer = client.request("GET", "/users").header("origin", origin).send().await.expect(200);
-        assert_eq!(answer.header("access-control-allow-origin"), allowed, "{origin}");
+        let response = client.request("GET", "/users").header("origin", origin).send().await.expect(200);
+        assert_eq!(response.header("access-control-allow-origin"), allowed, "{origin}");
         assert!(
-            answer.headers.get_all("vary").iter().any(|vary| vary.to_str().unwrap().contains("origin")),
-            "{answer}"
+            response.headers.get_all("vary").iter().any(|vary| vary.to_str().unwrap().contains("origin")),
+            "{response}"
         );
         assert_eq!(preflight(&client, origin).await.header("access-control-allow-origin"), allowed, "{origin}");
     }
 }
 
 #[tokio::test]
-async fn a_large_answer_is_compressed_if_the_client_asks_for_it() {
+async fn compresses_a_large_response_if_the_client_accepts_it() {
     let client = service().await;
     add_many(&client, 50).await;
     let plain = client.get("/users").await.expect(200);
     assert!(plain.body.len() > 1024 && plain.header("content-encoding").is_empty(), "{plain}");
-    for asked in ["gzip", "gzip, deflate, br, zstd", "br;q=1.0, gzip;q=0.8, *;q=0.1", "*"] {
-        let packed = client.request("GET", "/users").header("accept-encoding", asked).send().await.expect(200);
-        assert_eq!(packed.header("content-encoding"), "gzip", "{asked}");
-        assert_eq!(packed.header("vary"), "accept-encoding", "{asked}");
-        assert!(packed.body.starts_with(b"\x1f\x8b") && packed.body.len() < plain.body.len(), "{asked}");
+    for accepted in ["gzip", "gzip, deflate, br, zstd", "br;q=1.0, gzip;q=0.8, *;q=0.1", "*"] {
+        let packed = client.request("GET", "/users").header("accept-encoding", accepted).send().await.expect(200);
+        assert_eq!(packed.header("content-encoding"), "gzip", "{accepted}");
+        assert_eq!(packed.header("vary"), "accept-encoding", "{accepted}");
+        assert!(packed.body.starts_with(b"\x1f\x8b") && packed.body.len() < plain.body.len(), "{accepted}");
     }
-    for asked in ["", "identity", "br", "gzip;q=0", "deflate, gzip;q=0"] {
-        let answer = client.request("GET", "/users").header("accept-encoding", asked).send().await.expect(200);
-        assert_eq!((answer.header("content-encoding"), &answer.body), ("", &plain.body), "{asked}");
+    for accepted in ["", "identity", "br", "gzip;q=0", "deflate, gzip;q=0"] {
+        let response = client.request("GET", "/users").header("accept-encoding", accepted).send().await.expect(200);
+        assert_eq!((response.header("content-encoding"), &response.body), ("", &plain.body), "{accepted}");
     }
 }
 
 #[tokio::test]
-async fn a_small_answer_is_not_compressed() {
+async fn does_not_compress_a_small_response() {
     let client = service().await;
     add_many(&client, 5).await;
     for path in ["/users", "/users/1", "/livez", "/nowhere"] {
-        let answer = client.request("GET", path).header("accept-encoding", "gzip").send().await;
-        assert!(answer.body.len() < 1000 && answer.header("content-encoding").is_empty(), "{answer}");
+        let response = client.request("GET", path).header("accept-encoding", "gzip").send().await;
+        assert!(response.body.len() < 1000 && response.header("content-encoding").is_empty(), "{response}");
     }
 }
 
 #[tokio::test]
-async fn nothing_is_done_and_then_denied_because_of_an_encoding() {
+async fn does_not_reject_a_finished_request_for_its_encoding() {
     let client = service().await;
     let request =
         client.request("POST", "/users").header("accept-encoding", "identity;q=0").json(&json!({"name": "Ada"}));
     let user = request.send().await.expect(201).json();
-    assert_eq!(everyone(&client).await, json!([user]));
+    assert_eq!(all_users(&client).await, json!([user]));
 }
 
 #[tokio::test]
-async fn head_is_get_without_the_body() {
+async fn answers_head_like_get_without_the_body() {
     let client = service().await;
     add_many(&client, 3).await;
     for path in ["/users", "/users?limit=1", "/users/1", "/api/users/1", "/livez", "/readyz", "/openapi.json", "/docs/"]
@@ -191,14 +191,14 @@ async fn head_is_get_without_the_body() {
 }
 
 #[tokio::test]
-async fn health_is_told_to_whoever_asks() {
+async fn reports_its_health() {
     let client = service().await;
     assert_eq!(client.get("/livez").await.expect(200).json(), json!({"status": "alive"}));
     assert_eq!(client.get("/readyz").await.expect(200).json(), json!({"status": "ready", "peers": {}}));
 }
 
 #[tokio::test]
-async fn metrics_count_routes() {
+async fn counts_requests_by_route() {
     let client = service().await;
     add(&client, "Ada").await;
     client.get("/api/users/1").await.expect(200);
@@ -210,12 +210,12 @@ async fn metrics_count_routes() {
         [("POST", "/users", 201), ("GET", "/api/users/{id}", 200), ("GET", "/users/{id}", 404)]
     {
         let line = format!(r#"http_requests_total{{method="{method}",route="{route}",status="{status}"}} 1"#);
-        assert!(page.lines().any(|told| told == line), "no {line} in:\n{page}");
+        assert!(page.lines().any(|shown| shown == line), "no {line} in:\n{page}");
     }
 }
 
 #[tokio::test]
-async fn the_docs_need_nothing_from_elsewhere() {
+async fn serves_the_docs_without_other_hosts() {
     let client = service().await;
     let redirect = client.get("/docs").await;
     assert!(redirect.status.is_redirection() && redirect.header("location") == "/docs/", "{redirect}");
@@ -224,10 +224,10 @@ async fn the_docs_need_nothing_from_elsewhere() {
     let html = String::from_utf8(page.body.to_vec()).unwrap();
     let references: Vec<&str> =
         ["src=\"", "href=\""].iter().flat_map(|attribute| html.split(attribute).skip(1)).collect();
-    assert!(references.len() > 3, "a script and a style at least: {html}");
+    assert!(references.len() > 3, "at least a script and a style: {html}");
     for reference in references {
         let file = reference.split('"').next().unwrap().trim_start_matches("./");
-        assert!(!file.contains("//") && !file.starts_with('/'), "{file} is elsewhere");
+        assert!(!file.contains("//") && !file.starts_with('/'), "{file} is on another host");
         client.get(&format!("/docs/{file}")).await.expect(200);
     }
     let script = String::from_utf8(client.get("/docs/swagger-initializer.js").await.expect(200).body.to_vec()).unwrap();

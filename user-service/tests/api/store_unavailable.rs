@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use chassis::http::entity::Entity;
 use chassis::http::page::{Page, Rows};
 use jiff::Timestamp;
 use serde_json::json;
@@ -10,61 +11,67 @@ use shared::Id;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions};
 use testing::{Client, postgres};
-use user_service::store::{PostgresStore, Row, StoreError, UserStore};
-use user_service::user::{Draft, User};
+use user_service::password::PasswordHash;
+use user_service::store::{PostgresStore, StoreError, UserStore};
+use user_service::user::{CreateUser, UserRecord};
 
 use crate::support::{add, service_over, settings};
 
 const CAUSE: &str = "no route to 10.0.0.7";
 
-/// A store that is not there.
-struct Away;
+/// A store that fails every call.
+struct UnavailableStore;
 
-fn away<T>() -> Result<T, StoreError> {
+fn unavailable<T>() -> Result<T, StoreError> {
     Err(StoreError::Unavailable(CAUSE.to_owned()))
 }
 
 #[async_trait]
-impl UserStore for Away {
-    async fn insert(&self, _: Draft, _: Timestamp) -> Result<Row, StoreError> {
-        away()
+impl UserStore for UnavailableStore {
+    async fn insert(
+        &self,
+        _: CreateUser,
+        _: Option<PasswordHash>,
+        _: Timestamp,
+    ) -> Result<Entity<UserRecord>, StoreError> {
+        unavailable()
     }
 
-    async fn by_id(&self, _: Id) -> Result<Option<Row>, StoreError> {
-        away()
+    async fn by_id(&self, _: Id) -> Result<Option<Entity<UserRecord>>, StoreError> {
+        unavailable()
     }
 
-    async fn by_ids(&self, _: &[Id]) -> Result<Vec<Row>, StoreError> {
-        away()
+    async fn by_ids(&self, _: &[Id]) -> Result<Vec<Entity<UserRecord>>, StoreError> {
+        unavailable()
     }
 
-    async fn by_username(&self, _: &str) -> Result<Option<Row>, StoreError> {
-        away()
+    async fn by_username(&self, _: &str) -> Result<Option<Entity<UserRecord>>, StoreError> {
+        unavailable()
     }
 
-    async fn page(&self, _: Page<Id>) -> Result<Rows<Row>, StoreError> {
-        away()
+    async fn page(&self, _: Page<Id>) -> Result<Rows<Entity<UserRecord>>, StoreError> {
+        unavailable()
     }
 
-    async fn replace(&self, _: i64, _: User) -> Result<Option<Row>, StoreError> {
-        away()
+    async fn replace(&self, _: i64, _: UserRecord) -> Result<Option<Entity<UserRecord>>, StoreError> {
+        unavailable()
     }
 
     async fn remove(&self, _: Id, _: i64) -> Result<bool, StoreError> {
-        away()
+        unavailable()
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
-        away()
+        unavailable()
     }
 }
 
 fn service() -> Client {
-    service_over(Arc::new(Away), &settings())
+    service_over(Arc::new(UnavailableStore), &settings())
 }
 
 #[tokio::test]
-async fn every_call_says_that_the_store_is_away_and_not_why() {
+async fn returns_503_without_the_cause_for_every_call() {
     let client = service();
     for request in [
         client.request("GET", "/users"),
@@ -75,33 +82,33 @@ async fn every_call_says_that_the_store_is_away_and_not_why() {
         client.request("PATCH", "/users/1").json(&json!({"name": "Ada"})),
         client.request("DELETE", "/users/1"),
     ] {
-        let answer = request.send().await;
-        assert!(!answer.to_string().contains(CAUSE), "{answer}");
-        answer.expect_problem(503, "store-unavailable");
+        let response = request.send().await;
+        assert!(!response.to_string().contains(CAUSE), "{response}");
+        response.expect_problem(503, "store-unavailable");
     }
 }
 
 #[tokio::test]
-async fn the_service_is_alive_but_not_ready() {
+async fn stays_alive_but_is_not_ready() {
     let client = service();
     client.get("/livez").await.expect(200);
-    let answer = client.get("/readyz").await;
-    assert!(!answer.to_string().contains(CAUSE), "{answer}");
-    assert_eq!(answer.expect_problem(503, "store-unavailable")["reasons"], json!(["the store does not answer"]));
+    let response = client.get("/readyz").await;
+    assert!(!response.to_string().contains(CAUSE), "{response}");
+    assert_eq!(response.expect_problem(503, "store-unavailable")["reasons"], json!(["the store does not answer"]));
 }
 
-/// Lets nobody into the database any more and sends away whoever is there, or lets everybody in again.
+/// Closes the database to new connections and ends the open ones, or opens it again.
 async fn allow_connections(database: &PgConnectOptions, allowed: bool) {
     let name = database.get_database().expect("a database");
-    let mut admin = database.clone().database("postgres").connect().await.expect("a server that is there");
+    let mut admin = database.clone().database("postgres").connect().await.expect("a running server");
     let alter = format!("alter database {name} allow_connections {allowed}");
-    sqlx::query(AssertSqlSafe(alter)).execute(&mut admin).await.expect("a superuser may");
+    sqlx::query(AssertSqlSafe(alter)).execute(&mut admin).await.expect("the rights of a superuser");
     let end = "select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = $1 and not $2";
-    sqlx::query(end).bind(name).bind(allowed).execute(&mut admin).await.expect("a superuser may");
+    sqlx::query(end).bind(name).bind(allowed).execute(&mut admin).await.expect("the rights of a superuser");
 }
 
 #[tokio::test]
-async fn a_database_that_comes_back_is_used_again() {
+async fn uses_a_database_again_when_it_comes_back() {
     let Some(database) = postgres::database().await else { return };
     let store = PostgresStore::open(&database, &postgres::generous_timeouts()).await.unwrap();
     let client = service_over(Arc::new(store), &settings());
@@ -118,9 +125,9 @@ async fn a_database_that_comes_back_is_used_again() {
     }
 }
 
-/// Nobody knows that it was made, so its client is told so. Made again it would be another's: a name taken, a user gone.
+/// The service cannot know the outcome, so the client gets a 503. A second try could add a user twice or return a 404.
 #[tokio::test]
-async fn a_change_whose_answer_is_lost_is_made_once() {
+async fn makes_a_change_once_when_its_response_is_lost() {
     let Some(database) = postgres::database().await else { return };
     let (database, wire) = postgres::behind_a_faulty_connection(&database).await;
     let store = PostgresStore::open(&database, &postgres::generous_timeouts()).await.unwrap();
