@@ -57,26 +57,8 @@ macro_rules! limit_point {
     };
 }
 
-/// Returns whether the environment has `MISTAKE=name`, or several names, separated by commas.
 #[cfg(feature = "fault-injection")]
-#[macro_export]
-macro_rules! mistake {
-    ($name:literal) => {
-        $crate::fault_injection::mistake($name)
-    };
-}
-
-/// Expands to `false`: the feature `fault-injection` is off.
-#[cfg(not(feature = "fault-injection"))]
-#[macro_export]
-macro_rules! mistake {
-    ($name:literal) => {
-        false
-    };
-}
-
-#[cfg(feature = "fault-injection")]
-pub use self::enabled::{crash_point, limit_point, mistake, pause_point};
+pub use self::enabled::{crash_point, limit_point, pause_point};
 
 #[cfg(feature = "fault-injection")]
 mod enabled {
@@ -116,13 +98,6 @@ mod enabled {
         static LIMIT_AT: Setting = OnceLock::new();
         let lowered = number(&LIMIT_AT, "LIMIT_AT", name).and_then(|number| usize::try_from(number).ok());
         lowered.map_or(limit, |lowered| limit.min(lowered))
-    }
-
-    /// Implements [`crate::mistake!`].
-    pub fn mistake(name: &str) -> bool {
-        static MISTAKE: OnceLock<Option<String>> = OnceLock::new();
-        let mistakes = MISTAKE.get_or_init(|| env::var("MISTAKE").ok());
-        mistakes.as_ref().is_some_and(|mistakes| mistakes.split(',').any(|mistake| mistake == name))
     }
 
     /// Returns the number that the variable gives to this point.

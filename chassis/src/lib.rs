@@ -21,7 +21,6 @@ pub mod fault_injection;
 pub mod http;
 pub mod postgres;
 pub mod problem;
-pub mod table;
 pub mod telemetry;
 
 use std::future::Future;

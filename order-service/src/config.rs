@@ -6,31 +6,31 @@ use chassis::config::{DatabaseSettings, PeerSettings, Settings, peer_url, second
 use clap::Parser;
 use url::Url;
 
-/// order-service: what was bought.
+/// order-service: places orders.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub struct Config {
-    /// Port to listen on; 0 takes a free one
+    /// TCP port to listen on; 0 picks a free port
     #[arg(long, env, default_value_t = 3003)]
     pub port: u16,
 
-    /// Where user-service is; a path in it is kept
+    /// Base URL of user-service; it may have a path
     #[arg(long, env, default_value = "http://127.0.0.1:3001", value_parser = peer_url)]
     pub user_service_url: Url,
 
-    /// Where product-service is; a path in it is kept
+    /// Base URL of product-service; it may have a path
     #[arg(long, env, default_value = "http://127.0.0.1:3002", value_parser = peer_url)]
     pub product_service_url: Url,
 
-    /// Seconds for an order to be placed; then 503, and nothing is sold
+    /// Seconds until an attempt to place an order fails with 503
     #[arg(long = "order-timeout", env = "ORDER_TIMEOUT_SECONDS", value_name = "ORDER_TIMEOUT_SECONDS", default_value = "5", value_parser = seconds)]
     pub order_timeout: Duration,
 
-    /// Seconds between two looks for what was left half done, give or take a half
+    /// Seconds between two runs of the reconciler, ±50 %
     #[arg(long = "reconcile", env = "RECONCILE_SECONDS", value_name = "RECONCILE_SECONDS", default_value = "1", value_parser = seconds)]
     pub reconcile: Duration,
 
-    /// Where orders are kept.
+    /// The database.
     #[command(flatten)]
     pub database: DatabaseSettings,
 
@@ -38,7 +38,7 @@ pub struct Config {
     #[command(flatten)]
     pub peers: PeerSettings,
 
-    /// What every service has.
+    /// The settings of every service.
     #[command(flatten)]
     pub settings: Settings,
 }

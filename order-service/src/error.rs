@@ -1,12 +1,13 @@
-//! What can go wrong here, and what a client is told of it.
+//! The errors of this service, and the problem that a client gets for each.
 
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use chassis::problem::{FieldError, Kind, NOT_FOUND, OVERLOADED, Problem};
+use shared::Money;
 use shared::orders::OrderStatus;
 use shared::products::problems;
 
-use crate::placement::Refusal;
+use crate::placement::PlaceOrderError;
 use crate::store::StoreError;
 
 static USER_NOT_FOUND: Kind = Kind::new(StatusCode::BAD_REQUEST, "user-not-found", "User not found");
@@ -18,18 +19,23 @@ static IN_PROGRESS: Kind = Kind::new(StatusCode::CONFLICT, "request-in-progress"
 static KEY_REUSED: Kind =
     Kind::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency-key-reused", "Idempotency key reused");
 
-/// Why a call failed.
-#[derive(Debug)]
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no such order.
+    /// The order does not exist.
+    #[error("the order does not exist")]
     NotFound,
     /// The order was not placed.
-    Refused(Refusal),
-    /// The store is away.
-    Store(StoreError),
-    /// The order cannot go from here to there.
+    #[error(transparent)]
+    NotPlaced(#[from] PlaceOrderError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An order with the first status cannot get the second one.
+    #[error("an order that is {0} cannot become {1}")]
     IllegalStep(OrderStatus, OrderStatus),
-    /// Wrong in a way that every service knows.
+    /// A problem that all services share.
+    #[error("{0:?}")]
     Problem(Problem),
 }
 
@@ -37,7 +43,7 @@ impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         match error {
             Error::NotFound => Self::new(&NOT_FOUND, "Order not found"),
-            Error::Refused(refusal) => refusal.into(),
+            Error::NotPlaced(error) => error.into(),
             Error::Store(error) => Self::store_unavailable(error),
             Error::IllegalStep(from, to) => {
                 Self::new(&ILLEGAL_STEP, format!("An order that is {from} cannot become {to}"))
@@ -47,57 +53,38 @@ impl From<Error> for Problem {
     }
 }
 
-impl From<Refusal> for Problem {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::UserNotFound => Self::new(&USER_NOT_FOUND, "User not found")
+impl From<PlaceOrderError> for Problem {
+    fn from(error: PlaceOrderError) -> Self {
+        match error {
+            PlaceOrderError::UserNotFound => Self::new(&USER_NOT_FOUND, "User not found")
                 .with_errors(vec![FieldError::at_pointer("/userId", "does not exist")]),
-            Refusal::ProductNotFound(lines) => {
-                let unknown = |at| FieldError::at_pointer(format!("/products/{at}/productId"), "does not exist");
+            PlaceOrderError::ProductNotFound(lines) => {
+                let unknown = |index| FieldError::at_pointer(pointer(index, "productId"), "does not exist");
                 Self::new(&PRODUCT_NOT_FOUND, "Product not found").with_errors(lines.into_iter().map(unknown).collect())
             }
-            Refusal::InsufficientStock(lines) => {
-                let short = |(at, left): (usize, i64)| {
-                    FieldError::at_pointer(format!("/products/{at}/quantity"), format!("only {left} left")).actual(left)
+            PlaceOrderError::InsufficientStock(lines) => {
+                let short = |(index, left): (usize, i64)| {
+                    FieldError::at_pointer(pointer(index, "quantity"), format!("only {left} left")).actual(left)
                 };
                 Self::new(&INSUFFICIENT_STOCK, "Insufficient stock").with_errors(lines.into_iter().map(short).collect())
             }
-            Refusal::PriceChanged(lines) => {
-                let changed = |(at, price): (usize, shared::Money)| {
-                    let error =
-                        FieldError::at_pointer(format!("/products/{at}/price"), format!("the price is {price}"));
-                    error.actual(serde_json::to_value(price).unwrap_or_default())
+            PlaceOrderError::PriceChanged(lines) => {
+                let changed = |(index, price): (usize, Money)| {
+                    FieldError::at_pointer(pointer(index, "price"), format!("the price is {price}"))
+                        .actual(serde_json::to_value(price).unwrap_or_default())
                 };
                 Self::new(&PRICE_CHANGED, "The price has changed").with_errors(lines.into_iter().map(changed).collect())
             }
-            Refusal::KeyReused => Self::new(&KEY_REUSED, "This Idempotency-Key was used for another order"),
-            Refusal::InProgress => {
+            PlaceOrderError::KeyReused => Self::new(&KEY_REUSED, "This Idempotency-Key was used for another order"),
+            PlaceOrderError::InProgress => {
                 Self::new(&IN_PROGRESS, "The first request with this Idempotency-Key is still running").retry_after(1)
             }
-            Refusal::TimedOut => Self::new(&OVERLOADED, "Placing the order took too long; nothing was sold"),
-            Refusal::Overloaded => Self::new(&OVERLOADED, "Too many orders at once"),
-            Refusal::Peer(error) => error.into(),
-            Refusal::Panicked(cause) => Self::internal(cause),
-            Refusal::Store(error) => Self::store_unavailable(error),
+            PlaceOrderError::TimedOut => Self::new(&OVERLOADED, "Placing the order took too long; nothing was sold"),
+            PlaceOrderError::Overloaded => Self::new(&OVERLOADED, "Too many orders at once"),
+            PlaceOrderError::Peer(error) => error.into(),
+            PlaceOrderError::Store(error) => Self::store_unavailable(error),
+            PlaceOrderError::Panicked(cause) => Self::internal(cause),
         }
-    }
-}
-
-impl From<Refusal> for Error {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
-    }
-}
-
-impl From<StoreError> for Error {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
-}
-
-impl From<Problem> for Error {
-    fn from(problem: Problem) -> Self {
-        Self::Problem(problem)
     }
 }
 
@@ -105,4 +92,9 @@ impl IntoResponse for Error {
     fn into_response(self) -> Response {
         Problem::from(self).into_response()
     }
+}
+
+/// Returns the JSON pointer to a member of a line of the request.
+fn pointer(line: usize, member: &str) -> String {
+    format!("/products/{line}/{member}")
 }

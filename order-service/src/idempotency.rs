@@ -1,6 +1,6 @@
-//! `Idempotency-Key`: how a client that does not know whether its order was placed asks again without ordering twice.
+//! The header `Idempotency-Key`: a client that does not know whether its order was placed can safely send it again.
 //!
-//! As in the IETF draft *The Idempotency-Key HTTP Header Field*: the same key with the same body is the same order.
+//! As in the IETF draft *The Idempotency-Key HTTP Header Field*, the same key with the same body returns the same order.
 
 use std::fmt::Write;
 
@@ -10,7 +10,7 @@ use chassis::http::extract::Header;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-/// The key that a client gave its order: 1 to 255 visible characters, in quotes or without.
+/// The idempotency key of a request: 1 to 255 visible ASCII characters, with or without quotes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key(Box<str>);
 
@@ -20,26 +20,27 @@ impl Header for Key {
     fn parse(value: &str) -> Result<Self, Detail> {
         let quoted = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
         let key = quoted.unwrap_or(value);
-        let good = (1..=255).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic());
-        if good { Ok(Self(key.into())) } else { Err("must be 1 to 255 visible characters".into()) }
+        let is_valid = (1..=255).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic());
+        if is_valid { Ok(Self(key.into())) } else { Err("must be 1 to 255 visible characters".into()) }
     }
 }
 
 impl Key {
-    /// The key, without quotes.
+    /// Returns the key without quotes.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// What tells one body from another: a digest of its JSON, so that white space, the order of members and the way a
-/// number is written do not matter.
+/// A digest of a JSON body. White space, the order of members and the notation of numbers do not matter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fingerprint([u8; 32]);
 
 impl Fingerprint {
-    /// The fingerprint of this body. Where it holds JSON that cannot be taken apart (numbers beyond all bounds, half
-    /// surrogate pairs, a hundred levels) its bytes stand for it.
+    /// Returns the fingerprint of a body.
+    ///
+    /// serde_json cannot parse some valid JSON: numbers above the range of `f64`, lone surrogates, more than 128 levels. The
+    /// fingerprint of such a body is a digest of its bytes.
     pub fn of(body: &[u8]) -> Self {
         let mut text = String::new();
         match serde_json::from_slice(body) {
@@ -49,13 +50,13 @@ impl Fingerprint {
         Self(Sha256::digest(text).into())
     }
 
-    /// The digest.
+    /// Returns the digest.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 }
 
-/// Writes `value` so that equal JSON is equal text: members by name, numbers by value.
+/// Writes equal JSON values as equal text: members are sorted by name, numbers are written by value.
 fn write_canonical(value: &Value, text: &mut String) {
     match value {
         Value::Object(members) => {
@@ -63,7 +64,7 @@ fn write_canonical(value: &Value, text: &mut String) {
             members.sort_unstable_by_key(|(name, _)| *name);
             text.push('{');
             for (name, value) in members {
-                let _ = write!(text, "{},", Value::from(name.as_str())); // writing to a string cannot fail
+                let _ = write!(text, "{},", Value::from(name.as_str())); // writing to a String cannot fail
                 write_canonical(value, text);
             }
             text.push('}');
@@ -77,7 +78,7 @@ fn write_canonical(value: &Value, text: &mut String) {
             text.push(']');
         }
         Value::Number(number) => {
-            // Below 2^53 a double holds every integer, so 1.0, 1e0 and 1 become the same text.
+            // Below 2^53 an f64 is exact for every integer, so 1.0, 1e0 and 1 become the same text.
             let whole = number.as_f64().filter(|n| n.fract() == 0.0 && n.abs() < 9_007_199_254_740_992.0);
             let _ = match whole {
                 Some(whole) => write!(text, "{}", whole as i64),
@@ -95,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quotes_do_not_belong_to_a_key() {
+    fn strips_quotes_and_rejects_bad_keys() {
         assert_eq!(Key::parse("\"abc\""), Key::parse("abc"));
         for bad in ["", "\"\"", "a b", "caf\u{e9}", "a\tb", &"x".repeat(256)] {
             assert!(Key::parse(bad).is_err(), "{bad:?}");
@@ -104,19 +105,19 @@ mod tests {
     }
 
     #[test]
-    fn bodies_are_compared_as_json() {
-        let print = |body: &str| Fingerprint::of(body.as_bytes());
+    fn compares_bodies_as_json() {
+        let fingerprint = |body: &str| Fingerprint::of(body.as_bytes());
         let same = [r#"{"a":1,"b":[1,2.5,"x"]}"#, r#" { "b" : [ 1.0, 25e-1, "\u0078" ], "a" : 1e0 } "#];
-        assert_eq!(print(same[0]), print(same[1]));
+        assert_eq!(fingerprint(same[0]), fingerprint(same[1]));
         for other in [
             r#"{"a":1,"b":[2.5,1,"x"]}"#,
             r#"{"a":"1","b":[1,2.5,"x"]}"#,
             r#"{"a":1,"b":[1,2.5,"x"],"c":null}"#,
             r#"{"a":1,"b":[[1,2.5,"x"]]}"#,
         ] {
-            assert_ne!(print(same[0]), print(other), "{other}");
+            assert_ne!(fingerprint(same[0]), fingerprint(other), "{other}");
         }
-        assert_ne!(print("9007199254740993"), print("9007199254740992"), "beyond doubles, integers stay exact");
-        assert_eq!(print("-0.0"), print("0"));
+        assert_ne!(fingerprint("9007199254740993"), fingerprint("9007199254740992"), "large integers stay exact");
+        assert_eq!(fingerprint("-0.0"), fingerprint("0"));
     }
 }

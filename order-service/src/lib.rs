@@ -1,8 +1,7 @@
-//! order-service: what was bought. It owns orders, and sees to it that none is lost and no unit sold twice.
+//! order-service owns orders: no order is lost and no unit is sold twice.
 //!
-//! The story is [`placement`]; [`reconciler`] finishes what a crash left half done. The life of an order is in [`order`],
-//! what is kept in [`store`], who is asked in [`peers`], and [`routes`] only joins them to HTTP. At `/` is a [`page`] on
-//! which all three services can be watched.
+//! Read [`placement`] first: it is how an order is placed. [`reconciler`] finishes what a crash has interrupted. [`order`] is
+//! the life cycle of an order, [`store`] keeps orders, [`peers`] calls the other services, and `routes` is the HTTP API.
 
 pub mod config;
 pub mod error;
@@ -25,25 +24,25 @@ use chassis::http::health::ReadinessChecks;
 
 use crate::placement::Placement;
 
-/// What this service is called.
+/// The name of this service.
 pub const SERVICE: &str = "order-service";
 
-/// What the handlers share.
+/// The state that the handlers share.
 #[derive(Clone)]
 pub struct AppState {
     placement: Placement,
 }
 
 impl AppState {
-    /// Over this placement, its store and its peers.
+    /// Creates the state over this placement, its store and its peers.
     pub fn new(placement: Placement) -> Self {
         Self { placement }
     }
 }
 
-/// The service, ready to be served. The [`reconciler`] is run beside it.
+/// Returns the service, ready to be served. The [`reconciler`] must run beside it.
 pub fn app(state: AppState, settings: &Settings) -> App {
-    let description = "Orders: placed all or not at all, whatever fails meanwhile.";
+    let description = "Orders. An order is placed completely or not at all, also when a service or a database fails.";
     let page = page::route(&state.placement);
     App::new(SERVICE, description, routes::router().with_state(state.clone()), Arc::new(state), settings)
         .with_page(page)

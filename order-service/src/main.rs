@@ -1,4 +1,4 @@
-//! The process: settings, log, store, peers, app, reconciler, serve.
+//! The process: settings, telemetry, store, peers, app, reconciler, serve.
 
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ use order_service::peers::{Products, Users};
 use order_service::placement::Placement;
 use order_service::{AppState, SERVICE, app, reconciler, store};
 
-/// A request allocates about thirty times, and the system allocator takes nearly twice as long for it.
+/// A request makes about 30 allocations; the system allocator takes nearly twice as long for them.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
@@ -22,17 +22,17 @@ async fn main() -> ExitCode {
 async fn start(config: Config) -> Result<(), String> {
     let telemetry = telemetry::start(SERVICE, &config.settings)?;
     let (store, kind) = store::open(&config.database).await?;
-    let users = Users::at(config.user_service_url.clone(), &config.peers).map_err(|error| error.to_string())?;
+    let users = Users::new(config.user_service_url.clone(), &config.peers).map_err(|error| error.to_string())?;
     let products =
-        Products::at(config.product_service_url.clone(), &config.peers).map_err(|error| error.to_string())?;
-    let at_once = config.settings.max_in_flight as usize;
-    let placement = Placement::new(store, users, products, config.order_timeout, at_once);
+        Products::new(config.product_service_url.clone(), &config.peers).map_err(|error| error.to_string())?;
+    let max_concurrent = config.settings.max_in_flight as usize;
+    let placement = Placement::new(store, users, products, config.order_timeout, max_concurrent);
     let app = app(AppState::new(placement.clone()), &config.settings);
     tokio::spawn(reconciler::run(placement.clone(), config.reconcile));
     let (users, products) = (&config.user_service_url, &config.product_service_url);
     let about = format!("store: {kind}, peers: user-service {users}, product-service {products}");
-    let left = chassis::run(SERVICE, config.port, &about, &app).await?;
-    placement.finish(left).await;
+    let time_left = chassis::run(SERVICE, config.port, &about, &app).await?;
+    placement.finish(time_left).await;
     telemetry.end().await;
     Ok(())
 }

@@ -1,52 +1,53 @@
-//! An order and its life.
+//! An order, its life cycle, and the request bodies that create and change it.
 //!
 //! ```text
 //!             ┌─ settle ─▶ pending ─▶ confirmed ─▶ shipped ─▶ delivered
-//!  placing ───┤               └──────────┴─ cancel ─▶ cancelling ─ released ─▶ cancelled
-//!             └─ abort ──▶ aborting ─ released ─▶ (gone)
+//!  placing ───┤               └──────────┴─ cancel ─▶ cancelling ─ stock released ─▶ cancelled
+//!             └─ abort ──▶ aborting ─ stock released ─▶ (row deleted)
 //! ```
 //!
-//! The stores make these steps, and the model in `tests/model` searches what can come of them, by the same functions.
+//! Both stores and the model in `tests/model` use these functions, so the model checks the rules that really run.
 
 use bytes::Bytes;
 use chassis::http::body::values::{any, integer, parsed};
 use chassis::http::body::{FromJson, Members};
-use shared::orders::{OrderStatus, WantedLine};
+use shared::orders::OrderStatus;
 use shared::products::{MAX_LINES, MAX_QUANTITY};
-use shared::{Id, Money};
+use shared::{Id, Money, lenient_schema};
+use utoipa::ToSchema;
 
-/// Where an order stands, in full. Clients see less of it: [`State::shown`].
+/// The full state of an order. Clients see only [`State::visible_status`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum State {
-    /// The intent: written before anyone is asked, so that whatever is begun is also finished.
+    /// The intent is recorded, before any peer is called.
     Placing,
-    /// Given up; the stock, if any was taken, is to be released, and then the row goes.
+    /// The attempt has failed. Its stock must be released, then the row is deleted.
     Aborting,
-    /// Placed.
+    /// The order is placed.
     Pending,
-    /// Accepted by the seller.
+    /// The seller has accepted the order.
     Confirmed,
-    /// On its way.
+    /// The order is on its way.
     Shipped,
-    /// Arrived.
+    /// The customer has the order.
     Delivered,
-    /// Cancelled; the stock is to be released.
+    /// The order is cancelled. Its stock must be released.
     Cancelling,
-    /// Cancelled, and the stock is back.
+    /// The order is cancelled and its stock is released.
     Cancelled,
 }
 
-/// What becomes of an order whose stock was released.
+/// What happens to an order when its stock is released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Released {
-    /// It never was one: the row goes.
-    Gone,
-    /// It stays, in this state.
+pub enum AfterRelease {
+    /// The row is deleted: the attempt never became an order.
+    Deleted,
+    /// The order stays, in this state.
     Kept(State),
 }
 
 impl State {
-    /// All of them, in the order in which they are reached.
+    /// All states, in the order in which they are reached.
     pub const ALL: [Self; 8] = [
         Self::Placing,
         Self::Aborting,
@@ -58,7 +59,7 @@ impl State {
         Self::Cancelled,
     ];
 
-    /// The name that a database keeps.
+    /// Returns the name that the database stores.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Placing => "placing",
@@ -72,28 +73,30 @@ impl State {
         }
     }
 
-    /// Where an order stands that clients see here.
-    pub const fn of(status: OrderStatus) -> Self {
+    /// Returns the state behind a visible status.
+    ///
+    /// `cancelled` may also stand for [`State::Cancelling`]. No status step leads on from either, so it makes no difference.
+    pub const fn from_status(status: OrderStatus) -> Self {
         match status {
             OrderStatus::Pending => Self::Pending,
             OrderStatus::Confirmed => Self::Confirmed,
             OrderStatus::Shipped => Self::Shipped,
             OrderStatus::Delivered => Self::Delivered,
-            OrderStatus::Cancelled => Self::Cancelled, // or on its way there; no step leads on from either
+            OrderStatus::Cancelled => Self::Cancelled,
         }
     }
 
-    /// The intent becomes an order: only if nobody has given it up meanwhile.
+    /// Returns the state after an intent has become an order. `None` unless the state is [`State::Placing`].
     pub const fn settle(self) -> Option<Self> {
         if matches!(self, Self::Placing) { Some(Self::Pending) } else { None }
     }
 
-    /// The intent is given up: only if it has not become an order meanwhile.
+    /// Returns the state after an intent was aborted. `None` unless the state is [`State::Placing`].
     pub const fn abort(self) -> Option<Self> {
         if matches!(self, Self::Placing) { Some(Self::Aborting) } else { None }
     }
 
-    /// The step that a client asks for, if it is one of the steps that there are.
+    /// Returns the state after the status step that a client requests. `None` if the step is not legal.
     pub const fn step(self, to: OrderStatus) -> Option<Self> {
         match (self, to) {
             (Self::Pending, OrderStatus::Confirmed) => Some(Self::Confirmed),
@@ -104,27 +107,29 @@ impl State {
         }
     }
 
-    /// Whether the stock is to be released.
-    pub const fn wants_release(self) -> bool {
+    /// Returns whether the stock of the order must be released.
+    pub const fn needs_release(self) -> bool {
         matches!(self, Self::Aborting | Self::Cancelling)
     }
 
-    /// What follows when the release is acknowledged, never before: until then only this row knows of the stock.
-    pub const fn released(self) -> Option<Released> {
+    /// Returns what follows once product-service has acknowledged the release. `None` if no release is needed.
+    ///
+    /// The row must not change earlier: until then it is the only record that the stock is still reserved.
+    pub const fn after_release(self) -> Option<AfterRelease> {
         match self {
-            Self::Aborting => Some(Released::Gone),
-            Self::Cancelling => Some(Released::Kept(Self::Cancelled)),
+            Self::Aborting => Some(AfterRelease::Deleted),
+            Self::Cancelling => Some(AfterRelease::Kept(Self::Cancelled)),
             _ => None,
         }
     }
 
-    /// Whether the order's idempotency key is in use. An attempt that failed gives it up at once.
+    /// Returns whether the order holds its idempotency key. A failed attempt frees its key immediately.
     pub const fn holds_key(self) -> bool {
         !matches!(self, Self::Aborting)
     }
 
-    /// What clients see of it; nothing while it is no order.
-    pub const fn shown(self) -> Option<OrderStatus> {
+    /// Returns the status that clients see. `None` if the row is not an order.
+    pub const fn visible_status(self) -> Option<OrderStatus> {
         match self {
             Self::Placing | Self::Aborting => None,
             Self::Pending => Some(OrderStatus::Pending),
@@ -136,45 +141,69 @@ impl State {
     }
 }
 
-/// An order that a client wants placed. Its parts follow the rules; whether they exist is for others to say.
-#[derive(Clone, Debug)]
-pub struct NewOrder {
-    /// Whose order it is.
+/// The body of `POST /orders`.
+#[derive(Clone, Debug, ToSchema)]
+#[schema(rename_all = "camelCase")]
+pub struct PlaceOrder {
+    /// The user who places the order; must exist.
+    #[schema(schema_with = lenient_schema)]
     pub user_id: Id,
-    /// What is wanted: 1 to 100 lines, a product at most once.
-    pub lines: Vec<WantedLine>,
-    /// The body that said so, byte for byte.
+    /// 1 to 100 lines, each product at most once.
+    #[schema(min_items = 1, max_items = 100)]
+    pub products: Vec<WantedLine>,
+    /// The bytes of the whole body, for the fingerprint of an idempotent request.
+    #[schema(ignore)]
     pub body: Bytes,
 }
 
-impl FromJson for NewOrder {
+/// One line of the body of `POST /orders`.
+#[derive(Clone, Debug, ToSchema)]
+#[schema(rename_all = "camelCase")]
+pub struct WantedLine {
+    /// The product; must exist.
+    #[schema(schema_with = lenient_schema)]
+    pub product_id: Id,
+    /// The number of units: 1 to 10,000.
+    #[schema(minimum = 1, maximum = 10_000, example = 2)]
+    pub quantity: u32,
+    /// The price of one unit that the client expects. If the real price differs, no order is placed.
+    #[schema(value_type = Option<f64>, minimum = 0, maximum = 9_999_999_999_999.99, multiple_of = 0.01, example = 999.99)]
+    pub price: Option<Money>,
+}
+
+impl FromJson for PlaceOrder {
     fn from_json(body: &mut Members<'_>) -> Option<Self> {
         let user_id = body.required("userId", any::<Id>);
         let mut seen = Vec::new();
-        let lines = body.list("products", 1..=MAX_LINES, |line| wanted_line(line, &mut seen));
-        Some(Self { user_id: user_id?, lines: lines?, body: body.body().clone() })
+        let products = body.list("products", 1..=MAX_LINES, |line| WantedLine::from_json(line, &mut seen));
+        Some(Self { user_id: user_id?, products: products?, body: body.body().clone() })
     }
 }
 
-/// Of at most a hundred products, those that were seen are looked through sooner than hashed.
-fn wanted_line(line: &mut Members<'_>, seen: &mut Vec<Id>) -> Option<WantedLine> {
-    let product_id = line.required("productId", any::<Id>);
-    let quantity = line.required("quantity", integer(1..=MAX_QUANTITY));
-    let price = line.optional("price", any::<Money>);
-    if product_id.is_some_and(|id| seen.contains(&id)) {
-        line.reject("productId", "is in an earlier line already");
+impl WantedLine {
+    /// Reads one line. `seen` holds the products of the earlier lines; for up to 100 ids a scan is faster than a hash set.
+    fn from_json(line: &mut Members<'_>, seen: &mut Vec<Id>) -> Option<Self> {
+        let product_id = line.required("productId", any::<Id>);
+        let quantity = line.required("quantity", integer(1..=MAX_QUANTITY));
+        let price = line.optional("price", any::<Money>);
+        if product_id.is_some_and(|id| seen.contains(&id)) {
+            line.reject("productId", "is in an earlier line already");
+        }
+        seen.extend(product_id);
+        Some(Self { product_id: product_id?, quantity: quantity?, price: price? })
     }
-    seen.extend(product_id);
-    Some(WantedLine { product_id: product_id?, quantity: quantity?, price: price? })
 }
 
-/// The step that a client wants an order to take.
-#[derive(Clone, Copy, Debug)]
-pub struct StatusChange(pub OrderStatus);
+/// The body of `PATCH /orders/{id}`.
+#[derive(Clone, Copy, Debug, ToSchema)]
+pub struct UpdateOrder {
+    /// The step to take: pending → confirmed → shipped → delivered, or pending or confirmed → cancelled.
+    pub status: OrderStatus,
+}
 
-impl FromJson for StatusChange {
+impl FromJson for UpdateOrder {
     fn from_json(body: &mut Members<'_>) -> Option<Self> {
-        // By its name only: a derived enum would also be read from `{"confirmed": null}`.
-        body.required("status", parsed::<OrderStatus>).map(Self)
+        // Parsed by name: the derived `Deserialize` of an enum would also accept `{"confirmed": null}`.
+        body.required("status", parsed::<OrderStatus>).map(|status| Self { status })
     }
 }

@@ -1,6 +1,7 @@
-//! `GET /`: a page for people, on which the three services can be watched and orders placed, as any client would.
+//! `GET /`: a page that shows the three services and places orders.
 //!
-//! All of it is in `page/index.html`. Added here is what only this process knows: where the other two services are.
+//! It is one document, embedded in the binary. This module adds what only the process knows: the addresses of the peers, and
+//! a nonce per response.
 
 use axum::http::header;
 use axum::response::Html;
@@ -9,23 +10,37 @@ use uuid::Uuid;
 
 use crate::placement::Placement;
 
-/// It has a `<meta>` for each peer, and a nonce for what may run and what may style.
-const PAGE: &str = include_str!("../page/index.html");
+/// Has an empty `<style>`, an empty `<script>`, and a `<meta>` for each peer.
+const HTML: &str = include_str!("../page/index.html");
+const STYLE: &str = include_str!("../page/page.css");
+const SCRIPT: &str = include_str!("../page/page.js");
 
-/// The page, told where the peers are. (The characters that HTML has a use for are percent-encoded in a URL.)
+/// Returns the handler of the page.
 pub(crate) fn route(placement: &Placement) -> MethodRouter {
-    let page = placement.peers().iter().fold(PAGE.to_owned(), |page, peer| {
-        let meta = |content: &str| format!("<meta name=\"{}\" content=\"{content}\">", peer.name());
-        page.replace(&meta(""), &meta(peer.base().as_str()))
-    });
+    let page = document(placement);
     routing::get(async move || {
         let nonce = Uuid::new_v4().simple().to_string();
-        // It may call any service, since its own address can say where to look; but nothing from elsewhere runs in it.
+        // The query of the page may name any service to connect to, but nothing from another origin may run or style.
         let policy = format!(
             "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data:; \
              connect-src http: https:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         );
         let headers = [(header::CONTENT_SECURITY_POLICY, policy), (header::CACHE_CONTROL, "no-store".to_owned())];
         (headers, Html(page.replace("nonce=\"\"", &format!("nonce=\"{nonce}\""))))
+    })
+}
+
+/// Returns the document with style, script and the addresses of the peers, still without a nonce.
+fn document(placement: &Placement) -> String {
+    let inline = |page: String, element: &str, content: &str| {
+        let tags = |content: &str| format!("<{element} nonce=\"\">{content}</{element}>");
+        page.replace(&tags(""), &tags(content))
+    };
+    let page = inline(HTML.to_owned(), "style", STYLE);
+    let page = inline(page, "script", SCRIPT);
+    placement.peers().iter().fold(page, |page, peer| {
+        // A URL has no quotes or angle brackets, they are percent-encoded, so it needs no escaping.
+        let meta = |content: &str| format!("<meta name=\"{}\" content=\"{content}\">", peer.name());
+        page.replace(&meta(""), &meta(peer.base().as_str()))
     })
 }

@@ -1,24 +1,26 @@
-//! Placing an order: the story.
+//! How an order is placed.
 //!
-//! 1. **Intent.** The order is written down before anyone is asked, so that whatever is begun can be finished.
-//! 2. **At the same time** user-service is asked for the user and product-service takes the stock.
-//! 3. **Settle.** Both said yes: the intent becomes an order, only if nobody has given it up meanwhile.
-//! 4. Else it is **given up**: first in the row, then to the client, and then, not in the client's way, the stock is
-//!    released and the row goes. That also after a refusal: a copy of the take may still be on its way, and only the
-//!    release that went before it stops it.
+//! 1. **Intent.** The order is recorded as `placing` before any peer is called, so every attempt that has begun can be finished.
+//! 2. **Verify and reserve.** user-service is asked for the user and product-service reserves the stock, concurrently.
+//! 3. **Settle.** If both succeed, the intent becomes an order, provided that it was not aborted meanwhile.
+//! 4. **Abort.** Otherwise the row is aborted first, then the client gets the error. In the background the reservation is
+//!    released and the row is deleted. The release is needed even if the reservation was rejected: a duplicate of the request
+//!    may still arrive, and only an earlier release makes product-service reject it.
 //!
-//! Whatever dies in between, [`crate::reconciler`] finishes. `tests/model` searches every way in which this can go.
+//! If the process dies in between, [`crate::reconciler`] finishes the attempt. `tests/model` searches every interleaving.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use chassis::client::{Peer, PeerError};
 use chassis::context::RequestContext;
+use chassis::crash_point;
+use chassis::http::entity::Entity;
 use chassis::telemetry::metrics::{self, Counter, Family, Gauge, Labels};
-use chassis::{crash_point, mistake};
 use futures_util::FutureExt;
+use futures_util::future::join_all;
 use jiff::Timestamp;
-use shared::orders::{Order, OrderLine, WantedLine};
+use shared::orders::{Order, OrderLine};
 use shared::products::ReservedLine;
 use shared::{Money, OrderId};
 use tokio::sync::Semaphore;
@@ -28,30 +30,32 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::idempotency::{Fingerprint, Key};
-use crate::order::NewOrder;
-use crate::peers::{Products, Take, Users};
+use crate::order::{PlaceOrder, WantedLine};
+use crate::peers::{Products, ReserveOutcome, Users};
 use crate::store::{BeginOutcome, Intent, OrderStore, StoreError};
 
-/// How long a release may take, when nobody waits for it.
+/// Time limit for a release in the background.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(3);
 
-// Within ten seconds of the last fault nothing is half done. With the settings as they are by themselves, the reconciler looks
-// every 1.5 s at the latest. An intent that nobody sees to is given up when it is 5 + 1 s old, so its release begins after
-// 7.5 s. A claim that came to nothing, for its replica has died or the release failed, holds for 2 s, so its row is released
-// after 3.5 s; and after 7 s if the first try was kept from a product-service that did not look well yet.
+// Within 10 s of the last fault every order is finished. With the default settings the reconciler runs at least every 1.5 s.
+// - An abandoned intent is aborted when it is 5 + 1 s old, so its release starts after at most 7.5 s.
+// - If a replica dies or a release fails, the claim ends after 2 s and the next release starts after at most 3.5 s; after at
+//   most 7 s if the first try did not reach product-service, because the client was still throttling calls to it.
 
-/// How much older than the time of an order an intent must be to be given up: its request may be settling it just then.
+/// How much longer than the order timeout an intent is left alone, because its request may be settling it right now.
 const ABANDON_GRACE: Duration = Duration::from_secs(1);
-/// How long a claim keeps all replicas from trying, unless it is done. What takes longer is released twice, which does no harm.
+/// How long a claimed order is left to its replica. A release that takes longer may be sent twice, which does no harm.
 const CLAIM_LEASE: Duration = Duration::from_secs(2);
 
-static PLACEMENTS: LazyLock<Family<Labels<1>, Counter>> =
-    LazyLock::new(|| metrics::register("order_placements", "Orders asked for", Family::default()));
+static PLACEMENTS: LazyLock<Family<Labels<1>, Counter>> = LazyLock::new(|| {
+    metrics::register("order_placements", "Attempts to place an order, by outcome", Family::default())
+});
 static UNSETTLED: LazyLock<Gauge> = LazyLock::new(|| {
-    metrics::register("orders_unsettled", "Orders that the reconciler could not finish yet", Gauge::default())
+    let help = "Orders whose stock the reconciler has tried to release without success so far";
+    metrics::register("orders_unsettled", help, Gauge::default())
 });
 
-/// Everything it takes to place an order.
+/// Places orders. Cheap to clone; all clones share their state.
 #[derive(Clone)]
 pub struct Placement(Arc<Inner>);
 
@@ -60,9 +64,9 @@ struct Inner {
     users: Users,
     products: Products,
     timeout: Duration,
-    /// One for each order that is being placed.
-    places: Arc<Semaphore>,
-    /// What is being placed or released, whether or not a client still waits for it.
+    /// One permit for each order that is being placed.
+    permits: Arc<Semaphore>,
+    /// The placements and releases that are running, with or without a waiting client.
     running: TaskTracker,
 }
 
@@ -70,279 +74,280 @@ struct Inner {
 #[derive(Debug)]
 pub struct Placed {
     /// The order.
-    pub order: Arc<Order>,
-    /// Whether it was placed before, under the same key.
+    pub order: Entity<Order>,
+    /// Whether an earlier request with the same key has placed it.
     pub replayed: bool,
 }
 
-/// Why an order was not placed. Nothing was sold. Lines are told by their index.
-#[derive(Debug)]
-pub enum Refusal {
-    /// There is no such user.
+/// Why an order was not placed. No stock was sold. Lines are given by their index.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceOrderError {
+    /// The user does not exist.
+    #[error("the user does not exist")]
     UserNotFound,
     /// These lines name products that do not exist.
+    #[error("the products of lines {0:?} do not exist")]
     ProductNotFound(Vec<usize>),
-    /// These lines want more than is left, which is this much.
+    /// These lines ask for more units than are left; with the units left.
+    #[error("insufficient stock for lines {0:?}")]
     InsufficientStock(Vec<(usize, i64)>),
-    /// These lines believe in another price than this one.
+    /// These lines expect another price; with the real price.
+    #[error("other prices than expected for lines {0:?}")]
     PriceChanged(Vec<(usize, Money)>),
-    /// The key was used for another body.
+    /// The key was used with another body.
+    #[error("the idempotency key was used with another body")]
     KeyReused,
-    /// The first attempt with this key is still running.
+    /// An earlier request with this key is still running.
+    #[error("an earlier request with the idempotency key is running")]
     InProgress,
-    /// It took too long: it was given up meanwhile, or never begun.
+    /// The attempt took too long: it was aborted meanwhile, or never started.
+    #[error("the attempt took too long")]
     TimedOut,
-    /// As many orders are being placed as may be.
+    /// Too many orders are being placed.
+    #[error("too many orders are being placed")]
     Overloaded,
-    /// A peer did not answer, or not as the contract says.
-    Peer(PeerError),
-    /// The store is away.
-    Store(StoreError),
-    /// A mistake of ours ended it half-way; the reconciler gives it up.
+    /// A peer gave no response, or none that the contract allows.
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The attempt panicked; the reconciler aborts it.
+    #[error("the attempt panicked: {0}")]
     Panicked(String),
 }
 
 impl Placement {
-    /// Over this store and these peers; a placement has so much time, and so many may run at once.
+    /// Creates a placement over this store and these peers. Each order has `timeout` to be placed; at most `max_concurrent`
+    /// orders are placed at the same time.
     pub fn new(
         store: Arc<dyn OrderStore>,
         users: Users,
         products: Products,
         timeout: Duration,
-        at_once: usize,
+        max_concurrent: usize,
     ) -> Self {
-        let places = Arc::new(Semaphore::new(at_once));
-        Self(Arc::new(Inner { store, users, products, timeout, places, running: TaskTracker::new() }))
+        let permits = Arc::new(Semaphore::new(max_concurrent));
+        Self(Arc::new(Inner { store, users, products, timeout, permits, running: TaskTracker::new() }))
     }
 
-    /// Where orders are kept.
+    /// Returns the store.
     pub fn store(&self) -> &dyn OrderStore {
         &*self.0.store
     }
 
-    /// Who is asked.
+    /// Returns the peers: user-service, then product-service.
     pub fn peers(&self) -> Vec<&Peer> {
         vec![self.0.users.peer(), self.0.products.peer()]
     }
 
-    /// After this long an intent that is not settled was left behind by someone who died. It is a courtesy to requests
-    /// still running, no safety rule: acting too early costs such a request a 503.
-    fn patience(&self) -> Duration {
-        self.0.timeout + ABANDON_GRACE
-    }
-
-    /// Places `new` for the request of this context, at most once for each key. It runs in a task of its own: a client
-    /// that hangs up does not stop it half-way. What has no request any more takes a place all the same.
+    /// Places an order, at most once for each key.
+    ///
+    /// The attempt runs in a task of its own, so a client that disconnects does not stop it half-way. It keeps its permit until
+    /// it ends, with or without a client.
     pub async fn place(
         &self,
-        new: NewOrder,
+        request: PlaceOrder,
         key: Option<(Key, Fingerprint)>,
         context: &RequestContext,
-    ) -> Result<Placed, Refusal> {
+    ) -> Result<Placed, PlaceOrderError> {
         let (this, context) = (self.clone(), context.with_timeout(self.0.timeout));
-        let Ok(place) = Arc::clone(&self.0.places).try_acquire_owned() else {
-            return counted(Err(Refusal::Overloaded));
+        let Ok(permit) = Arc::clone(&self.0.permits).try_acquire_owned() else {
+            return counted(Err(PlaceOrderError::Overloaded));
         };
-        let run = async move {
-            let _place = place;
-            counted(this.run(new, key, context).await)
+        let attempt = async move {
+            let _permit = permit;
+            counted(this.attempt(request, key, context).await)
         };
-        let placing = self.0.running.spawn(Box::pin(run.in_current_span())); // large, and tasks are moved
-        placing.await.unwrap_or_else(|died| Err(Refusal::Panicked(died.to_string())))
+        let task = self.0.running.spawn(Box::pin(attempt.in_current_span())); // boxed: it is large, and tasks are moved
+        task.await.unwrap_or_else(|panicked| Err(PlaceOrderError::Panicked(panicked.to_string())))
     }
 
-    async fn run(
+    async fn attempt(
         &self,
-        new: NewOrder,
+        request: PlaceOrder,
         key: Option<(Key, Fingerprint)>,
         context: RequestContext,
-    ) -> Result<Placed, Refusal> {
+    ) -> Result<Placed, PlaceOrderError> {
         if context.time_left().is_zero() {
-            return Err(Refusal::TimedOut); // nobody would hear of it
+            return Err(PlaceOrderError::TimedOut);
         }
         let id = OrderId(Uuid::now_v7());
-        let intent = Intent { id, user_id: new.user_id, key, created_at: chassis::now() };
+        let intent = Intent { id, user_id: request.user_id, key, created_at: chassis::now() };
         crash_point!("place: before the intent");
         match self.0.store.begin(intent).await? {
             BeginOutcome::Started => crash_point!("place: after the intent"),
             BeginOutcome::Replayed(order) => return Ok(Placed { order, replayed: true }),
-            BeginOutcome::InProgress => return Err(Refusal::InProgress),
-            BeginOutcome::KeyMismatch => return Err(Refusal::KeyReused),
+            BeginOutcome::InProgress => return Err(PlaceOrderError::InProgress),
+            BeginOutcome::KeyMismatch => return Err(PlaceOrderError::KeyReused),
         }
-        if mistake!("settle before taken") {
-            self.settle(id, new.lines.iter().map(unpriced).collect()).await?;
-        }
-        let settled = match self.take_and_verify(id, &new, &context).await {
-            Ok(taken) => self.settle(id, taken).await,
-            Err(refusal) => Err(refusal),
+        let settled = match self.verify_and_reserve(id, &request, &context).await {
+            Ok(lines) => self.settle(id, lines).await,
+            Err(error) => Err(error),
         };
         match settled {
             Ok(order) => Ok(Placed { order, replayed: false }),
-            Err(refusal) => self.give_up(id, refusal).await,
+            Err(error) => self.abort(id, error).await,
         }
     }
 
-    /// Takes the stock and asks for the user, at the same time. What is certainly wrong is told before what may be.
-    async fn take_and_verify(
+    /// Verifies the user and reserves the stock, concurrently. Returns the reserved lines.
+    ///
+    /// If both calls fail, an error that a retry cannot cure wins over a peer that gave no response.
+    async fn verify_and_reserve(
         &self,
         id: OrderId,
-        new: &NewOrder,
+        request: &PlaceOrder,
         context: &RequestContext,
-    ) -> Result<Vec<ReservedLine>, Refusal> {
-        let exists = self.0.users.exists(new.user_id, context).inspect(|_| crash_point!("place: user answered"));
-        let take = self.0.products.take(id, &new.lines, context).inspect(|_| crash_point!("place: take answered"));
-        let (exists, taken) = tokio::join!(exists, take);
-        match (exists, taken) {
-            (Ok(false), _) => Err(Refusal::UserNotFound),
-            (_, Ok(Take::Unknown(lines))) => Err(Refusal::ProductNotFound(lines)),
-            (_, Ok(Take::InsufficientStock(lines))) => Err(Refusal::InsufficientStock(lines)),
-            (_, Ok(Take::Released)) => Err(Refusal::TimedOut),
-            (_, Err(error)) => Err(Refusal::Peer(error)),
-            (exists, Ok(Take::Taken(lines))) => {
-                let lines = check_prices(&new.lines, lines)?;
+    ) -> Result<Vec<ReservedLine>, PlaceOrderError> {
+        let exists = self.0.users.exists(request.user_id, context).inspect(|_| crash_point!("place: user answered"));
+        let reserve = self.0.products.reserve(id, &request.products, context);
+        let reserve = reserve.inspect(|_| crash_point!("place: reservation answered"));
+        match tokio::join!(exists, reserve) {
+            (Ok(false), _) => Err(PlaceOrderError::UserNotFound),
+            (_, Ok(ReserveOutcome::UnknownProducts(lines))) => Err(PlaceOrderError::ProductNotFound(lines)),
+            (_, Ok(ReserveOutcome::InsufficientStock(lines))) => Err(PlaceOrderError::InsufficientStock(lines)),
+            (_, Ok(ReserveOutcome::Released)) => Err(PlaceOrderError::TimedOut),
+            (_, Err(error)) => Err(error.into()),
+            (exists, Ok(ReserveOutcome::Reserved(lines))) => {
+                check_prices(&request.products, &lines)?;
                 exists?;
                 Ok(lines)
             }
         }
     }
 
-    async fn settle(&self, id: OrderId, taken: Vec<ReservedLine>) -> Result<Arc<Order>, Refusal> {
-        let total = Money::total(taken.iter().map(|line| line.price.times(line.quantity)));
-        let total = total.ok_or_else(|| Refusal::Peer(self.0.products.nonsense("prices beyond all bounds")))?;
+    async fn settle(&self, id: OrderId, reserved: Vec<ReservedLine>) -> Result<Entity<Order>, PlaceOrderError> {
+        let total = Money::total(reserved.iter().map(|line| line.price.times(line.quantity)));
+        let total = total.ok_or_else(|| self.0.products.unexpected("the total is out of range"))?;
         crash_point!("place: before settling");
-        let order = self.0.store.settle(id, taken.into_iter().map(order_line).collect(), total).await?;
+        let order = self.0.store.settle(id, reserved.into_iter().map(order_line).collect(), total).await?;
         crash_point!("place: after settling");
-        order.ok_or(Refusal::TimedOut)
+        order.ok_or(PlaceOrderError::TimedOut)
     }
 
-    /// Gives the intent up in the store, so that it can never become an order; the rest needs nobody to wait for it.
+    /// Aborts the intent in the store, so that it can never become an order, and starts the release. Returns `error`.
     ///
-    /// An intent that is one no more became an order, and only the store's word of that was lost; or it is given up already,
-    /// by somebody else or by a try of ours whose answer was lost. To release it twice does no harm.
-    async fn give_up(&self, id: OrderId, refusal: Refusal) -> Result<Placed, Refusal> {
-        crash_point!("give up: before");
+    /// If the row is not an intent any more, there are two cases. It may be an order, and only the response of the store was
+    /// lost: then the order is returned. Or it is aborted already, by the reconciler or by an earlier try whose response was
+    /// lost: then it is released again, which does no harm.
+    async fn abort(&self, id: OrderId, error: PlaceOrderError) -> Result<Placed, PlaceOrderError> {
+        crash_point!("abort: before");
         if !self.0.store.abort(id).await?
             && let Some(order) = self.0.store.by_id(id).await?
         {
             return Ok(Placed { order, replayed: false });
         }
-        crash_point!("give up: after");
-        if mistake!("no release after refusal") && !matches!(refusal, Refusal::Peer(_)) {
-            return self.0.store.released(id).await.map_err(Refusal::Store).and(Err(refusal));
-        }
-        self.release_later(id);
-        Err(refusal)
+        crash_point!("abort: after");
+        self.release_in_background(id);
+        Err(error)
     }
 
-    /// Begins to give the stock of an order back. If that fails, the reconciler will see to it.
-    pub fn release_later(&self, id: OrderId) {
+    /// Starts to release the stock of an order. If that fails, the reconciler will retry.
+    pub fn release_in_background(&self, id: OrderId) {
         let this = self.clone();
         let release = async move {
-            if let Err(refusal) = this.release(id).await {
-                tracing::warn!(%id, ?refusal, "the stock is not released yet");
+            if let Err(error) = this.release(id).await {
+                log_failed_release(id, &error);
             }
         };
         self.0.running.spawn(release.in_current_span());
     }
 
-    /// Gives the stock of an order back and, when that is acknowledged, finishes its row.
-    pub async fn release(&self, id: OrderId) -> Result<(), Refusal> {
+    /// Releases the stock of an order. Once that is acknowledged, deletes the row or marks the order as cancelled.
+    ///
+    /// # Errors
+    /// If product-service or the store fails.
+    pub async fn release(&self, id: OrderId) -> Result<(), PlaceOrderError> {
         crash_point!("release: before");
-        if mistake!("finish before released") {
-            self.0.store.released(id).await?;
-        }
         self.0.products.release(id, &RequestContext::background(RELEASE_TIMEOUT)).await?;
         crash_point!("release: acknowledged");
-        self.0.store.released(id).await?;
+        self.0.store.finish_release(id).await?;
         crash_point!("release: finished");
         Ok(())
     }
 
-    /// Waits, when the service ends, for what is still being placed or released; at most so long.
+    /// Waits at shutdown for the placements and releases that are running, at most for `limit`.
     pub async fn finish(&self, limit: Duration) {
         self.0.running.close();
         if time::timeout(limit, self.0.running.wait()).await.is_err() {
-            tracing::warn!(running = self.0.running.len(), "some orders are left half done");
+            let remaining = self.0.running.len();
+            tracing::warn!(remaining, "shutdown timed out; the reconciler will finish the remaining orders");
         }
     }
 
-    /// Gives up what was left behind, and tries to finish up to `most` of what waits for its release; how many it did.
-    pub async fn reconcile(&self, most: usize) -> Result<usize, StoreError> {
+    /// Aborts abandoned intents, then releases the stock of up to `limit` orders that wait for it. Returns how many of them
+    /// are finished.
+    ///
+    /// # Errors
+    /// If the store fails. A failed release is logged and retried by a later call.
+    pub async fn reconcile(&self, limit: usize) -> Result<usize, StoreError> {
         let now = chassis::now();
-        let left = self.0.store.claim(now, before(now, self.patience()), CLAIM_LEASE, most).await?;
-        let releases = left.iter().map(|id| {
+        let abandoned_before = now.checked_sub(self.abandon_after()).unwrap_or(Timestamp::MIN);
+        let claimed = self.0.store.claim(now, abandoned_before, CLAIM_LEASE, limit).await?;
+        let releases = claimed.iter().map(|id| {
             crash_point!("reconcile: claimed");
             self.release(*id)
         });
         let mut finished = 0;
-        for (id, released) in left.iter().zip(futures_util::future::join_all(releases).await) {
+        for (id, released) in claimed.iter().zip(join_all(releases).await) {
             crash_point!("reconcile: released");
             match released {
                 Ok(()) => finished += 1,
-                Err(refusal) => tracing::warn!(%id, ?refusal, "cannot release what was left half done"),
+                Err(error) => log_failed_release(*id, &error),
             }
         }
         if finished > 0 {
-            tracing::info!(finished, "released what was left half done");
+            tracing::info!(finished, "the reconciler finished orders");
         }
         UNSETTLED.set(self.0.store.unsettled().await?);
         Ok(finished)
     }
+
+    /// Returns the age at which an intent counts as abandoned.
+    ///
+    /// No safety depends on it: if an intent is aborted too early, its request fails with 503.
+    fn abandon_after(&self) -> Duration {
+        self.0.timeout + ABANDON_GRACE
+    }
 }
 
-/// What came of a placement, which the metrics tell.
-fn counted(outcome: Result<Placed, Refusal>) -> Result<Placed, Refusal> {
+/// Counts an outcome in the metrics, and returns it.
+fn counted(outcome: Result<Placed, PlaceOrderError>) -> Result<Placed, PlaceOrderError> {
     let label = match &outcome {
         Ok(Placed { replayed: false, .. }) => "placed",
         Ok(Placed { replayed: true, .. }) => "replayed",
-        Err(Refusal::UserNotFound) => "user_not_found",
-        Err(Refusal::ProductNotFound(_)) => "product_not_found",
-        Err(Refusal::InsufficientStock(_)) => "insufficient_stock",
-        Err(Refusal::PriceChanged(_)) => "price_changed",
-        Err(Refusal::KeyReused) => "key_reused",
-        Err(Refusal::InProgress) => "in_progress",
-        Err(Refusal::TimedOut) => "overtaken",
-        Err(Refusal::Overloaded) => "too_many",
-        Err(Refusal::Peer(_)) => "peer_unavailable",
-        Err(Refusal::Store(_)) => "store_unavailable",
-        Err(Refusal::Panicked(_)) => "died",
+        Err(PlaceOrderError::UserNotFound) => "user_not_found",
+        Err(PlaceOrderError::ProductNotFound(_)) => "product_not_found",
+        Err(PlaceOrderError::InsufficientStock(_)) => "insufficient_stock",
+        Err(PlaceOrderError::PriceChanged(_)) => "price_changed",
+        Err(PlaceOrderError::KeyReused) => "key_reused",
+        Err(PlaceOrderError::InProgress) => "in_progress",
+        Err(PlaceOrderError::TimedOut) => "timed_out",
+        Err(PlaceOrderError::Overloaded) => "overloaded",
+        Err(PlaceOrderError::Peer(_)) => "peer_unavailable",
+        Err(PlaceOrderError::Store(_)) => "store_unavailable",
+        Err(PlaceOrderError::Panicked(_)) => "panicked",
     };
     PLACEMENTS.get_or_create(&[("outcome", label)]).inc();
     outcome
 }
 
-/// Refuses if a client believes in another price than the one that was taken.
-fn check_prices(wanted: &[WantedLine], taken: Vec<ReservedLine>) -> Result<Vec<ReservedLine>, Refusal> {
-    let changed = |(at, (wanted, taken)): (usize, (&WantedLine, &ReservedLine))| {
-        wanted.price.filter(|price| *price != taken.price).map(|_| (at, taken.price))
-    };
-    let changed: Vec<_> = wanted.iter().zip(&taken).enumerate().filter_map(changed).collect();
-    if changed.is_empty() { Ok(taken) } else { Err(Refusal::PriceChanged(changed)) }
+fn log_failed_release(order_id: OrderId, error: &PlaceOrderError) {
+    tracing::warn!(%order_id, %error, "release failed; the reconciler will retry");
 }
 
-fn order_line(taken: ReservedLine) -> OrderLine {
-    let ReservedLine { product_id, name, price, quantity } = taken;
+/// Checks that the reserved lines have the prices that the client expects.
+fn check_prices(wanted: &[WantedLine], reserved: &[ReservedLine]) -> Result<(), PlaceOrderError> {
+    let changed: Vec<_> = (0..)
+        .zip(wanted.iter().zip(reserved))
+        .filter(|(_, (wanted, reserved))| wanted.price.is_some_and(|price| price != reserved.price))
+        .map(|(index, (_, reserved))| (index, reserved.price))
+        .collect();
+    if changed.is_empty() { Ok(()) } else { Err(PlaceOrderError::PriceChanged(changed)) }
+}
+
+fn order_line(reserved: ReservedLine) -> OrderLine {
+    let ReservedLine { product_id, name, price, quantity } = reserved;
     OrderLine { product_id, name, quantity, price }
-}
-
-/// What the client believes to be taken, for who makes the mistake not to wait for the answer.
-fn unpriced(wanted: &WantedLine) -> ReservedLine {
-    let WantedLine { product_id, quantity, price } = *wanted;
-    ReservedLine { product_id, name: String::new(), price: price.unwrap_or_default(), quantity }
-}
-
-fn before(time: Timestamp, span: Duration) -> Timestamp {
-    time.checked_sub(span).unwrap_or(Timestamp::MIN)
-}
-
-impl From<PeerError> for Refusal {
-    fn from(error: PeerError) -> Self {
-        Self::Peer(error)
-    }
-}
-
-impl From<StoreError> for Refusal {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
 }

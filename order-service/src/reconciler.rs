@@ -1,4 +1,4 @@
-//! Finishes what a crash left half done. One runs in every replica; they share the work by claiming it.
+//! Finishes orders that a crash or an outage has left unfinished. It runs in every replica; replicas share the work by claims.
 
 use std::time::Duration;
 
@@ -6,18 +6,19 @@ use tokio::time;
 
 use crate::placement::Placement;
 
-/// Rows finished at one go.
-const MOST_AT_ONCE: usize = 64;
+/// Maximum orders released at the same time.
+const BATCH: usize = 64;
 
-/// Looks for unfinished rows every `interval`, give or take a half, so that replicas that started together drift apart.
-/// While it finishes as many as it can at one go, it does not wait. It never ends.
+/// Reconciles every `interval`, ±50 % jitter so that replicas that started together drift apart. Never returns.
+///
+/// After a full batch it continues without a pause.
 pub async fn run(placement: Placement, interval: Duration) {
     loop {
-        let finished = placement.reconcile(MOST_AT_ONCE).await;
+        let finished = placement.reconcile(BATCH).await;
         if let Err(error) = &finished {
-            tracing::warn!(%error, "cannot look for unfinished orders");
+            tracing::warn!(%error, "cannot claim unfinished orders; will retry");
         }
-        if finished != Ok(MOST_AT_ONCE) {
+        if finished != Ok(BATCH) {
             time::sleep(interval.mul_f64(rand::random_range(0.5..=1.5))).await;
         }
     }

@@ -1,4 +1,4 @@
-//! HTTP: which call does what. The story is in [`crate::placement`], the rows in [`crate::store`].
+//! The HTTP endpoints.
 
 use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, HeaderValue};
@@ -9,7 +9,7 @@ use chassis::http::body::{FromQuery, QueryParams};
 use chassis::http::conditional::{self, IfMatch};
 use chassis::http::extract::{Json, OptionalHeader, Path, Query};
 use chassis::http::page::Page;
-use shared::orders::{Order, OrderStatus, PlaceOrder, UpdateOrder};
+use shared::orders::{Order, OrderStatus};
 use shared::{Id, OrderId};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -17,21 +17,21 @@ use utoipa_axum::routes;
 use crate::AppState;
 use crate::error::Error;
 use crate::idempotency::{Fingerprint, Key};
-use crate::order::{NewOrder, State as OrderState, StatusChange};
+use crate::order::{PlaceOrder, State as OrderState, UpdateOrder};
 use crate::store::Filter;
 
-/// All routes of this service.
+/// Returns all routes of this service.
 pub(crate) fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(list, place)).routes(routes!(read, update))
 }
 
-/// Which orders to list.
-struct Wanted {
+/// The query of `GET /orders`.
+struct ListOrdersQuery {
     page: Page<OrderId>,
     filter: Filter,
 }
 
-impl FromQuery for Wanted {
+impl FromQuery for ListOrdersQuery {
     fn from_query(params: &mut QueryParams<'_>) -> Option<Self> {
         let page = Page::from_query(params);
         let user_id = params.optional("userId", str::parse::<Id>);
@@ -42,29 +42,29 @@ impl FromQuery for Wanted {
 
 /// Lists orders, oldest first.
 ///
-/// An order that takes long to be placed appears at the place of the moment when it was asked for.
+/// The position of an order depends on when it was requested, not on when it was placed.
 #[utoipa::path(get, path = "/orders", tag = "orders",
-    params(("limit" = Option<usize>, Query, description = "Most orders to answer", minimum = 1, maximum = 1000),
-        ("after" = Option<OrderId>, Query, description = "Only orders behind this id"),
-        ("userId" = Option<Id>, Query, description = "Only this user's orders"),
-        ("status" = Option<OrderStatus>, Query, description = "Only orders that stand here")),
+    params(("limit" = Option<usize>, Query, description = "Maximum number of orders to return", minimum = 1, maximum = 1000),
+        ("after" = Option<OrderId>, Query, description = "Only orders after this id"),
+        ("userId" = Option<Id>, Query, description = "Only orders of this user"),
+        ("status" = Option<OrderStatus>, Query, description = "Only orders with this status")),
     responses((status = OK, body = Vec<Order>, headers(("link" = String, description = "The next page, if there is one")))))]
 async fn list(
     State(app): State<AppState>,
     OriginalUri(uri): OriginalUri,
-    Query(wanted): Query<Wanted>,
+    Query(query): Query<ListOrdersQuery>,
 ) -> Result<Response, Error> {
-    let rows = app.placement.store().page(wanted.page, wanted.filter).await?;
-    Ok(rows.answer(&uri, |order| &**order, |order| order.id)?)
+    let rows = app.placement.store().page(query.page, query.filter).await?;
+    Ok(rows.respond(&uri, |order| order.id))
 }
 
-/// Places an order: all of it or nothing, and once for each `Idempotency-Key`.
+/// Places an order: all lines or none, and once for each `Idempotency-Key`.
 #[utoipa::path(post, path = "/orders", tag = "orders", request_body = PlaceOrder,
     params(("idempotency-key" = Option<String>, Header, nullable = false,
         pattern = r#"^("[!-~]{1,255}"|[!#-~][!-~]{0,254}|"[!-~]{0,253}[!#-~]|")$"#,
-        description = "1 to 255 visible characters, in quotes or without: the same key and body again answer the same order")),
+        description = "1 to 255 visible ASCII characters, with or without quotes. The same key with the same body returns the same order")),
     responses((status = CREATED, body = Order, headers(("location" = String), ("etag" = String),
-        ("idempotent-replayed" = bool, description = "There, and true, if the order was placed before"))),
+        ("idempotent-replayed" = bool, description = "Present and true if an earlier request has placed the order"))),
         (status = BAD_REQUEST, description = "`invalid-request`, `user-not-found` or `product-not-found`"),
         (status = CONFLICT, description = "`insufficient-stock`, `price-changed` or `request-in-progress`"),
         (status = UNPROCESSABLE_ENTITY, description = "`idempotency-key-reused`")))]
@@ -73,28 +73,29 @@ async fn place(
     OriginalUri(uri): OriginalUri,
     context: RequestContext,
     OptionalHeader(key): OptionalHeader<Key>,
-    Json(new): Json<NewOrder>,
+    Json(request): Json<PlaceOrder>,
 ) -> Result<Response, Error> {
-    let keyed = key.map(|key| (key, Fingerprint::of(&new.body)));
-    let placed = app.placement.place(new, keyed, &context).await?;
-    let mut response = conditional::created(&*placed.order, &format!("{}/{}", uri.path(), placed.order.id))?;
+    let key = key.map(|key| (key, Fingerprint::of(&request.body)));
+    let placed = app.placement.place(request, key, &context).await?;
+    let location = format!("{}/{}", uri.path(), placed.order.id);
+    let mut response = conditional::respond_created(&placed.order, &location).map_err(Error::Problem)?;
     if placed.replayed {
         response.headers_mut().insert("idempotent-replayed", HeaderValue::from_static("true"));
     }
     Ok(response)
 }
 
-/// Answers one order.
+/// Returns one order.
 #[utoipa::path(get, path = "/orders/{id}", tag = "orders", params(("id" = OrderId, Path)),
     responses((status = OK, body = Order, headers(("etag" = String))), (status = NOT_MODIFIED), (status = NOT_FOUND)))]
 async fn read(State(app): State<AppState>, Path(id): Path<OrderId>, headers: HeaderMap) -> Result<Response, Error> {
     let order = app.placement.store().by_id(id).await?.ok_or(Error::NotFound)?;
-    Ok(conditional::show(&*order, &headers)?)
+    Ok(conditional::respond(&order, &headers))
 }
 
-/// Takes a step: pending → confirmed → shipped → delivered, or pending or confirmed → cancelled.
+/// Takes a status step: pending → confirmed → shipped → delivered, or pending or confirmed → cancelled.
 ///
-/// A cancelled order's units are back within seconds.
+/// The units of a cancelled order return to the stock within seconds.
 #[utoipa::path(patch, path = "/orders/{id}", tag = "orders", params(("id" = OrderId, Path)),
     request_body = UpdateOrder, responses((status = OK, body = Order, headers(("etag" = String))), (status = NOT_FOUND),
         (status = CONFLICT, description = "`illegal-status-step`"), (status = PRECONDITION_FAILED)))]
@@ -102,21 +103,22 @@ async fn update(
     State(app): State<AppState>,
     Path(id): Path<OrderId>,
     OptionalHeader(if_match): OptionalHeader<IfMatch>,
-    Json(StatusChange(to)): Json<StatusChange>,
+    Json(UpdateOrder { status }): Json<UpdateOrder>,
 ) -> Result<Response, Error> {
     let store = app.placement.store();
     loop {
-        let seen = store.by_id(id).await?.ok_or(Error::NotFound)?;
-        conditional::check(if_match.as_ref(), &*seen)?;
-        let next = OrderState::of(seen.status).step(to).ok_or(Error::IllegalStep(seen.status, to))?;
-        // Only if it is still what was seen; else somebody was quicker, and it is looked at again.
+        let order = store.by_id(id).await?.ok_or(Error::NotFound)?;
+        conditional::check_if_match(if_match.as_ref(), &order).map_err(Error::Problem)?;
+        let next = OrderState::from_status(order.status).step(status);
+        let next = next.ok_or(Error::IllegalStep(order.status, status))?;
         crash_point!("cancel: before");
-        if let Some(order) = store.step(id, seen.status, next).await? {
-            if next.wants_release() {
+        // The step fails if a concurrent request has changed the status since it was read. Then the loop reads it again.
+        if let Some(order) = store.step(id, order.status, next).await? {
+            if next.needs_release() {
                 crash_point!("cancel: after");
-                app.placement.release_later(id);
+                app.placement.release_in_background(id);
             }
-            return Ok(conditional::show(&*order, &HeaderMap::new())?);
+            return Ok(conditional::respond(&order, &HeaderMap::new()));
         }
     }
 }

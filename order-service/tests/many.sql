@@ -1,6 +1,6 @@
--- Orders for an empty database, as many as the setting `many.rows` says, here those from `many.first` to `many.last`. The
--- planner's worst: most were delivered long ago, and those that are not are the last ones; half are user 1's, user 2 has
--- only some of the last, and the rest have a few each. A third have a key. A few wait for the reconciler.
+-- Inserts orders `many.first` to `many.last` into an empty database that gets `many.rows` orders in total. The distribution is
+-- the worst case for the planner: most orders were delivered long ago, and the others are the last ones. Half belong to user 1,
+-- user 2 has only some of the last orders, the others have a few each. A third have a key. A few wait for the reconciler.
 insert into orders (id, user_id, state, lines, total, idempotency_key, fingerprint, created_at)
 select
     overlay(md5(n::text) placing '0' || to_hex(1577836800000 + n * 180000) || '7' from 1 for 13)::uuid, -- UUIDv7
@@ -20,4 +20,4 @@ select
     case when n % 3 = 0 then sha256(n::text::bytea) end,
     '2020-01-01'::timestamptz + n * interval '3 minutes'
 from generate_series(current_setting('many.first')::bigint, current_setting('many.last')::bigint) as n,
-    lateral (select current_setting('many.rows')::bigint as rows) as all_of_them;
+    lateral (select current_setting('many.rows')::bigint as rows) as total;

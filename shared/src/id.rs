@@ -95,7 +95,7 @@ impl PartialSchema for Id {
 impl ToSchema for Id {}
 
 /// The schema of an id inside a request body, where a string of digits does as well.
-pub(crate) fn lenient_schema() -> impl Into<RefOr<Schema>> {
+pub fn lenient_schema() -> impl Into<RefOr<Schema>> {
     let digits = ObjectBuilder::new().schema_type(Type::String).pattern(Some("^[1-9][0-9]{0,17}$"));
     OneOfBuilder::new().item(Id::schema()).item(digits).examples([1])
 }

@@ -13,6 +13,6 @@ pub mod users;
 /// The maximum number of ids, or of reservations, in one request.
 pub const MAX_BATCH: usize = 128;
 
-pub use id::Id;
+pub use id::{Id, lenient_schema};
 pub use money::Money;
 pub use order_id::OrderId;

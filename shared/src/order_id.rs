@@ -9,17 +9,18 @@ use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-/// A UUID; order-service makes version 7, so that later orders sort behind earlier ones. It is read and written in the
-/// hyphenated form only, which `Display` has in lower case.
+/// A UUID in its hyphenated form, the only form that is read and written. `Display` writes it in lower case.
+///
+/// order-service assigns version 7, so that later orders sort after earlier ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, ToSchema)]
 #[serde(transparent)]
 #[schema(value_type = String, format = Uuid, example = "019a2b3c-4d5e-7f60-8a9b-0c1d2e3f4a5b")]
 pub struct OrderId(pub Uuid);
 
 impl OrderId {
-    /// Before all others.
+    /// The lowest id.
     pub const MIN: Self = Self(Uuid::nil());
-    /// Behind all others.
+    /// The highest id.
     pub const MAX: Self = Self(Uuid::max());
 }
 
@@ -33,7 +34,7 @@ impl FromStr for OrderId {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // The uuid crate also reads braces, URNs and digits without hyphens.
+        // The uuid crate would also accept braces, URNs and digits without hyphens.
         let hyphenated = text.len() == uuid::fmt::Hyphenated::LENGTH;
         let uuid = if hyphenated { Uuid::try_parse(text).ok() } else { None };
         uuid.map(Self).ok_or("must be a UUID")
@@ -43,7 +44,7 @@ impl FromStr for OrderId {
 impl<'de> Deserialize<'de> for OrderId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
-        struct Text<'a>(#[serde(borrow)] Cow<'a, str>); // borrowed unless it has escapes in it
+        struct Text<'a>(#[serde(borrow)] Cow<'a, str>); // owned only if the JSON string has escapes
 
         let Text(text) = Text::deserialize(deserializer)?;
         text.parse().map_err(D::Error::custom)
@@ -55,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_is_read_in_its_one_form_however_json_writes_it() {
+    fn reads_only_the_hyphenated_form_with_or_without_json_escapes() {
         let id: OrderId = "01a2003e-e714-710e-a057-b9de0b11d83b".parse().unwrap();
         let written = serde_json::to_string(&id).unwrap();
         assert_eq!(written, format!("\"{id}\""));

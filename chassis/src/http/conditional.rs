@@ -11,7 +11,6 @@ use serde::Serialize;
 use crate::http::body::values::Detail;
 use crate::http::entity::Entity;
 use crate::http::extract::Header;
-pub use crate::http::json::{check, created, show};
 use crate::problem::{PRECONDITION_FAILED, Problem};
 
 /// The header `If-Match`: the tags of the states in which the client allows a change.

@@ -10,7 +10,6 @@ pub(crate) mod cors;
 pub mod entity;
 pub mod extract;
 pub mod health;
-pub mod json;
 pub(crate) mod listener;
 pub(crate) mod metrics;
 pub(crate) mod openapi;

@@ -1,5 +1,6 @@
-//! Which failures of a database may pass, and how often a step is tried that met with one.
+//! Classes of database errors, and the retry of steps that met a transient one.
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::io;
 use std::time::Duration;
@@ -7,60 +8,60 @@ use std::time::Duration;
 use sqlx::Error;
 use tokio::time;
 
-/// How often a step that is safe to repeat is tried, the first included.
-const MAX_TRIES: u32 = 4;
-/// The first wait between two tries is up to this long, each further one up to twice as long as the last.
-const BASE_WAIT: Duration = Duration::from_millis(10);
+/// Attempts per step, the first included.
+const MAX_ATTEMPTS: u32 = 4;
+/// The longest back-off before the first retry. It doubles with each further retry; the real one is random (full jitter).
+const BASE_BACKOFF: Duration = Duration::from_millis(10);
 
-/// What the step gives in the end, and whether a try before that may have done the work.
+/// Runs the step until it succeeds, fails with an error that is not to be retried, or has had [`MAX_ATTEMPTS`]. Returns its
+/// last outcome, and whether an earlier attempt may have been executed.
 pub(super) async fn retry_if<T, F: Future<Output = Result<T, Error>>>(
-    helps: fn(&Error) -> bool,
+    should_retry: fn(&Error) -> bool,
     step: impl Fn() -> F,
 ) -> Result<(T, bool), Error> {
-    let (mut tries, mut may_be_done) = (1, false);
+    let (mut attempt, mut may_have_executed) = (1, false);
     loop {
         match step().await {
-            Err(error) if tries < MAX_TRIES && helps(&error) => {
-                may_be_done |= !not_executed(&error);
-                time::sleep((BASE_WAIT * 2_u32.pow(tries - 1)).mul_f64(rand::random())).await;
-                tries += 1;
+            Err(error) if attempt < MAX_ATTEMPTS && should_retry(&error) => {
+                may_have_executed |= !not_executed(&error);
+                time::sleep((BASE_BACKOFF * 2_u32.pow(attempt - 1)).mul_f64(rand::random())).await;
+                attempt += 1;
             }
-            outcome => return Ok((outcome?, may_be_done)),
+            outcome => return Ok((outcome?, may_have_executed)),
         }
     }
 }
 
-/// Whether the statement was certainly not carried out, for a reason that may pass: the database has said so (SQLSTATE,
-/// PostgreSQL's manual, appendix A), or had closed the connection before it was sent.
+/// Returns whether the statement was certainly not executed, for a transient reason. Either the database said so with a
+/// SQLSTATE (PostgreSQL manual, appendix A), or it had closed the connection before the statement was sent.
 pub(super) fn not_executed(error: &Error) -> bool {
     if let Error::Io(error) = error {
         return error.kind() == io::ErrorKind::BrokenPipe;
     }
-    let code = error.as_database_error().and_then(|error| error.code());
-    code.is_some_and(|code| {
+    sql_state(error).is_some_and(|code| {
         matches!(
             &*code,
-            "40001" | "40P01" // two statements in each other's way
-            | "57P01" | "57P02" | "57P03" // it is going down, or coming up
+            "40001" | "40P01" // serialization failure, deadlock
+            | "57P01" | "57P02" | "57P03" // the server shuts down, crashed, or starts
             | "53300" // too many connections
         )
     })
 }
 
-/// Whether the database has said no for a reason of the data's: a constraint that does not hold (class 23).
-pub(super) fn is_answer(error: &Error) -> bool {
-    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code.starts_with("23"))
+/// Returns whether a constraint was violated (SQLSTATE class 23).
+pub(super) fn is_constraint_violation(error: &Error) -> bool {
+    sql_state(error).is_some_and(|code| code.starts_with("23"))
 }
 
-/// Whether the database is there, and would do the like for another row: it has said no because of what it was given (that, or
-/// a value that it cannot take, class 22), or somebody holds the row for too long.
+/// Returns whether the error is about one row, and other rows may succeed: a constraint was violated, a value is invalid
+/// (SQLSTATE class 22), or the lock of the row was not available in time.
 pub fn is_row_error(error: &Error) -> bool {
     const LOCK_NOT_AVAILABLE: &str = "55P03";
-    let code = error.as_database_error().and_then(|error| error.code());
-    is_answer(error) || code.is_some_and(|code| code.starts_with("22") || code == LOCK_NOT_AVAILABLE)
+    is_constraint_violation(error)
+        || sql_state(error).is_some_and(|code| code.starts_with("22") || code == LOCK_NOT_AVAILABLE)
 }
 
-/// Whether another try may help. A wait that was cut off by its limit has been long enough.
+/// Returns whether another attempt may succeed. A timeout is not transient: the caller has waited long enough.
 pub(super) fn is_transient(error: &Error) -> bool {
     let is_broken = match error {
         Error::Io(error) => error.kind() != io::ErrorKind::TimedOut,
@@ -69,11 +70,20 @@ pub(super) fn is_transient(error: &Error) -> bool {
     is_broken || not_executed(error)
 }
 
-/// Whether other connections are likely to have met with the same.
+/// Returns whether other connections are probably broken too: the connection broke, or the server shuts down (SQLSTATE 57P).
+///
+/// A timeout of the pool does not count. All connections may be busy, and new ones would add to the load.
 pub(super) fn invalidates_connections(error: &Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code());
-    // Not that all are busy: to throw good ones away would make it worse.
-    matches!(error, Error::Io(_) | Error::Protocol(_)) || code.is_some_and(|code| code.starts_with("57P")) // the database ends
+    matches!(error, Error::Io(_) | Error::Protocol(_)) || sql_state(error).is_some_and(|code| code.starts_with("57P"))
+}
+
+/// Returns the error of an answer that did not come in time.
+pub(super) fn timed_out() -> Error {
+    Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the database does not answer"))
+}
+
+fn sql_state(error: &Error) -> Option<Cow<'_, str>> {
+    error.as_database_error()?.code()
 }
 
 #[cfg(test)]
@@ -82,35 +92,37 @@ mod tests {
 
     use super::*;
 
-    const LOST: io::ErrorKind = io::ErrorKind::ConnectionReset;
-    const NEVER_SENT: io::ErrorKind = io::ErrorKind::BrokenPipe;
+    /// The statement was sent, and the connection broke before the answer.
+    const AMBIGUOUS: io::ErrorKind = io::ErrorKind::ConnectionReset;
+    const NOT_SENT: io::ErrorKind = io::ErrorKind::BrokenPipe;
 
-    /// How often a step is tried whose first tries fail like this; and, if it succeeds, whether it may have before.
-    async fn tries(helps: fn(&Error) -> bool, fails: u32, how: io::ErrorKind) -> (u32, Option<bool>) {
-        let tries = Cell::new(0);
+    /// Runs a step whose first attempts fail. Returns the number of attempts and, on success, whether an earlier one may
+    /// have been executed.
+    async fn attempts(should_retry: fn(&Error) -> bool, failures: u32, kind: io::ErrorKind) -> (u32, Option<bool>) {
+        let attempts = Cell::new(0);
         let step = || async {
-            tries.set(tries.get() + 1);
-            if tries.get() <= fails { Err(Error::Io(how.into())) } else { Ok(()) }
+            attempts.set(attempts.get() + 1);
+            if attempts.get() <= failures { Err(Error::Io(kind.into())) } else { Ok(()) }
         };
-        let outcome = retry_if(helps, step).await;
-        (tries.get(), outcome.ok().map(|((), may_be_done)| may_be_done))
+        let outcome = retry_if(should_retry, step).await;
+        (attempts.get(), outcome.ok().map(|((), may_have_executed)| may_have_executed))
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_safe_to_repeat_outlives_three_broken_connections_and_no_more() {
-        assert_eq!(tries(is_transient, 3, LOST).await, (4, Some(true)));
-        assert_eq!(tries(is_transient, 4, LOST).await, (4, None));
+    async fn retries_an_idempotent_step_three_times_when_connections_break() {
+        assert_eq!(attempts(is_transient, 3, AMBIGUOUS).await, (4, Some(true)));
+        assert_eq!(attempts(is_transient, 4, AMBIGUOUS).await, (4, None));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_not_safe_to_repeat_is_not_repeated_when_nobody_knows_what_it_did() {
-        assert_eq!(tries(not_executed, 1, LOST).await, (1, None));
-        assert_eq!(tries(not_executed, 1, NEVER_SENT).await, (2, Some(false)));
+    async fn retries_a_step_that_is_not_idempotent_only_if_it_was_not_executed() {
+        assert_eq!(attempts(not_executed, 1, AMBIGUOUS).await, (1, None));
+        assert_eq!(attempts(not_executed, 1, NOT_SENT).await, (2, Some(false)));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_certainly_did_nothing_is_not_told_as_perhaps_done() {
-        assert_eq!(tries(is_transient, 3, NEVER_SENT).await, (4, Some(false)));
-        assert_eq!(tries(is_transient, 0, LOST).await, (1, Some(false)));
+    async fn reports_no_ambiguity_when_no_attempt_was_executed() {
+        assert_eq!(attempts(is_transient, 3, NOT_SENT).await, (4, Some(false)));
+        assert_eq!(attempts(is_transient, 0, AMBIGUOUS).await, (1, Some(false)));
     }
 }

@@ -1,7 +1,7 @@
-//! The services this one calls: typed calls, and one match each from status to meaning.
+//! Clients of the services that order-service calls: typed calls, and one match per call from status to meaning.
 
 mod products;
 mod users;
 
-pub use self::products::{Products, Take};
+pub use self::products::{Products, ReserveOutcome};
 pub use self::users::Users;

@@ -1,4 +1,4 @@
-//! product-service, as far as this service asks it.
+//! A client of the reservations of product-service.
 
 use axum::http::StatusCode;
 use chassis::client::{BatchEndpoint, BatchedCalls, Outcome, Peer, PeerError, PeerResponse};
@@ -7,186 +7,203 @@ use chassis::context::RequestContext;
 use chassis::problem::FieldError;
 use serde::Deserialize;
 use serde_json::Value;
-use shared::orders::WantedLine;
 use shared::products::{Line, ReservationBatchItem, ReservationLines, ReservedLine, problems};
 use shared::{MAX_BATCH, OrderId};
 use url::Url;
 
-/// So much product-service takes of a call for several, less a little: MAX_BODY_BYTES, MAX_HEADER_BYTES.
-const MOST_OF_A_BODY: usize = 60_000;
-const MOST_OF_A_QUERY: usize = 8000;
+use crate::order::WantedLine;
+
+/// Maximum bytes of a batch in a request body: a little below product-service's `MAX_BODY_BYTES`.
+const MAX_BODY_BYTES: usize = 60_000;
+/// Maximum bytes of a batch in a query: a little below product-service's `MAX_HEADER_BYTES`.
+const MAX_QUERY_BYTES: usize = 8000;
 
 /// A client of product-service.
 pub struct Products {
     peer: Peer,
-    takes: BatchedCalls<Takes>,
+    reservations: BatchedCalls<Reservations>,
     releases: BatchedCalls<Releases>,
 }
 
-/// What came of a take. Lines are told by their index.
+/// The result of a reservation. Lines are given by their index.
 #[derive(Debug)]
-pub enum Take {
-    /// The units are the order's, at these names and prices, in the order asked.
-    Taken(Vec<ReservedLine>),
+pub enum ReserveOutcome {
+    /// The units are reserved, at these names and prices, in the order of the request.
+    Reserved(Vec<ReservedLine>),
     /// These lines name products that do not exist.
-    Unknown(Vec<usize>),
-    /// These lines want more than is left, which is this much.
+    UnknownProducts(Vec<usize>),
+    /// These lines ask for more units than are left; with the units left.
     InsufficientStock(Vec<(usize, i64)>),
-    /// The order was given up meanwhile.
+    /// The reservation was released before: the order has been aborted.
     Released,
 }
 
 impl Products {
-    /// The product-service at this address.
+    /// Returns a client of the product-service at this address.
     ///
     /// # Errors
     /// If the HTTP client cannot be set up.
-    pub fn at(base: Url, settings: &PeerSettings) -> Result<Self, PeerError> {
+    pub fn new(base: Url, settings: &PeerSettings) -> Result<Self, PeerError> {
         let peer = Peer::retrying("product-service", base, settings)?;
-        let (takes, releases) = (Takes(peer.clone()), Releases(peer.clone()));
-        Ok(Self { takes: BatchedCalls::new(&peer, takes), releases: BatchedCalls::new(&peer, releases), peer })
+        let (reservations, releases) = (Reservations(peer.clone()), Releases(peer.clone()));
+        Ok(Self {
+            reservations: BatchedCalls::new(&peer, reservations),
+            releases: BatchedCalls::new(&peer, releases),
+            peer,
+        })
     }
 
-    /// Who is called.
+    /// Returns the service that this client calls.
     pub fn peer(&self) -> &Peer {
         &self.peer
     }
 
-    /// Takes the units of all lines for an order, or of none. Safe to repeat.
+    /// Reserves the units of all lines for an order, or none. Safe to repeat.
     ///
     /// # Errors
-    /// If it is unknown whether they were taken.
-    pub async fn take(&self, id: OrderId, wanted: &[WantedLine], context: &RequestContext) -> Result<Take, PeerError> {
+    /// If it is unknown whether the units were reserved.
+    pub async fn reserve(
+        &self,
+        id: OrderId,
+        wanted: &[WantedLine],
+        context: &RequestContext,
+    ) -> Result<ReserveOutcome, PeerError> {
         let lines = wanted.iter().map(|line| Line { product_id: line.product_id, quantity: line.quantity }).collect();
-        self.takes
+        self.reservations
             .submit(ReservationBatchItem { order_id: id, lines, request_id: None, traceparent: None }, context)
             .await
     }
 
-    /// Releases what an order has taken, for ever. Safe to repeat.
+    /// Releases the reservation of an order for good. Safe to repeat.
     ///
     /// # Errors
-    /// If it is unknown whether it was released.
+    /// If it is unknown whether the reservation was released.
     pub async fn release(&self, id: OrderId, context: &RequestContext) -> Result<(), PeerError> {
         self.releases.submit(id, context).await
     }
 
-    /// The error for an answer that says what cannot be.
-    pub fn nonsense(&self, detail: &str) -> PeerError {
+    /// Returns the error for a successful response whose content is impossible.
+    pub fn unexpected(&self, detail: &str) -> PeerError {
         PeerError::Unexpected { peer: self.peer.name(), status: StatusCode::OK, detail: detail.to_owned() }
     }
 }
 
-/// Takes for orders.
-struct Takes(Peer);
+/// Creates reservations.
+struct Reservations(Peer);
 
-/// What came of one take among several: the answer that it would have had alone.
+/// The result of one reservation in a batch: status and body, as if it had been sent alone.
 #[derive(Deserialize)]
-struct OneOfSeveral {
+struct BatchResponse {
     status: u16,
-    body: Taking,
+    body: ReserveBody,
 }
 
-/// The body of an answer to a take: lines, or a problem.
+/// The body of a response to a reservation: lines, or a problem.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Taking {
+struct ReserveBody {
     order_id: Option<OrderId>,
     lines: Option<Vec<ReservedLine>>,
     r#type: Option<String>,
     errors: Option<Vec<FieldError>>,
 }
 
-impl BatchEndpoint for Takes {
+impl BatchEndpoint for Reservations {
     type Item = ReservationBatchItem;
-    type Response = Take;
+    type Response = ReserveOutcome;
 
-    const NAME: &'static str = "takes";
+    const NAME: &'static str = "reservations";
     const MAX_ITEMS: usize = MAX_BATCH;
-    const MAX_BYTES: usize = MOST_OF_A_BODY;
+    const MAX_BYTES: usize = MAX_BODY_BYTES;
 
-    fn item_bytes(take: &ReservationBatchItem) -> usize {
-        /// With a traceparent, and the longest request id that is taken from a client, each character of it escaped.
+    fn item_bytes(reservation: &ReservationBatchItem) -> usize {
+        /// With a traceparent (55 bytes), and the longest accepted request id (128) with each character escaped.
         const EMPTY: usize =
             r#"{"orderId":"01a2003e-e714-710e-a057-b9de0b11d83b","lines":[],"requestId":"","traceparent":""},"#.len()
                 + 55
                 + 2 * 128;
         const LINE: usize = r#"{"productId":9223372036854775807,"quantity":10000},"#.len();
-        EMPTY + take.lines.len() * LINE
+        EMPTY + reservation.lines.len() * LINE
     }
 
-    async fn call_one(&self, take: &ReservationBatchItem, context: &RequestContext) -> Result<Take, PeerError> {
-        let body = ReservationLines { lines: take.lines.clone() };
-        let answer = self.0.put(&format!("/reservations/{}", take.order_id), &body, context).await?;
-        let taking = answer.json().map_err(|error| self.0.unexpected(&answer, error))?;
-        outcome(answer.status, taking, &take.lines).map_err(|why| self.0.unexpected(&answer, why))
+    async fn call_one(
+        &self,
+        reservation: &ReservationBatchItem,
+        context: &RequestContext,
+    ) -> Result<ReserveOutcome, PeerError> {
+        let body = ReservationLines { lines: reservation.lines.clone() };
+        let response = self.0.put(&format!("/reservations/{}", reservation.order_id), &body, context).await?;
+        let body = response.json().map_err(|error| self.0.unexpected(&response, error))?;
+        outcome(response.status, body, &reservation.lines).map_err(|why| self.0.unexpected(&response, why))
     }
 
     async fn call_many(
         &self,
-        takes: &[(&ReservationBatchItem, &RequestContext)],
+        reservations: &[(&ReservationBatchItem, &RequestContext)],
         context: &RequestContext,
-    ) -> Result<Vec<Outcome<Take>>, PeerError> {
-        let item = |(take, context): &(&ReservationBatchItem, &RequestContext)| ReservationBatchItem {
+    ) -> Result<Vec<Outcome<ReserveOutcome>>, PeerError> {
+        let item = |(reservation, context): &(&ReservationBatchItem, &RequestContext)| ReservationBatchItem {
             request_id: Some(context.request_id().to_owned()),
             traceparent: Some(context.traceparent()),
-            ..ReservationBatchItem::clone(take)
+            ..ReservationBatchItem::clone(reservation)
         };
-        let body: Vec<ReservationBatchItem> = takes.iter().map(item).collect();
-        let answer = self.0.post("/reservations", &body, context).await?;
-        if answer.status != StatusCode::OK {
-            return Err(self.0.unexpected(&answer, "no answers to takes"));
+        let body = reservations.iter().map(item).collect::<Vec<_>>();
+        let response = self.0.post("/reservations", &body, context).await?;
+        if response.status != StatusCode::OK {
+            return Err(self.0.unexpected(&response, "expected the results of a batch"));
         }
-        let outcomes: Vec<OneOfSeveral> = answer.json().map_err(|error| self.0.unexpected(&answer, error))?;
-        if outcomes.len() != takes.len() {
-            return Err(self.0.unexpected(&answer, "another number of answers than of takes"));
+        let results: Vec<BatchResponse> = response.json().map_err(|error| self.0.unexpected(&response, error))?;
+        if results.len() != reservations.len() {
+            return Err(self.0.unexpected(&response, "the number of results differs from the number of reservations"));
         }
-        let outcome =
-            |(OneOfSeveral { status, body }, (take, _)): (OneOfSeveral, &(&ReservationBatchItem, &RequestContext))| {
-                let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-                let peer = self.0.name();
-                let unexpected = |why: &str| PeerError::Unexpected { peer, status, detail: why.to_owned() };
-                if body.order_id.is_some_and(|id| id != take.order_id) {
-                    return Some(Err(unexpected("the lines of another order")));
-                }
-                Some(outcome(status, body, &take.lines).map_err(unexpected))
-            };
-        Ok(outcomes.into_iter().zip(takes).map(outcome).collect())
+        let outcome = |(result, (reservation, _)): (BatchResponse, &(&ReservationBatchItem, &RequestContext))| {
+            let BatchResponse { status, body } = result;
+            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            let peer = self.0.name();
+            let unexpected = |why: &str| PeerError::Unexpected { peer, status, detail: why.to_owned() };
+            if body.order_id.is_some_and(|id| id != reservation.order_id) {
+                return Some(Err(unexpected("the result belongs to another order")));
+            }
+            Some(outcome(status, body, &reservation.lines).map_err(unexpected))
+        };
+        Ok(results.into_iter().zip(reservations).map(outcome).collect())
     }
 }
 
-/// What an answer to a take means; else what is wrong with it.
-fn outcome(status: StatusCode, body: Taking, wanted: &[Line]) -> Result<Take, &'static str> {
+/// Returns the meaning of a response to a reservation, or why it has none.
+fn outcome(status: StatusCode, body: ReserveBody, wanted: &[Line]) -> Result<ReserveOutcome, &'static str> {
     if matches!(status, StatusCode::OK | StatusCode::CREATED) {
-        return taken(body.lines.ok_or("no lines")?, wanted).map(Take::Taken);
+        return check_lines(body.lines.ok_or("lines are missing")?, wanted).map(ReserveOutcome::Reserved);
     }
-    let slug = body.r#type.as_deref().ok_or("no problem")?.strip_prefix("urn:problem-type:");
-    let errors = body.errors.ok_or("half a problem");
+    let slug = body.r#type.as_deref().ok_or("not a problem")?.strip_prefix("urn:problem-type:");
+    let errors = body.errors.ok_or("errors are missing");
     match slug.unwrap_or_default() {
-        problems::PRODUCT_NOT_FOUND => Ok(Take::Unknown(errors?.iter().filter_map(line).collect())),
-        problems::INSUFFICIENT_STOCK => {
-            let short = |error: &FieldError| Some((line(error)?, error.actual.as_ref().and_then(Value::as_i64)?));
-            Ok(Take::InsufficientStock(errors?.iter().filter_map(short).collect()))
+        problems::PRODUCT_NOT_FOUND => {
+            Ok(ReserveOutcome::UnknownProducts(errors?.iter().filter_map(line_index).collect()))
         }
-        problems::RESERVATION_RELEASED => Ok(Take::Released),
-        _ => Err("neither a take nor a refusal that the contract has"),
+        problems::INSUFFICIENT_STOCK => {
+            let short = |error: &FieldError| Some((line_index(error)?, error.actual.as_ref().and_then(Value::as_i64)?));
+            Ok(ReserveOutcome::InsufficientStock(errors?.iter().filter_map(short).collect()))
+        }
+        problems::RESERVATION_RELEASED => Ok(ReserveOutcome::Released),
+        _ => Err("the contract has no such response to a reservation"),
     }
 }
 
-fn taken(lines: Vec<ReservedLine>, wanted: &[Line]) -> Result<Vec<ReservedLine>, &'static str> {
-    let same = |(taken, wanted): (&ReservedLine, &Line)| {
-        taken.product_id == wanted.product_id && taken.quantity == wanted.quantity
+fn check_lines(reserved: Vec<ReservedLine>, wanted: &[Line]) -> Result<Vec<ReservedLine>, &'static str> {
+    let matches = |(reserved, wanted): (&ReservedLine, &Line)| {
+        reserved.product_id == wanted.product_id && reserved.quantity == wanted.quantity
     };
-    if lines.len() != wanted.len() || !lines.iter().zip(wanted).all(same) {
-        return Err("other lines than those asked for");
+    if reserved.len() != wanted.len() || !reserved.iter().zip(wanted).all(matches) {
+        return Err("the lines differ from the request");
     }
-    if lines.iter().any(|line| line.name.contains('\0')) {
-        return Err("a name with U+0000, which no database takes");
+    if reserved.iter().any(|line| line.name.contains('\0')) {
+        return Err("a name contains U+0000, which PostgreSQL cannot store");
     }
-    Ok(lines)
+    Ok(reserved)
 }
 
-/// Releases of orders.
+/// Releases reservations.
 struct Releases(Peer);
 
 impl BatchEndpoint for Releases {
@@ -195,14 +212,14 @@ impl BatchEndpoint for Releases {
 
     const NAME: &'static str = "releases";
     const MAX_ITEMS: usize = MAX_BATCH;
-    const MAX_BYTES: usize = MOST_OF_A_QUERY;
+    const MAX_BYTES: usize = MAX_QUERY_BYTES;
 
     fn item_bytes(_: &OrderId) -> usize {
         "01a2003e-e714-710e-a057-b9de0b11d83b,".len()
     }
 
     async fn call_one(&self, id: &OrderId, context: &RequestContext) -> Result<(), PeerError> {
-        self.released(&self.0.delete(&format!("/reservations/{id}"), context).await?)
+        self.expect_no_content(&self.0.delete(&format!("/reservations/{id}"), context).await?)
     }
 
     async fn call_many(
@@ -211,21 +228,21 @@ impl BatchEndpoint for Releases {
         context: &RequestContext,
     ) -> Result<Vec<Outcome<()>>, PeerError> {
         let list: Vec<String> = ids.iter().map(|(id, _)| id.to_string()).collect();
-        self.released(&self.0.delete(&format!("/reservations?ids={}", list.join(",")), context).await?)?;
+        self.expect_no_content(&self.0.delete(&format!("/reservations?ids={}", list.join(",")), context).await?)?;
         Ok(ids.iter().map(|_| Some(Ok(()))).collect())
     }
 }
 
 impl Releases {
-    fn released(&self, answer: &PeerResponse) -> Result<(), PeerError> {
-        match answer.status {
+    fn expect_no_content(&self, response: &PeerResponse) -> Result<(), PeerError> {
+        match response.status {
             StatusCode::NO_CONTENT => Ok(()),
-            _ => Err(self.0.unexpected(answer, "no release")),
+            _ => Err(self.0.unexpected(response, "expected 204")),
         }
     }
 }
 
-/// The index of the line that an error blames: `/lines/<index>/…`.
-fn line(error: &FieldError) -> Option<usize> {
+/// Returns the index of the line that an error points to: `/lines/<index>/…`.
+fn line_index(error: &FieldError) -> Option<usize> {
     error.pointer.as_ref()?.strip_prefix("/lines/")?.split('/').next()?.parse().ok()
 }

@@ -1,4 +1,4 @@
-//! user-service, as far as this service asks it.
+//! A client of user-service.
 
 use std::collections::HashSet;
 
@@ -13,43 +13,43 @@ use url::Url;
 /// A client of user-service.
 pub struct Users {
     peer: Peer,
-    exist: BatchedCalls<Exist>,
+    lookups: BatchedCalls<UserLookup>,
 }
 
 impl Users {
-    /// The user-service at this address.
+    /// Returns a client of the user-service at this address.
     ///
     /// # Errors
     /// If the HTTP client cannot be set up.
-    pub fn at(base: Url, settings: &PeerSettings) -> Result<Self, PeerError> {
+    pub fn new(base: Url, settings: &PeerSettings) -> Result<Self, PeerError> {
         let peer = Peer::retrying("user-service", base, settings)?;
-        Ok(Self { exist: BatchedCalls::new(&peer, Exist(peer.clone())), peer })
+        Ok(Self { lookups: BatchedCalls::new(&peer, UserLookup(peer.clone())), peer })
     }
 
-    /// Who is called.
+    /// Returns the service that this client calls.
     pub fn peer(&self) -> &Peer {
         &self.peer
     }
 
-    /// Whether this user exists.
+    /// Returns whether the user exists.
     ///
     /// # Errors
-    /// If user-service says neither yes nor no.
+    /// If user-service does not give a clear answer.
     pub async fn exists(&self, id: Id, context: &RequestContext) -> Result<bool, PeerError> {
-        self.exist.submit(id, context).await
+        self.lookups.submit(id, context).await
     }
 }
 
-/// Does a user exist?
-struct Exist(Peer);
+/// Looks up whether users exist.
+struct UserLookup(Peer);
 
-/// All that is read of a user.
+/// The only member of a user that is read.
 #[derive(Deserialize)]
-struct Found {
+struct FoundUser {
     id: Id,
 }
 
-impl BatchEndpoint for Exist {
+impl BatchEndpoint for UserLookup {
     type Item = Id;
     type Response = bool;
 
@@ -61,29 +61,29 @@ impl BatchEndpoint for Exist {
         "9223372036854775807,".len()
     }
 
-    /// Nothing in the answer's body is relied on, so any service that keeps the path can stand in user-service's place.
+    /// Ignores the body of the response, so any service with this path can replace user-service.
     async fn call_one(&self, id: &Id, context: &RequestContext) -> Result<bool, PeerError> {
-        let answer = self.0.get(&format!("/users/{id}"), context).await?;
-        match answer.status {
+        let response = self.0.get(&format!("/users/{id}"), context).await?;
+        match response.status {
             StatusCode::OK => Ok(true),
             StatusCode::NOT_FOUND => Ok(false),
-            _ => Err(self.0.unexpected(&answer, "neither a user nor none")),
+            _ => Err(self.0.unexpected(&response, "expected 200 or 404")),
         }
     }
 
-    /// Who is in the list exists. Who is not is asked for alone, since another service may not know `ids` and answer some
-    /// other list.
+    /// A user in the list exists. A user who is missing is looked up alone, because another implementation may not support
+    /// `ids` and return a list of other users.
     async fn call_many(
         &self,
         ids: &[(&Id, &RequestContext)],
         context: &RequestContext,
     ) -> Result<Vec<Outcome<bool>>, PeerError> {
         let list: Vec<String> = ids.iter().map(|(id, _)| id.to_string()).collect();
-        let answer = self.0.get(&format!("/users?ids={}", list.join(",")), context).await?;
-        if answer.status != StatusCode::OK {
-            return Err(self.0.unexpected(&answer, "no list of users"));
+        let response = self.0.get(&format!("/users?ids={}", list.join(",")), context).await?;
+        if response.status != StatusCode::OK {
+            return Err(self.0.unexpected(&response, "expected a list of users"));
         }
-        let found: Vec<Found> = answer.json().map_err(|error| self.0.unexpected(&answer, error))?;
+        let found: Vec<FoundUser> = response.json().map_err(|error| self.0.unexpected(&response, error))?;
         let found: HashSet<Id> = found.into_iter().map(|user| user.id).collect();
         Ok(ids.iter().map(|(id, _)| found.contains(id).then_some(Ok(true))).collect())
     }

@@ -1,4 +1,4 @@
-//! The contract of [`OrderStore`], one function a sentence, run against every store.
+//! The contract of [`OrderStore`]: one function per rule, run against every store.
 
 use std::collections::HashSet;
 
@@ -12,23 +12,23 @@ use super::*;
 testing::store_contract! {
     memory: memory();
     postgres: postgres_store;
-    an_intent_is_shown_to_nobody
-    a_settled_intent_is_an_order
-    an_intent_is_settled_or_given_up_and_never_both
-    a_key_leads_to_one_order
-    a_key_given_up_is_free_at_once
-    who_asks_twice_is_not_in_its_own_way
-    of_twenty_attempts_with_one_key_one_begins
-    many_at_the_same_time_are_each_as_if_alone
-    an_order_steps_only_from_where_it_was_seen
-    of_twenty_who_settle_or_abort_one_wins
-    a_release_ends_what_was_given_up
-    a_release_of_anything_else_does_nothing
-    filters_find_just_their_orders_and_pages_join
-    abandoned_intents_are_given_up_and_claimed
-    a_claim_is_given_to_one_until_it_ends
-    what_cannot_be_released_keeps_nothing_waiting
-    two_reconcilers_never_have_the_same
+    hides_intents
+    turns_a_settled_intent_into_an_order
+    settles_or_aborts_an_intent_and_never_both
+    keeps_one_order_per_key
+    frees_the_key_of_an_aborted_intent_immediately
+    accepts_the_same_intent_twice
+    starts_one_of_twenty_concurrent_intents_with_one_key
+    handles_concurrent_intents_independently
+    moves_an_order_only_from_the_expected_status
+    lets_one_of_twenty_concurrent_settles_and_aborts_succeed
+    finishes_aborting_and_cancelling_orders_after_a_release
+    ignores_a_release_in_any_other_state
+    returns_exactly_the_matching_orders_page_by_page
+    aborts_and_claims_abandoned_intents
+    gives_a_claim_to_one_caller_until_it_expires
+    claims_the_longest_waiting_orders_first
+    gives_two_reconcilers_different_orders
 }
 
 type Store = Arc<dyn OrderStore>;
@@ -44,7 +44,7 @@ fn at(second: i64) -> Timestamp {
 }
 
 fn order(n: u128) -> OrderId {
-    OrderId(Uuid::from_u128(n + 1)) // none is as low as `OrderId::MIN`
+    OrderId(Uuid::from_u128(n + 1)) // above `OrderId::MIN`
 }
 
 fn user(n: i64) -> Id {
@@ -69,17 +69,17 @@ async fn begin(store: &Store, intent: Intent) {
     assert_eq!(store.begin(intent).await.unwrap(), BeginOutcome::Started);
 }
 
-async fn settle(store: &Store, id: OrderId) -> Option<Arc<Order>> {
+async fn settle(store: &Store, id: OrderId) -> Option<Entity<Order>> {
     store.settle(id, lines(), Money::from_cents(3998).unwrap()).await.unwrap()
 }
 
-/// An order that is placed, and taken as far as `state` in the steps that lead there.
-async fn placed(store: &Store, intent: Intent, steps: &[State]) -> Arc<Order> {
+/// Places an order and moves it through these states.
+async fn placed(store: &Store, intent: Intent, steps: &[State]) -> Entity<Order> {
     let id = intent.id;
     begin(store, intent).await;
-    let mut order = settle(store, id).await.expect("nobody else settles it");
+    let mut order = settle(store, id).await.expect("it is an intent");
     for step in steps {
-        order = store.step(id, order.status, *step).await.unwrap().expect("nobody else moves it");
+        order = store.step(id, order.status, *step).await.unwrap().expect("it has this status");
     }
     order
 }
@@ -89,7 +89,7 @@ async fn list(store: &Store, filter: Filter) -> Vec<OrderId> {
     store.page(page, filter).await.unwrap().rows.iter().map(|order| order.id).collect()
 }
 
-async fn an_intent_is_shown_to_nobody(store: &Store) {
+async fn hides_intents(store: &Store) {
     begin(store, intent(1)).await;
     begin(store, intent(2)).await;
     assert!(store.abort(order(2)).await.unwrap());
@@ -101,9 +101,9 @@ async fn an_intent_is_shown_to_nobody(store: &Store) {
     }
 }
 
-async fn a_settled_intent_is_an_order(store: &Store) {
+async fn turns_a_settled_intent_into_an_order(store: &Store) {
     begin(store, intent(1)).await;
-    let settled = settle(store, order(1)).await.expect("nobody else settles it");
+    let settled = settle(store, order(1)).await.expect("it is an intent");
     let total = Money::from_cents(3998).unwrap();
     let status = OrderStatus::Pending;
     let expected = Order { id: order(1), user_id: user(1), products: lines(), total, status, created_at: at(0) };
@@ -112,7 +112,7 @@ async fn a_settled_intent_is_an_order(store: &Store) {
     assert_eq!(list(store, Filter::default()).await, [order(1)]);
 }
 
-async fn an_intent_is_settled_or_given_up_and_never_both(store: &Store) {
+async fn settles_or_aborts_an_intent_and_never_both(store: &Store) {
     for n in [1, 2] {
         begin(store, intent(n)).await;
     }
@@ -125,33 +125,37 @@ async fn an_intent_is_settled_or_given_up_and_never_both(store: &Store) {
     assert!(!store.abort(order(2)).await.unwrap(), "only once");
     assert!(settle(store, order(2)).await.is_none());
     assert!(store.by_id(order(2)).await.unwrap().is_none());
-    assert!(settle(store, order(3)).await.is_none() && !store.abort(order(3)).await.unwrap(), "never begun");
+    assert!(settle(store, order(3)).await.is_none() && !store.abort(order(3)).await.unwrap(), "unknown");
 }
 
-async fn a_key_leads_to_one_order(store: &Store) {
+async fn keeps_one_order_per_key(store: &Store) {
     begin(store, keyed(1, "k", "{}")).await;
     assert_eq!(store.begin(keyed(2, "k", "{}")).await.unwrap(), BeginOutcome::InProgress);
     assert_eq!(store.begin(keyed(2, "k", "[]")).await.unwrap(), BeginOutcome::KeyMismatch);
     begin(store, keyed(3, "other", "{}")).await;
     begin(store, intent(4)).await;
 
-    let settled = settle(store, order(1)).await.expect("nobody else settles it");
+    let settled = settle(store, order(1)).await.expect("it is an intent");
     assert_eq!(store.begin(keyed(2, "k", "{}")).await.unwrap(), BeginOutcome::Replayed(settled));
     assert_eq!(store.begin(keyed(2, "k", "[]")).await.unwrap(), BeginOutcome::KeyMismatch);
     let cancelled = store.step(order(1), OrderStatus::Pending, State::Cancelling).await.unwrap().unwrap();
-    assert_eq!(store.begin(keyed(2, "k", "{}")).await.unwrap(), BeginOutcome::Replayed(cancelled), "as it stands now");
-    store.released(order(1)).await.unwrap();
+    assert_eq!(
+        store.begin(keyed(2, "k", "{}")).await.unwrap(),
+        BeginOutcome::Replayed(cancelled),
+        "with its current status"
+    );
+    store.finish_release(order(1)).await.unwrap();
     assert!(
         matches!(store.begin(keyed(2, "k", "{}")).await.unwrap(), BeginOutcome::Replayed(_)),
-        "a cancelled order keeps it"
+        "a cancelled order keeps its key"
     );
 }
 
-async fn a_key_given_up_is_free_at_once(store: &Store) {
+async fn frees_the_key_of_an_aborted_intent_immediately(store: &Store) {
     begin(store, keyed(1, "k", "{}")).await;
     assert!(store.abort(order(1)).await.unwrap());
     begin(store, keyed(2, "k", "[]")).await;
-    store.released(order(1)).await.unwrap();
+    store.finish_release(order(1)).await.unwrap();
     assert_eq!(
         store.begin(keyed(3, "k", "[]")).await.unwrap(),
         BeginOutcome::InProgress,
@@ -160,24 +164,24 @@ async fn a_key_given_up_is_free_at_once(store: &Store) {
     assert!(settle(store, order(2)).await.is_some());
 }
 
-/// A store that is asked over a network may have to ask again, not knowing whether it was heard.
-async fn who_asks_twice_is_not_in_its_own_way(store: &Store) {
+/// A store in a database repeats a statement whose response is lost.
+async fn accepts_the_same_intent_twice(store: &Store) {
     for intent in [intent(1), keyed(2, "k", "{}")] {
         begin(store, intent.clone()).await;
         begin(store, intent.clone()).await;
         assert!(settle(store, intent.id).await.is_some());
         begin(store, intent.clone()).await;
-        assert!(store.by_id(intent.id).await.unwrap().is_some(), "it stays as it is");
+        assert!(store.by_id(intent.id).await.unwrap().is_some(), "it does not change");
     }
     begin(store, keyed(3, "other", "{}")).await;
     assert!(store.abort(order(3)).await.unwrap());
     begin(store, keyed(4, "other", "{}")).await;
     begin(store, keyed(3, "other", "{}")).await;
-    assert!(settle(store, order(3)).await.is_none(), "it stays as it is");
+    assert!(settle(store, order(3)).await.is_none(), "it does not change");
     assert!(settle(store, order(4)).await.is_some());
 }
 
-async fn of_twenty_attempts_with_one_key_one_begins(store: &Store) {
+async fn starts_one_of_twenty_concurrent_intents_with_one_key(store: &Store) {
     let attempts = (0..20).map(|n| {
         let store = Arc::clone(store);
         tokio::spawn(async move { store.begin(keyed(n, "k", "{}")).await.unwrap() })
@@ -187,8 +191,8 @@ async fn of_twenty_attempts_with_one_key_one_begins(store: &Store) {
     assert_eq!(begun.iter().filter(|begun| **begun == BeginOutcome::InProgress).count(), 19, "{begun:?}");
 }
 
-/// Of three in a row two have the same key, and one of those that begin is given up.
-async fn many_at_the_same_time_are_each_as_if_alone(store: &Store) {
+/// Of every three intents two have the same key. One of seven is aborted.
+async fn handles_concurrent_intents_independently(store: &Store) {
     let total = |n: u128| Money::from_cents(n as i64).unwrap();
     let attempts = (0..300).map(|n| {
         let store = Arc::clone(store);
@@ -198,12 +202,11 @@ async fn many_at_the_same_time_are_each_as_if_alone(store: &Store) {
             match begun {
                 BeginOutcome::Started if n % 7 == 0 => assert!(store.abort(order(n)).await.unwrap()),
                 BeginOutcome::Started => {
-                    let settled =
-                        store.settle(order(n), lines(), total(n)).await.unwrap().expect("nobody else settles it");
-                    assert_eq!((settled.id, settled.total), (order(n), total(n)), "its own");
+                    let settled = store.settle(order(n), lines(), total(n)).await.unwrap().expect("it is an intent");
+                    assert_eq!((settled.id, settled.total), (order(n), total(n)), "its own order");
                 }
                 BeginOutcome::Replayed(placed) => {
-                    assert_eq!(placed.id.0.as_u128() / 3 * 3, n / 3 * 3, "of the same key")
+                    assert_eq!(placed.id.0.as_u128() / 3 * 3, n / 3 * 3, "the order with the same key")
                 }
                 begun => assert_eq!(begun, BeginOutcome::InProgress),
             }
@@ -217,14 +220,14 @@ async fn many_at_the_same_time_are_each_as_if_alone(store: &Store) {
         .filter_map(|(n, placed)| placed.then_some(n))
         .collect();
     for n in (0..300).step_by(3) {
-        assert!(!(placed.contains(&n) && placed.contains(&(n + 1))), "one order for each key");
-        assert_eq!(placed.contains(&(n + 2)), (n + 2) % 7 != 0, "without a key, each for itself");
+        assert!(!(placed.contains(&n) && placed.contains(&(n + 1))), "one order per key");
+        assert_eq!(placed.contains(&(n + 2)), (n + 2) % 7 != 0, "intents without a key are independent");
     }
     let listed: HashSet<u128> = list(store, Filter::default()).await.into_iter().map(|id| id.0.as_u128() - 1).collect();
     assert_eq!(listed, placed);
 }
 
-async fn an_order_steps_only_from_where_it_was_seen(store: &Store) {
+async fn moves_an_order_only_from_the_expected_status(store: &Store) {
     placed(store, intent(1), &[State::Confirmed]).await;
     assert!(store.step(order(1), OrderStatus::Pending, State::Cancelling).await.unwrap().is_none());
     let shipped = store.step(order(1), OrderStatus::Confirmed, State::Shipped).await.unwrap();
@@ -232,7 +235,7 @@ async fn an_order_steps_only_from_where_it_was_seen(store: &Store) {
     assert!(store.step(order(2), OrderStatus::Pending, State::Confirmed).await.unwrap().is_none(), "no such order");
 }
 
-async fn of_twenty_who_settle_or_abort_one_wins(store: &Store) {
+async fn lets_one_of_twenty_concurrent_settles_and_aborts_succeed(store: &Store) {
     for n in 0..20 {
         begin(store, intent(n)).await;
         let racers = (0..20).map(|racer| {
@@ -245,27 +248,27 @@ async fn of_twenty_who_settle_or_abort_one_wins(store: &Store) {
                 }
             })
         });
-        let won = join_all(racers).await.into_iter().filter(|won| *won.as_ref().unwrap()).count();
-        assert_eq!(won, 1, "order {n}");
+        let succeeded = join_all(racers).await.into_iter().filter(|result| *result.as_ref().unwrap()).count();
+        assert_eq!(succeeded, 1, "order {n}");
     }
 }
 
-async fn a_release_ends_what_was_given_up(store: &Store) {
+async fn finishes_aborting_and_cancelling_orders_after_a_release(store: &Store) {
     begin(store, intent(1)).await;
     store.abort(order(1)).await.unwrap();
     placed(store, intent(2), &[State::Cancelling]).await;
     assert_eq!(store.claim(at(0), at(0), Duration::ZERO, 9).await.unwrap(), [order(1), order(2)]);
     for _ in 0..2 {
-        store.released(order(1)).await.unwrap();
-        store.released(order(2)).await.unwrap();
-        assert_eq!(store.claim(at(1), at(0), Duration::ZERO, 9).await.unwrap(), [], "nothing is left to do");
+        store.finish_release(order(1)).await.unwrap();
+        store.finish_release(order(2)).await.unwrap();
+        assert_eq!(store.claim(at(1), at(0), Duration::ZERO, 9).await.unwrap(), [], "no order is left to claim");
         assert_eq!(store.by_id(order(2)).await.unwrap().unwrap().status, OrderStatus::Cancelled);
     }
     begin(store, intent(1)).await;
-    assert!(settle(store, order(1)).await.is_some(), "the row was gone");
+    assert!(settle(store, order(1)).await.is_some(), "the row was deleted");
 }
 
-async fn a_release_of_anything_else_does_nothing(store: &Store) {
+async fn ignores_a_release_in_any_other_state(store: &Store) {
     begin(store, intent(1)).await;
     let steps = [State::Confirmed, State::Shipped, State::Delivered];
     for n in 0..=3 {
@@ -273,13 +276,13 @@ async fn a_release_of_anything_else_does_nothing(store: &Store) {
     }
     for id in [order(1), order(10), order(11), order(12), order(13), order(99)] {
         let before = store.by_id(id).await.unwrap();
-        store.released(id).await.unwrap();
+        store.finish_release(id).await.unwrap();
         assert_eq!(store.by_id(id).await.unwrap(), before);
     }
-    assert!(settle(store, order(1)).await.is_some(), "the intent is still one");
+    assert!(settle(store, order(1)).await.is_some(), "it is still an intent");
 }
 
-async fn filters_find_just_their_orders_and_pages_join(store: &Store) {
+async fn returns_exactly_the_matching_orders_page_by_page(store: &Store) {
     for n in 0..30 {
         let steps: &[State] = match n % 3 {
             0 => &[],
@@ -288,15 +291,15 @@ async fn filters_find_just_their_orders_and_pages_join(store: &Store) {
         };
         placed(store, Intent { user_id: user(1 + n as i64 % 2), ..intent(n) }, steps).await;
     }
-    store.released(order(2)).await.unwrap(); // cancelled and cancelling are one to clients
+    store.finish_release(order(2)).await.unwrap(); // clients cannot distinguish cancelled and cancelling orders
     for user_id in [None, Some(user(1)), Some(user(2)), Some(user(3))] {
         for status in [None, Some(OrderStatus::Pending), Some(OrderStatus::Confirmed), Some(OrderStatus::Cancelled)] {
-            let stands = [OrderStatus::Pending, OrderStatus::Confirmed, OrderStatus::Cancelled];
-            let passes = |n: &u128| {
+            let statuses = [OrderStatus::Pending, OrderStatus::Confirmed, OrderStatus::Cancelled];
+            let matches = |n: &u128| {
                 user_id.is_none_or(|id| id == user(1 + *n as i64 % 2))
-                    && status.is_none_or(|status| status == stands[*n as usize % 3])
+                    && status.is_none_or(|status| status == statuses[*n as usize % 3])
             };
-            let expected: Vec<OrderId> = (0..30).filter(passes).map(order).collect();
+            let expected: Vec<OrderId> = (0..30).filter(matches).map(order).collect();
             for limit in [1, 2, 7, 30] {
                 let (mut seen, mut after) = (Vec::new(), None);
                 loop {
@@ -313,38 +316,42 @@ async fn filters_find_just_their_orders_and_pages_join(store: &Store) {
     }
 }
 
-async fn abandoned_intents_are_given_up_and_claimed(store: &Store) {
+async fn aborts_and_claims_abandoned_intents(store: &Store) {
     for second in 0..5 {
         begin(store, Intent { created_at: at(second), ..keyed(second as u128, &format!("k{second}"), "{}") }).await;
     }
     assert!(settle(store, order(0)).await.is_some());
-    assert_eq!(store.claim(at(9), at(3), LEASE, 9).await.unwrap(), [order(1), order(2)], "the others are young enough");
+    assert_eq!(
+        store.claim(at(9), at(3), LEASE, 9).await.unwrap(),
+        [order(1), order(2)],
+        "the others are not abandoned"
+    );
     assert!(settle(store, order(1)).await.is_none());
     for young in [3, 4] {
         assert!(settle(store, order(young)).await.is_some());
     }
-    begin(store, keyed(5, "k1", "{}")).await; // its key is free
+    begin(store, keyed(5, "k1", "{}")).await; // the key is free
 }
 
-async fn a_claim_is_given_to_one_until_it_ends(store: &Store) {
+async fn gives_a_claim_to_one_caller_until_it_expires(store: &Store) {
     for n in 0..40 {
         begin(store, intent(n)).await;
         store.abort(order(n)).await.unwrap();
     }
-    assert_eq!(store.unsettled().await, Ok(0), "nobody has tried yet");
+    assert_eq!(store.unsettled().await, Ok(0), "none was claimed");
     let claims = (0..8).map(|_| {
         let store = Arc::clone(store);
         tokio::spawn(async move { store.claim(at(100), at(0), LEASE, 4).await.unwrap() })
     });
     let claimed: Vec<OrderId> = join_all(claims).await.into_iter().flat_map(|claim| claim.unwrap()).collect();
-    assert_eq!(claimed.len(), 32, "each took as many as it may");
-    assert_eq!(claimed.iter().collect::<HashSet<_>>().len(), 32, "no two took the same");
+    assert_eq!(claimed.len(), 32, "each claims up to the limit");
+    assert_eq!(claimed.iter().collect::<HashSet<_>>().len(), 32, "no order is claimed twice");
     assert_eq!(store.claim(at(109), at(0), LEASE, 99).await.unwrap().len(), 8, "the rest");
-    assert_eq!(store.claim(at(111), at(0), LEASE, 99).await.unwrap().len(), 32, "the first claims are over");
+    assert_eq!(store.claim(at(111), at(0), LEASE, 99).await.unwrap().len(), 32, "the first claims have expired");
     assert_eq!(store.unsettled().await, Ok(40));
 }
 
-async fn what_cannot_be_released_keeps_nothing_waiting(store: &Store) {
+async fn claims_the_longest_waiting_orders_first(store: &Store) {
     let claim = async |second| {
         let mut claimed = store.claim(at(second), at(0), LEASE, 2).await.unwrap();
         claimed.sort_unstable();
@@ -355,31 +362,31 @@ async fn what_cannot_be_released_keeps_nothing_waiting(store: &Store) {
         store.abort(order(n)).await.unwrap();
     }
     assert_eq!(claim(100).await, [order(1), order(2)]);
-    assert_eq!(claim(200).await, [order(3), order(4)], "though the first claims are over");
-    assert_eq!(claim(300).await, [order(1), order(2)], "the oldest claims");
+    assert_eq!(claim(200).await, [order(3), order(4)], "although the first claims have expired");
+    assert_eq!(claim(300).await, [order(1), order(2)], "the oldest claims first");
 }
 
-/// Orders that were given up, and some that are only now; half of those that are claimed are released at once.
-async fn two_reconcilers_never_have_the_same(store: &Store) {
+/// Half of the intents are aborted before, half by the claim. Every second claimed order is released immediately.
+async fn gives_two_reconcilers_different_orders(store: &Store) {
     const ORDERS: usize = 120;
     for n in 0..ORDERS as u128 {
         begin(store, intent(n)).await;
         assert!(n % 2 == 0 || store.abort(order(n)).await.unwrap());
     }
-    let mut given = Vec::new();
+    let mut claims = Vec::new();
     for _ in 0..ORDERS / 6 {
-        let claims = [1, 2].map(|_| {
+        let concurrent = [1, 2].map(|_| {
             let store = Arc::clone(store);
             tokio::spawn(async move { store.claim(at(100), at(50), LEASE, 4).await.unwrap() })
         });
-        for claimed in join_all(claims).await {
+        for claimed in join_all(concurrent).await {
             let claimed = claimed.unwrap();
             for id in claimed.iter().step_by(2) {
-                store.released(*id).await.unwrap();
+                store.finish_release(*id).await.unwrap();
             }
-            given.extend(claimed);
+            claims.extend(claimed);
         }
     }
-    assert_eq!(given.len(), ORDERS);
-    assert_eq!(given.into_iter().collect::<HashSet<_>>().len(), ORDERS, "no order was given to both");
+    assert_eq!(claims.len(), ORDERS);
+    assert_eq!(claims.into_iter().collect::<HashSet<_>>().len(), ORDERS, "no order is claimed twice");
 }

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use chassis::http::entity::Entity;
 use chassis::http::page::{Page, Rows};
 use jiff::Timestamp;
 use shared::orders::{Order, OrderLine, OrderStatus};
@@ -13,39 +14,38 @@ use shared::{Id, Money, OrderId};
 
 use super::{BeginOutcome, Filter, Intent, OrderStore, StoreError};
 use crate::idempotency::{Fingerprint, Key};
-use crate::order::{Released, State};
+use crate::order::{AfterRelease, State};
 
-/// The store in memory. An order is shared with whoever reads it, and what they have never changes: it is edited when
-/// nobody else has it, and else replaced.
+/// The store in memory.
 #[derive(Default)]
 pub struct MemoryStore {
-    /// Held for a few map look-ups at a time and never across an await. Nothing under it can panic half-way through a
-    /// change, so a poisoned lock is taken all the same.
+    /// Held for a few map look-ups and never across an `await`. No change can panic half-way, so a poisoned lock is used
+    /// like any other.
     tables: RwLock<Tables>,
 }
 
 #[derive(Default)]
 struct Tables {
-    rows: HashMap<OrderId, Row>,
+    rows: BTreeMap<OrderId, Row>,
     indexes: Indexes,
 }
 
-/// By what rows are found, besides their ids.
+/// The indexes over the rows, besides their ids.
 #[derive(Default)]
 struct Indexes {
-    /// The row that holds each key.
+    /// The row that holds each idempotency key.
     keys: HashMap<Key, OrderId>,
-    /// The rows that clients may see, by where they stand: once among all, once among their user's. A page of any filter is
-    /// merged from at most one piece of it for each status.
-    shown: BTreeSet<(Option<Id>, OrderStatus, OrderId)>,
-    /// The rows that are not at rest, and until when each is claimed.
+    /// The visible rows by user, status and id. Each row has two entries, one of them without its user, so each combination
+    /// of filters is at most one range per status.
+    visible: BTreeSet<(Option<Id>, OrderStatus, OrderId)>,
+    /// The rows that are placing, aborting or cancelling, and the end of each claim.
     unfinished: BTreeMap<OrderId, Timestamp>,
 }
 
 struct Row {
     state: State,
-    /// As clients see it; of an intent, only what is known of it.
-    order: Arc<Order>,
+    /// What clients see. For an intent: what is known so far.
+    order: Entity<Order>,
     key: Option<(Key, Fingerprint)>,
 }
 
@@ -62,41 +62,42 @@ impl MemoryStore {
 impl Row {
     fn placing(intent: Intent) -> Self {
         let Intent { id, user_id, key, created_at } = intent;
-        let status = OrderStatus::Pending; // shown to nobody until it is true
+        let status = OrderStatus::Pending; // invisible until the intent is settled
         let order = Order { id, user_id, products: Vec::new(), total: Money::default(), status, created_at };
-        Self { state: State::Placing, order: Arc::new(order), key }
+        Self { state: State::Placing, order: Entity::new(order), key }
     }
 }
 
 impl Tables {
-    /// What the key of `intent` has led to, if it is in use.
-    fn earlier(&self, intent: &Intent) -> Option<BeginOutcome> {
+    /// Returns the outcome for an intent whose key is in use.
+    fn key_in_use(&self, intent: &Intent) -> Option<BeginOutcome> {
         let (key, fingerprint) = intent.key.as_ref()?;
         let row = self.rows.get(self.indexes.keys.get(key)?)?;
         let same_body = row.key.as_ref().is_some_and(|(_, earlier)| earlier == fingerprint);
-        Some(match row.state.shown() {
+        Some(match row.state.visible_status() {
             _ if !same_body => BeginOutcome::KeyMismatch,
-            Some(_) => BeginOutcome::Replayed(Arc::clone(&row.order)),
+            Some(_) => BeginOutcome::Replayed(row.order.clone()),
             None => BeginOutcome::InProgress,
         })
     }
 
-    /// Moves a row to the state that `step` leads to, if it leads anywhere from where the row is, and `edit`s it.
+    /// Moves a row to the state that `step` returns, and applies `edit`. Does nothing if `step` returns `None`.
     fn move_row(
         &mut self,
         id: OrderId,
         step: impl FnOnce(State) -> Option<State>,
         edit: impl FnOnce(&mut Order),
-    ) -> Option<Arc<Order>> {
+    ) -> Option<Entity<Order>> {
         let row = self.rows.get_mut(&id)?;
         let next = step(row.state)?;
         self.indexes.remove(row);
         row.state = next;
-        let order = Arc::make_mut(&mut row.order);
-        edit(order);
-        order.status = next.shown().unwrap_or(order.status);
+        row.order.update(|order| {
+            edit(order);
+            order.status = next.visible_status().unwrap_or(order.status);
+        });
         self.indexes.insert(row);
-        Some(Arc::clone(&row.order))
+        Some(row.order.clone())
     }
 
     fn insert(&mut self, row: Row) {
@@ -114,22 +115,22 @@ impl Tables {
 impl Indexes {
     fn insert(&mut self, row: &Row) {
         let (id, user_id) = (row.order.id, row.order.user_id);
-        if let Some(status) = row.state.shown() {
-            self.shown.extend([None, Some(user_id)].map(|user| (user, status, id)));
+        if let Some(status) = row.state.visible_status() {
+            self.visible.extend([None, Some(user_id)].map(|user| (user, status, id)));
         }
         if let Some((key, _)) = row.key.as_ref().filter(|_| row.state.holds_key()) {
             self.keys.insert(key.clone(), id);
         }
-        if row.state == State::Placing || row.state.wants_release() {
+        if row.state == State::Placing || row.state.needs_release() {
             self.unfinished.insert(id, Timestamp::MIN);
         }
     }
 
     fn remove(&mut self, row: &Row) {
         let (id, user_id) = (row.order.id, row.order.user_id);
-        if let Some(status) = row.state.shown() {
+        if let Some(status) = row.state.visible_status() {
             for user in [None, Some(user_id)] {
-                self.shown.remove(&(user, status, id));
+                self.visible.remove(&(user, status, id));
             }
         }
         if let Some((key, _)) = row.key.as_ref().filter(|_| row.state.holds_key()) {
@@ -146,14 +147,19 @@ impl OrderStore for MemoryStore {
         if tables.rows.contains_key(&intent.id) {
             return Ok(BeginOutcome::Started);
         }
-        let earlier = tables.earlier(&intent);
-        if earlier.is_none() {
-            tables.insert(Row::placing(intent));
+        if let Some(outcome) = tables.key_in_use(&intent) {
+            return Ok(outcome);
         }
-        Ok(earlier.unwrap_or(BeginOutcome::Started))
+        tables.insert(Row::placing(intent));
+        Ok(BeginOutcome::Started)
     }
 
-    async fn settle(&self, id: OrderId, lines: Vec<OrderLine>, total: Money) -> Result<Option<Arc<Order>>, StoreError> {
+    async fn settle(
+        &self,
+        id: OrderId,
+        lines: Vec<OrderLine>,
+        total: Money,
+    ) -> Result<Option<Entity<Order>>, StoreError> {
         let fill = |order: &mut Order| (order.products, order.total) = (lines, total);
         Ok(self.write().move_row(id, State::settle, fill))
     }
@@ -162,16 +168,16 @@ impl OrderStore for MemoryStore {
         Ok(self.write().move_row(id, State::abort, |_| ()).is_some())
     }
 
-    async fn step(&self, id: OrderId, from: OrderStatus, to: State) -> Result<Option<Arc<Order>>, StoreError> {
-        let step = |state: State| (state.shown() == Some(from)).then_some(to);
+    async fn step(&self, id: OrderId, from: OrderStatus, to: State) -> Result<Option<Entity<Order>>, StoreError> {
+        let step = |state: State| (state.visible_status() == Some(from)).then_some(to);
         Ok(self.write().move_row(id, step, |_| ()))
     }
 
-    async fn released(&self, id: OrderId) -> Result<(), StoreError> {
+    async fn finish_release(&self, id: OrderId) -> Result<(), StoreError> {
         let mut tables = self.write();
-        match tables.rows.get(&id).and_then(|row| row.state.released()) {
-            Some(Released::Gone) => tables.remove(id),
-            Some(Released::Kept(state)) => {
+        match tables.rows.get(&id).and_then(|row| row.state.after_release()) {
+            Some(AfterRelease::Deleted) => tables.remove(id),
+            Some(AfterRelease::Kept(state)) => {
                 tables.move_row(id, |_| Some(state), |_| ());
             }
             None => {}
@@ -179,49 +185,49 @@ impl OrderStore for MemoryStore {
         Ok(())
     }
 
-    async fn by_id(&self, id: OrderId) -> Result<Option<Arc<Order>>, StoreError> {
+    async fn by_id(&self, id: OrderId) -> Result<Option<Entity<Order>>, StoreError> {
         let tables = self.read();
-        let row = tables.rows.get(&id).filter(|row| row.state.shown().is_some());
-        Ok(row.map(|row| Arc::clone(&row.order)))
+        let row = tables.rows.get(&id).filter(|row| row.state.visible_status().is_some());
+        Ok(row.map(|row| row.order.clone()))
     }
 
-    async fn page(&self, page: Page<OrderId>, filter: Filter) -> Result<Rows<Arc<Order>>, StoreError> {
+    async fn page(&self, page: Page<OrderId>, filter: Filter) -> Result<Rows<Entity<Order>>, StoreError> {
         let tables = self.read();
-        let standing = |status: OrderStatus| {
-            let at = |id| (filter.user_id, status, id);
-            let from = page.after.map_or(Bound::Included(at(OrderId::MIN)), |id| Bound::Excluded(at(id)));
-            let found = tables.indexes.shown.range((from, Bound::Included(at(OrderId::MAX))));
-            found.map(|(_, _, id)| id).take(page.limit + 1) // do more follow?
+        let with_status = |status: OrderStatus| {
+            let entry = |id| (filter.user_id, status, id);
+            let first = page.after.map_or(Bound::Included(entry(OrderId::MIN)), |id| Bound::Excluded(entry(id)));
+            let found = tables.indexes.visible.range((first, Bound::Included(entry(OrderId::MAX))));
+            found.map(|(_, _, id)| id).take(page.limit + 1) // one more shows whether another page follows
         };
         let statuses = OrderStatus::ALL.into_iter().filter(|status| filter.status.is_none_or(|only| only == *status));
-        let mut ids: Vec<_> = statuses.flat_map(standing).collect();
+        let mut ids: Vec<_> = statuses.flat_map(with_status).collect();
         ids.sort_unstable();
-        let rows = ids.into_iter().filter_map(|id| tables.rows.get(id)).map(|row| Arc::clone(&row.order));
+        let rows = ids.into_iter().filter_map(|id| tables.rows.get(id)).map(|row| row.order.clone());
         Ok(Rows::cut(rows, page.limit))
     }
 
     async fn claim(
         &self,
         now: Timestamp,
-        abandoned: Timestamp,
+        abandoned_before: Timestamp,
         lease: Duration,
-        most: usize,
+        limit: usize,
     ) -> Result<Vec<OrderId>, StoreError> {
         let mut tables = self.write();
-        let is_abandoned = |row: &Row| row.state == State::Placing && row.order.created_at < abandoned;
+        let is_abandoned = |row: &Row| row.state == State::Placing && row.order.created_at < abandoned_before;
         let unfinished = tables.indexes.unfinished.keys().filter(|id| tables.rows.get(id).is_some_and(is_abandoned));
         for id in unfinished.copied().collect::<Vec<_>>() {
             tables.move_row(id, State::abort, |_| ());
         }
         let until = now.checked_add(lease).unwrap_or(Timestamp::MAX);
         let Tables { rows, indexes } = &mut *tables;
-        let waits = |(id, claimed): &(&OrderId, &mut Timestamp)| {
-            **claimed <= now && rows.get(id).is_some_and(|row| row.state.wants_release())
+        let is_claimable = |(id, claimed_until): &(&OrderId, &mut Timestamp)| {
+            **claimed_until <= now && rows.get(id).is_some_and(|row| row.state.needs_release())
         };
-        let mut waiting: Vec<_> = indexes.unfinished.iter_mut().filter(waits).collect();
-        waiting.sort_by_key(|(_, claimed)| **claimed); // and, since that is stable, by id
-        let claimed = waiting.into_iter().take(most).map(|(id, claimed)| {
-            *claimed = until;
+        let mut waiting: Vec<_> = indexes.unfinished.iter_mut().filter(is_claimable).collect();
+        waiting.sort_by_key(|(_, claimed_until)| **claimed_until); // stable, so equal claims stay in the order of ids
+        let claimed = waiting.into_iter().take(limit).map(|(id, claimed_until)| {
+            *claimed_until = until;
             *id
         });
         Ok(claimed.collect())
@@ -229,8 +235,8 @@ impl OrderStore for MemoryStore {
 
     async fn unsettled(&self) -> Result<i64, StoreError> {
         let Tables { rows, indexes } = &*self.read();
-        let claimed = indexes.unfinished.iter().filter(|(id, claimed)| {
-            **claimed > Timestamp::MIN && rows.get(id).is_some_and(|row| row.state.wants_release())
+        let claimed = indexes.unfinished.iter().filter(|(id, claimed_until)| {
+            **claimed_until > Timestamp::MIN && rows.get(id).is_some_and(|row| row.state.needs_release())
         });
         Ok(claimed.take(1000).count() as i64)
     }

@@ -1,4 +1,6 @@
-//! What is kept. The trait and its comments are the contract; `contract` is the same, to be run against each store.
+//! The store: orders, and the intents that may become orders.
+//!
+//! The trait and its comments are the contract. `contract` is the same in executable form and runs against both stores.
 
 #[cfg(test)]
 mod contract;
@@ -10,6 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use chassis::config::DatabaseSettings;
+use chassis::http::entity::Entity;
 use chassis::http::page::{Page, Rows};
 use jiff::Timestamp;
 use shared::orders::{Order, OrderLine, OrderStatus};
@@ -20,108 +23,122 @@ pub use self::postgres::PostgresStore;
 use crate::idempotency::{Fingerprint, Key};
 use crate::order::State;
 
-/// What the start-up line says of the store in memory.
+/// How the start-up line describes the store in memory.
 pub const MEMORY: &str = "memory (a restart forgets everything)";
-/// What it says of the store in PostgreSQL.
+/// How the start-up line describes the store in PostgreSQL.
 pub const POSTGRES: &str = "PostgreSQL";
 
-/// Orders, and the intents that may become orders. Each call is one atomic step of an order's life
-/// ([`crate::order::State`]), but for `claim`; a step that finds the order elsewhere does nothing and says so.
+/// Orders, and the intents that may become orders.
+///
+/// Each method except `claim` is one atomic step of the life cycle ([`crate::order::State`]). A step that finds the order
+/// in another state changes nothing and reports that.
 #[async_trait]
 pub trait OrderStore: Send + Sync {
-    /// Writes an intent down, [`State::Placing`], unless its key is held by another that is not given up. If it is written
-    /// down already, its caller has asked twice, and it stays as it is.
+    /// Records an intent as [`State::Placing`], unless another row holds its key.
+    ///
+    /// Safe to repeat: if the intent is recorded already, it stays as it is and the outcome is `Started`.
     async fn begin(&self, intent: Intent) -> Result<BeginOutcome, StoreError>;
 
-    /// The intent becomes an order with these lines; `None` if it is an intent no more.
-    async fn settle(&self, id: OrderId, lines: Vec<OrderLine>, total: Money) -> Result<Option<Arc<Order>>, StoreError>;
+    /// Turns an intent into an order with these lines. `None` if the row is not an intent any more.
+    async fn settle(
+        &self,
+        id: OrderId,
+        lines: Vec<OrderLine>,
+        total: Money,
+    ) -> Result<Option<Entity<Order>>, StoreError>;
 
-    /// The intent is given up, and its key free at once. Whether it was one still.
+    /// Aborts an intent and frees its key. Returns whether the row was still an intent.
     async fn abort(&self, id: OrderId) -> Result<bool, StoreError>;
 
-    /// The order goes from where the client saw it to `to`; `None` if it is not there any more.
-    async fn step(&self, id: OrderId, from: OrderStatus, to: State) -> Result<Option<Arc<Order>>, StoreError>;
+    /// Moves the order from the status that the client saw to the state `to`. `None` if its status is another now.
+    async fn step(&self, id: OrderId, from: OrderStatus, to: State) -> Result<Option<Entity<Order>>, StoreError>;
 
-    /// The stock of this order is released: what was aborting goes, what was cancelling is cancelled. Any other stays.
-    async fn released(&self, id: OrderId) -> Result<(), StoreError>;
+    /// Records that the stock is released: deletes an aborting row, and turns a cancelling order into a cancelled one. Rows
+    /// in other states do not change.
+    async fn finish_release(&self, id: OrderId) -> Result<(), StoreError>;
 
-    /// The order of this id, if clients may see it.
-    async fn by_id(&self, id: OrderId) -> Result<Option<Arc<Order>>, StoreError>;
+    /// Returns the order, if clients may see it.
+    async fn by_id(&self, id: OrderId) -> Result<Option<Entity<Order>>, StoreError>;
 
-    /// A page of the orders that clients may see and that pass the filter, by ascending id. It costs the same wherever it
-    /// is in the list and however few pass.
-    async fn page(&self, page: Page<OrderId>, filter: Filter) -> Result<Rows<Arc<Order>>, StoreError>;
+    /// Returns a page of the visible orders that match the filter, by ascending id. The cost does not depend on the position
+    /// of the page or on the number of matches.
+    async fn page(&self, page: Page<OrderId>, filter: Filter) -> Result<Rows<Entity<Order>>, StoreError>;
 
-    /// Gives up the intents from before `abandoned`, and claims up to `most` orders that wait for their release, for so
-    /// long: nobody is given them before `now + lease`. First those that were never claimed, then those that were claimed
-    /// longest ago: what cannot be released keeps nothing waiting. A claim only saves work; two may release the same order. It
-    /// is one atomic step for each order, not for all together: it may fail when some are given up and none is claimed.
+    /// Aborts the intents that were created before `abandoned_before`, and claims up to `limit` orders that wait for their
+    /// release. No other call returns a claimed order until `now + lease`.
+    ///
+    /// Orders that were never claimed come first, then those whose claim is the oldest: an order whose release always fails
+    /// delays no other. A claim only saves work: two replicas may release the same order. The call is atomic for each order,
+    /// not as a whole: it may fail after it has aborted some intents and before it has claimed an order.
     async fn claim(
         &self,
         now: Timestamp,
-        abandoned: Timestamp,
+        abandoned_before: Timestamp,
         lease: Duration,
-        most: usize,
+        limit: usize,
     ) -> Result<Vec<OrderId>, StoreError>;
 
-    /// How many orders have been claimed, and still wait for their release; of more than a thousand, a thousand.
+    /// Returns how many orders were claimed and still wait for their release, at most 1,000.
     async fn unsettled(&self) -> Result<i64, StoreError>;
 
-    /// Whether the store answers.
+    /// Checks that the store answers.
     async fn ping(&self) -> Result<(), StoreError>;
 }
 
 /// An order that is to be placed.
 #[derive(Clone, Debug)]
 pub struct Intent {
-    /// The id it will have.
+    /// The id of the order.
     pub id: OrderId,
-    /// Whose it is.
+    /// The user who places the order.
     pub user_id: Id,
-    /// The key that the client gave it, and the fingerprint of its body.
+    /// The idempotency key of the request, and the fingerprint of its body.
     pub key: Option<(Key, Fingerprint)>,
-    /// When it was asked for.
+    /// When the order was requested.
     pub created_at: Timestamp,
 }
 
-/// What came of an intent.
+/// The result of [`OrderStore::begin`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum BeginOutcome {
-    /// It is written down.
+    /// The intent is recorded.
     Started,
-    /// Its key has led to this order already.
-    Replayed(Arc<Order>),
-    /// Its key is being placed by another attempt.
+    /// The key belongs to this order, with the same body.
+    Replayed(Entity<Order>),
+    /// Another attempt with the key and the same body is running.
     InProgress,
-    /// Its key belongs to another body.
+    /// The key was used with another body.
     KeyMismatch,
 }
 
 /// Which orders to list.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Filter {
-    /// Only this user's.
+    /// Only orders of this user.
     pub user_id: Option<Id>,
-    /// Only those that clients see here.
+    /// Only orders with this status.
     pub status: Option<OrderStatus>,
 }
 
-/// The store does not answer. What became of the call is unknown.
+/// Why a call to the store failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the store does not answer: {0}")]
-pub struct StoreError(pub String);
+pub enum StoreError {
+    /// The store did not answer. The step may or may not have been done.
+    #[error("the store does not answer: {0}")]
+    Unavailable(String),
+}
 
-/// Opens the store in the database of these settings, or in memory if they have none; with what the start-up line says
-/// of it.
+/// Opens the store in the database of these settings, or in memory without a database. Returns it with its description
+/// for the start-up line.
 ///
 /// # Errors
-/// If the database does not answer for half a minute, or cannot be migrated.
+/// If the database does not answer for half a minute, or a migration fails.
 pub async fn open(settings: &DatabaseSettings) -> Result<(Arc<dyn OrderStore>, &'static str), String> {
     let Some(url) = settings.url()? else { return Ok((memory(), MEMORY)) };
     Ok((Arc::new(PostgresStore::open(&url, settings).await?), POSTGRES))
 }
 
-/// An empty store in memory.
+/// Returns an empty store in memory.
 pub fn memory() -> Arc<dyn OrderStore> {
     Arc::new(MemoryStore::default())
 }

@@ -1,20 +1,20 @@
-//! Requests that are wrong in themselves: each row says why. Nobody is asked for anything, and nothing happens.
+//! Invalid requests: each row says why it is invalid. No peer is called and nothing is sold.
 
 use serde_json::{Value, json};
 use testing::{Received, Sending};
 
 use crate::support::{ANN, LAPTOP, PEN, World, expect_bad, id, order};
 
-/// Sends a request that is to be refused by order-service alone.
-async fn refused(world: &World, request: Sending) -> Received {
-    let answer = request.send().await;
-    assert!(answer.status.is_client_error(), "{answer}");
-    world.expect_no_calls();
-    world.nothing_happened().await;
-    answer
+/// Sends a request that order-service must reject without calling a peer.
+async fn rejected(world: &World, request: Sending) -> Received {
+    let response = request.send().await;
+    assert!(response.status.is_client_error(), "{response}");
+    world.expect_no_peer_calls();
+    world.expect_nothing_sold().await;
+    response
 }
 
-fn sending(world: &World, body: &str) -> Sending {
+fn post(world: &World, body: &str) -> Sending {
     world.client.request("POST", "/orders").bytes("application/json", body.to_owned())
 }
 
@@ -23,58 +23,58 @@ fn lines(count: i64) -> Value {
 }
 
 #[tokio::test]
-async fn every_bad_field_is_pointed_at() {
+async fn points_to_every_bad_member() {
     let world = World::new().await;
-    let none_or_too_many = [json!([]), lines(101), lines(500)];
-    let no_list = [json!(null), json!({}), json!({"0": {}}), json!("1"), json!(1), json!(true)];
-    for products in none_or_too_many.into_iter().chain(no_list) {
+    let bad_lengths = [json!([]), lines(101), lines(500)];
+    let not_a_list = [json!(null), json!({}), json!({"0": {}}), json!("1"), json!(1), json!(true)];
+    for products in bad_lengths.into_iter().chain(not_a_list) {
         let body = json!({"userId": ANN, "products": products}).to_string();
-        refused(&world, sending(&world, &body)).await.expect_invalid(&["/products"]);
+        rejected(&world, post(&world, &body)).await.expect_invalid(&["/products"]);
     }
-    for (line, why, blamed) in [
-        ("null", "no object", "/products/0"),
-        ("[]", "no object", "/products/0"),
-        ("[1,1]", "no object", "/products/0"),
-        ("1", "no object", "/products/0"),
-        ("\"1\"", "no object", "/products/0"),
-        (r#"{"quantity":1}"#, "no product", "/products/0/productId"),
-        (r#"{"productId":null,"quantity":1}"#, "no product", "/products/0/productId"),
-        (r#"{"productId":0,"quantity":1}"#, "ids begin at 1", "/products/0/productId"),
+    for (line, why, pointer) in [
+        ("null", "not an object", "/products/0"),
+        ("[]", "not an object", "/products/0"),
+        ("[1,1]", "not an object", "/products/0"),
+        ("1", "not an object", "/products/0"),
+        ("\"1\"", "not an object", "/products/0"),
+        (r#"{"quantity":1}"#, "missing product", "/products/0/productId"),
+        (r#"{"productId":null,"quantity":1}"#, "missing product", "/products/0/productId"),
+        (r#"{"productId":0,"quantity":1}"#, "ids start at 1", "/products/0/productId"),
         (r#"{"productId":-1,"quantity":1}"#, "negative", "/products/0/productId"),
         (r#"{"productId":1.0,"quantity":1}"#, "a fraction", "/products/0/productId"),
         (r#"{"productId":"01","quantity":1}"#, "a leading zero", "/products/0/productId"),
         (r#"{"productId":"","quantity":1}"#, "empty", "/products/0/productId"),
         (r#"{"productId":[1],"quantity":1}"#, "a list", "/products/0/productId"),
         (r#"{"productId":9223372036854775808,"quantity":1}"#, "too large", "/products/0/productId"),
-        (r#"{"productId":1}"#, "how many?", "/products/0/quantity"),
-        (r#"{"productId":1,"quantity":null}"#, "how many?", "/products/0/quantity"),
-        (r#"{"productId":1,"quantity":0}"#, "none", "/products/0/quantity"),
+        (r#"{"productId":1}"#, "missing quantity", "/products/0/quantity"),
+        (r#"{"productId":1,"quantity":null}"#, "missing quantity", "/products/0/quantity"),
+        (r#"{"productId":1,"quantity":0}"#, "zero", "/products/0/quantity"),
         (r#"{"productId":1,"quantity":10001}"#, "one too many", "/products/0/quantity"),
-        (r#"{"productId":1,"quantity":-1}"#, "a gift", "/products/0/quantity"),
-        (r#"{"productId":1,"quantity":1.5}"#, "a piece", "/products/0/quantity"),
+        (r#"{"productId":1,"quantity":-1}"#, "negative", "/products/0/quantity"),
+        (r#"{"productId":1,"quantity":1.5}"#, "a fraction", "/products/0/quantity"),
         (r#"{"productId":1,"quantity":"1"}"#, "text", "/products/0/quantity"),
-        (r#"{"productId":1,"quantity":4294967297}"#, "1 in 32 bits", "/products/0/quantity"),
-        (r#"{"productId":1,"quantity":1e999}"#, "beyond all bounds", "/products/0/quantity"),
-        (r#"{"productId":1,"quantity":true}"#, "no number", "/products/0/quantity"),
+        (r#"{"productId":1,"quantity":4294967297}"#, "1 modulo 2^32", "/products/0/quantity"),
+        (r#"{"productId":1,"quantity":1e999}"#, "out of range", "/products/0/quantity"),
+        (r#"{"productId":1,"quantity":true}"#, "not a number", "/products/0/quantity"),
         (r#"{"productId":1,"quantity":1,"price":-1}"#, "negative", "/products/0/price"),
         (r#"{"productId":1,"quantity":1,"price":19.999}"#, "a tenth of a cent", "/products/0/price"),
         (r#"{"productId":1,"quantity":1,"price":"1"}"#, "text", "/products/0/price"),
-        (r#"{"productId":1,"quantity":1,"price":1e999}"#, "beyond all bounds", "/products/0/price"),
+        (r#"{"productId":1,"quantity":1,"price":1e999}"#, "out of range", "/products/0/price"),
         (r#"{"productId":1,"quantity":1,"price":[]}"#, "a list", "/products/0/price"),
-        (r#"{"productId":1,"quantity":1,"quantity":1}"#, "said twice", "/products/0/quantity"),
-        (r#"{"productId":1,"productId":2,"quantity":1}"#, "said twice", "/products/0/productId"),
-        (r#"{"productId":1,"quantity":1,"price":null,"price":1}"#, "said twice", "/products/0/price"),
+        (r#"{"productId":1,"quantity":1,"quantity":1}"#, "given twice", "/products/0/quantity"),
+        (r#"{"productId":1,"productId":2,"quantity":1}"#, "given twice", "/products/0/productId"),
+        (r#"{"productId":1,"quantity":1,"price":null,"price":1}"#, "given twice", "/products/0/price"),
         (r#"{"productId":1,"quantity":1},{"productId":"1","quantity":2}"#, "a product twice", "/products/1/productId"),
     ] {
         println!("{line}: {why}");
         let body = format!(r#"{{"userId":1,"products":[{line}]}}"#);
-        refused(&world, sending(&world, &body)).await.expect_invalid(&[blamed]);
+        rejected(&world, post(&world, &body)).await.expect_invalid(&[pointer]);
     }
     for (user, why) in [
-        (r#""userId":0,"#, "ids begin at 1"),
-        (r#""userId":null,"#, "nobody"),
-        ("", "nobody"),
-        (r#""userId":"x","#, "no number"),
+        (r#""userId":0,"#, "ids start at 1"),
+        (r#""userId":null,"#, "missing user"),
+        ("", "missing user"),
+        (r#""userId":"x","#, "not a number"),
         (r#""userId":"","#, "empty"),
         (r#""userId":"01","#, "a leading zero"),
         (r#""userId":"+1","#, "a sign"),
@@ -82,20 +82,20 @@ async fn every_bad_field_is_pointed_at() {
         (r#""userId":-1,"#, "negative"),
         (r#""userId":9223372036854775808,"#, "too large"),
         (r#""userId":"9223372036854775808","#, "too large"),
-        (r#""userId":{"id":1},"#, "a whole user"),
-        (r#""userId":1,"userId":1,"#, "said twice"),
+        (r#""userId":{"id":1},"#, "an object"),
+        (r#""userId":1,"userId":1,"#, "given twice"),
         (r#""userid":1,"#, "another member"),
     ] {
         println!("{user}: {why}");
         let body = format!(r#"{{{user}"products":[{{"productId":1,"quantity":1}}]}}"#);
-        refused(&world, sending(&world, &body)).await.expect_invalid(&["/userId"]);
+        rejected(&world, post(&world, &body)).await.expect_invalid(&["/userId"]);
     }
 }
 
 #[tokio::test]
-async fn all_bad_fields_are_told_at_once() {
+async fn reports_all_bad_members_in_one_response() {
     let world = World::new().await;
-    for (body, blamed) in [
+    for (body, pointer) in [
         ("{}", vec!["/userId", "/products"]),
         (r#"{"userId":0,"products":null}"#, vec!["/userId", "/products"]),
         (
@@ -120,91 +120,93 @@ async fn all_bad_fields_are_told_at_once() {
         (r#"{"userId":1,"userId":2,"products":[],"products":[]}"#, vec!["/userId", "/products"]),
     ] {
         println!("{body}");
-        refused(&world, sending(&world, body)).await.expect_invalid(&blamed);
+        rejected(&world, post(&world, body)).await.expect_invalid(&pointer);
     }
 }
 
 #[tokio::test]
-async fn just_within_the_bounds_is_good() {
+async fn accepts_values_at_the_limits() {
     let world = World::new().await;
     for n in 0..100 {
-        world.shop.offer(1000 + n, "Thing", 1, 1);
+        world.products.set_product(1000 + n, "Thing", 1, 1);
     }
     world.place(json!({"userId": ANN, "products": lines(100)})).await;
     world.place(order(ANN, &[(PEN, 10_000)])).await;
     let last = i64::MAX;
-    world.shop.offer(last, "The last thing", 100_000_000, 1);
+    world.products.set_product(last, "The last thing", 100_000_000, 1);
     world.place(json!({"userId": ANN, "products": [{"productId": last, "quantity": 1, "price": 1_000_000}]})).await;
     let nobody = json!({"userId": last.to_string(), "products": [{"productId": PEN, "quantity": 1}]});
     world.client.post("/orders", nobody).await.expect_problem(400, "user-not-found");
 }
 
 #[tokio::test]
-async fn a_body_is_a_json_object() {
+async fn rejects_a_body_that_is_not_a_json_object() {
     let world = World::new().await;
     let good = order(ANN, &[(PEN, 1)]).to_string();
     for body in ["[]", &format!("[{good}]"), "null", "1", "\"x\"", "true"] {
-        refused(&world, sending(&world, body)).await.expect_invalid(&[""]);
+        rejected(&world, post(&world, body)).await.expect_invalid(&[""]);
     }
     for body in ["", " ", "{", "}", "userId=1", "{'userId':1}", &good[1..], &format!("{good}{good}"), "\u{feff}{}"] {
-        refused(&world, sending(&world, body)).await.expect_problem(400, "malformed-json");
+        rejected(&world, post(&world, body)).await.expect_problem(400, "malformed-json");
     }
     for content_type in ["text/plain", "application/x-www-form-urlencoded", "text/json", ""] {
         let request = world.client.request("POST", "/orders").bytes(content_type, good.clone());
-        refused(&world, request).await.expect_problem(415, "unsupported-media-type");
+        rejected(&world, request).await.expect_problem(415, "unsupported-media-type");
     }
-    let untyped = world.posting(&order(ANN, &[(PEN, 1)])).without("content-type");
-    refused(&world, untyped).await.expect_problem(415, "unsupported-media-type");
+    let untyped = world.post_order(&order(ANN, &[(PEN, 1)])).without("content-type");
+    rejected(&world, untyped).await.expect_problem(415, "unsupported-media-type");
     let large = format!("{{\"x\":\"{}\"}}", "x".repeat(64 << 10));
-    refused(&world, sending(&world, &large)).await.expect_problem(413, "payload-too-large");
+    rejected(&world, post(&world, &large)).await.expect_problem(413, "payload-too-large");
 }
 
 #[tokio::test]
-async fn a_key_is_1_to_255_visible_characters_given_once() {
+async fn accepts_keys_of_1_to_255_visible_characters_given_once() {
     let world = World::new().await;
     let (longest, too_long) = ("x".repeat(255), "x".repeat(256));
     let quoted = format!("\"{too_long}\"");
     let bad = ["", "\"\"", " ", "a b", "\"a b\"", "a\tb", "caf\u{e9}", "\u{1f511}", too_long.as_str(), &quoted];
     for key in bad {
         println!("{key:?}");
-        expect_bad(refused(&world, world.keyed(key, &order(ANN, &[(PEN, 1)]))).await, &["idempotency-key"]);
+        expect_bad(rejected(&world, world.post_with_key(key, &order(ANN, &[(PEN, 1)]))).await, &["idempotency-key"]);
     }
     for (one, other) in [("a", "b"), ("a", "a")] {
-        let twice = world.keyed(one, &order(ANN, &[(PEN, 1)])).header("idempotency-key", other);
-        expect_bad(refused(&world, twice).await, &["idempotency-key"]);
+        let twice = world.post_with_key(one, &order(ANN, &[(PEN, 1)])).header("idempotency-key", other);
+        expect_bad(rejected(&world, twice).await, &["idempotency-key"]);
     }
     for key in ["a", "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~", "\"", &longest, &format!("\"{}\"", "y".repeat(255))] {
-        world.keyed(key, &order(ANN, &[(PEN, 1)])).send().await.expect(201);
+        world.post_with_key(key, &order(ANN, &[(PEN, 1)])).send().await.expect(201);
     }
 }
 
 #[tokio::test]
-async fn a_bad_body_does_not_use_a_key_up() {
+async fn does_not_consume_the_key_of_a_bad_body() {
     let world = World::new().await;
-    refused(&world, world.keyed("k", &order(ANN, &[(PEN, 0)]))).await.expect_invalid(&["/products/0/quantity"]);
-    let placed = world.keyed("k", &order(ANN, &[(PEN, 1)])).send().await.expect(201);
+    rejected(&world, world.post_with_key("k", &order(ANN, &[(PEN, 0)])))
+        .await
+        .expect_invalid(&["/products/0/quantity"]);
+    let placed = world.post_with_key("k", &order(ANN, &[(PEN, 1)])).send().await.expect(201);
     assert!(!placed.headers.contains_key("idempotent-replayed"), "{placed}");
 }
 
 #[tokio::test]
-async fn a_step_leads_to_one_of_five_states() {
+async fn rejects_an_unknown_status() {
     let world = World::new().await;
     let placed = world.place(order(ANN, &[(LAPTOP, 1)])).await;
     let path = format!("/orders/{}", id(&placed));
     for (body, why) in [
-        ("{}", "none"),
-        (r#"{"status":null}"#, "none"),
+        ("{}", "missing"),
+        (r#"{"status":null}"#, "missing"),
         (r#"{"status":""}"#, "empty"),
-        (r#"{"status":"paid"}"#, "there is no such"),
+        (r#"{"status":"paid"}"#, "unknown"),
         (r#"{"status":"Confirmed"}"#, "another case"),
         (r#"{"status":" confirmed"}"#, "a space"),
-        (r#"{"status":"placing"}"#, "not for clients"),
-        (r#"{"status":"aborting"}"#, "not for clients"),
-        (r#"{"status":"cancelling"}"#, "not for clients"),
-        (r#"{"status":1}"#, "no text"),
+        (r#"{"status":"placing"}"#, "an internal state"),
+        (r#"{"status":"aborting"}"#, "an internal state"),
+        (r#"{"status":"cancelling"}"#, "an internal state"),
+        (r#"{"status":1}"#, "not a string"),
         (r#"{"status":["confirmed"]}"#, "a list"),
         (r#"{"status":{"confirmed":null}}"#, "an object"),
-        (r#"{"status":"confirmed","status":"confirmed"}"#, "said twice"),
+        (r#"{"status":"confirmed","status":"confirmed"}"#, "given twice"),
         (r#"{"Status":"confirmed"}"#, "another member"),
     ] {
         println!("{body}: {why}");
@@ -222,7 +224,7 @@ async fn a_step_leads_to_one_of_five_states() {
 }
 
 #[tokio::test]
-async fn an_id_is_a_uuid_with_hyphens() {
+async fn rejects_an_id_that_is_not_a_hyphenated_uuid() {
     let world = World::new().await;
     let placed = world.place(order(ANN, &[(PEN, 1)])).await;
     let simple = id(&placed).replace('-', "");
@@ -237,34 +239,34 @@ async fn an_id_is_a_uuid_with_hyphens() {
 }
 
 #[tokio::test]
-async fn a_query_is_read_strictly() {
+async fn rejects_bad_query_parameters() {
     let world = World::new().await;
     let placed = world.place(order(ANN, &[(PEN, 1)])).await;
-    for (query, why, blamed) in [
-        ("userId=0", "ids begin at 1", vec!["userId"]),
-        ("userId=x", "no number", vec!["userId"]),
+    for (query, why, pointer) in [
+        ("userId=0", "ids start at 1", vec!["userId"]),
+        ("userId=x", "not a number", vec!["userId"]),
         ("userId=01", "a leading zero", vec!["userId"]),
         ("userId=", "empty", vec!["userId"]),
         ("userId=1,2", "two", vec!["userId"]),
         ("userId=9223372036854775808", "too large", vec!["userId"]),
         ("userId=1&userId=2", "twice", vec!["userId"]),
         ("status=", "empty", vec!["status"]),
-        ("status=paid", "there is no such", vec!["status"]),
+        ("status=paid", "unknown", vec!["status"]),
         ("status=PENDING", "another case", vec!["status"]),
-        ("status=placing", "not for clients", vec!["status"]),
-        ("status=cancelling", "not for clients", vec!["status"]),
+        ("status=placing", "an internal state", vec!["status"]),
+        ("status=cancelling", "an internal state", vec!["status"]),
         ("status=pending&status=pending", "twice", vec!["status"]),
-        ("limit=0", "nothing", vec!["limit"]),
-        ("limit=1001", "no silent cap", vec!["limit"]),
+        ("limit=0", "zero", vec!["limit"]),
+        ("limit=1001", "above the maximum", vec!["limit"]),
         ("limit=-1", "negative", vec!["limit"]),
-        ("limit=x", "no number", vec!["limit"]),
-        ("after=1", "no id", vec!["after"]),
+        ("limit=x", "not a number", vec!["limit"]),
+        ("after=1", "not a UUID", vec!["after"]),
         ("after=", "empty", vec!["after"]),
-        ("limit=0&after=x&userId=x&status=x", "all of them", vec!["limit", "after", "userId", "status"]),
+        ("limit=0&after=x&userId=x&status=x", "all at once", vec!["limit", "after", "userId", "status"]),
     ] {
         println!("{query}: {why}");
         for path in ["/orders", "/api/orders"] {
-            expect_bad(world.client.get(&format!("{path}?{query}")).await, &blamed);
+            expect_bad(world.client.get(&format!("{path}?{query}")).await, &pointer);
         }
     }
     for good in ["", "limit=1000", "after=00000000-0000-0000-0000-000000000000", "color=red&color=blue"] {

@@ -1,5 +1,6 @@
-//! The two services that order-service calls, as far as it calls them: small, in memory, and as faulty as a test tells
-//! them to be. They read and write the wire's JSON by hand, so that they, and none of our types, say what it is.
+//! Fakes of the two services that order-service calls: in memory, and as faulty as a test needs them.
+//!
+//! They read and write JSON by hand, so the tests check the wire format itself and not our types.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -19,46 +20,45 @@ use url::Url;
 
 use crate::support::eventually;
 
-/// More than order-service takes of an answer: its limit in these tests is half of it.
-pub(crate) const TOO_MUCH: usize = 64 << 10;
+/// A response size above the limit of order-service in these tests, which is half of it.
+pub(crate) const TOO_LARGE: usize = 64 << 10;
 
-/// How a fake treats a call.
+/// How a fake handles a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StubBehaviour {
-    /// It does and answers what the contract says.
-    Well,
-    /// It waits until its mood is another, and then goes on in that, whether or not anybody still waits for it: so a
-    /// call can be late.
+    /// Follows the contract.
+    Normal,
+    /// Waits until the behaviour changes, then continues with that, even if the caller is gone. So a call can be late.
     Hanging,
-    /// It answers 500.
-    Broken,
-    /// It answers 200 with something that means nothing.
+    /// Responds with 500.
+    ServerError,
+    /// Responds with 200 and a meaningless body.
     Garbage,
-    /// It answers 200 with more than anybody takes.
-    Verbose,
-    /// The connection breaks before it has done anything: the call is lost.
-    LosingCalls,
-    /// The connection breaks after it has done everything: the answer is lost.
-    LosingAnswers,
+    /// Responds with 200 and a body above the limit.
+    TooLarge,
+    /// Breaks the connection before it does anything.
+    LostRequest,
+    /// Breaks the connection after it has done everything.
+    LostResponse,
 }
 
-/// All that can be wrong with a call. (One that hangs has to be waited for, so it is tested apart.)
+/// All faults except `Hanging`, which needs a timeout and so tests of its own.
 pub(crate) const FAULTS: [StubBehaviour; 5] = [
-    StubBehaviour::Broken,
+    StubBehaviour::ServerError,
     StubBehaviour::Garbage,
-    StubBehaviour::Verbose,
-    StubBehaviour::LosingCalls,
-    StubBehaviour::LosingAnswers,
+    StubBehaviour::TooLarge,
+    StubBehaviour::LostRequest,
+    StubBehaviour::LostResponse,
 ];
 
-/// Where one kind of call comes in.
+/// One kind of call to a fake.
 #[derive(Clone)]
 pub(crate) struct StubEndpoint {
-    mood: watch::Sender<StubBehaviour>,
+    behaviour: watch::Sender<StubBehaviour>,
     calls: Arc<Mutex<Vec<Call>>>,
 }
 
-/// A call that has come.
+/// A call that a fake has received.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     pub(crate) path: String,
@@ -66,156 +66,157 @@ pub(crate) struct Call {
 }
 
 impl StubEndpoint {
-    fn open() -> Self {
-        Self { mood: watch::Sender::new(StubBehaviour::Well), calls: Arc::default() }
+    fn new() -> Self {
+        Self { behaviour: watch::Sender::new(StubBehaviour::Normal), calls: Arc::default() }
     }
 
-    /// From now on, calls are treated like this; also those that hang.
-    pub(crate) fn is(&self, mood: StubBehaviour) {
-        self.mood.send_replace(mood);
+    /// Sets the behaviour for further calls and for those that hang.
+    pub(crate) fn set(&self, behaviour: StubBehaviour) {
+        self.behaviour.send_replace(behaviour);
     }
 
-    /// The calls that have come so far.
+    /// Returns the calls received so far.
     pub(crate) fn calls(&self) -> Vec<Call> {
         lock(&self.calls).clone()
     }
 
-    /// Until so many calls have come.
-    pub(crate) async fn called(&self, times: usize) {
-        eventually("a call", async || lock(&self.calls).len() >= times).await;
+    /// Waits until this many calls were received in total.
+    pub(crate) async fn wait_for_calls(&self, count: usize) {
+        eventually("a call", async || lock(&self.calls).len() >= count).await;
     }
 
-    /// One call, or several in one.
-    async fn enter(
+    /// Handles one request, which may carry several calls as a batch.
+    async fn handle(
         &self,
         calls: impl IntoIterator<Item = Call>,
-        act: impl FnOnce() -> Response + Send + 'static,
+        respond: impl FnOnce() -> Response + Send + 'static,
     ) -> Response {
         lock(&self.calls).extend(calls);
-        let mut mood = self.mood.subscribe();
-        let acting = tokio::spawn(async move {
-            let mood =
-                *mood.wait_for(|mood| *mood != StubBehaviour::Hanging).await.expect("the door outlives its calls");
-            match mood {
-                StubBehaviour::Well => act(),
-                StubBehaviour::Broken => (StatusCode::INTERNAL_SERVER_ERROR, "no problem+json").into_response(),
+        let mut behaviour = self.behaviour.subscribe();
+        let handling = tokio::spawn(async move {
+            let not_hanging = behaviour.wait_for(|behaviour| *behaviour != StubBehaviour::Hanging).await;
+            let behaviour = *not_hanging.expect("the endpoint outlives its calls");
+            match behaviour {
+                StubBehaviour::Normal => respond(),
+                StubBehaviour::ServerError => (StatusCode::INTERNAL_SERVER_ERROR, "no problem+json").into_response(),
                 StubBehaviour::Garbage => "how do you do".into_response(),
-                StubBehaviour::Verbose => "x".repeat(TOO_MUCH).into_response(),
-                StubBehaviour::Hanging | StubBehaviour::LosingCalls => broken_off(StatusCode::INTERNAL_SERVER_ERROR),
-                StubBehaviour::LosingAnswers => match act().status() {
-                    StatusCode::NO_CONTENT => broken_off(StatusCode::OK), // a 204 has nothing to break off
-                    status => broken_off(status),
+                StubBehaviour::TooLarge => "x".repeat(TOO_LARGE).into_response(),
+                StubBehaviour::Hanging | StubBehaviour::LostRequest => broken(StatusCode::INTERNAL_SERVER_ERROR),
+                StubBehaviour::LostResponse => match respond().status() {
+                    StatusCode::NO_CONTENT => broken(StatusCode::OK), // a 204 has no body to break
+                    status => broken(status),
                 },
             }
         });
-        acting.await.expect("a fake does not panic")
+        handling.await.expect("a fake does not panic")
     }
 }
 
-/// An answer in the midst of which the connection breaks.
-fn broken_off(status: StatusCode) -> Response {
-    let end = stream::once(future::ready(Err::<Bytes, _>(io::Error::other("hung up"))));
+/// Returns a response whose connection breaks within the body.
+fn broken(status: StatusCode) -> Response {
+    let end = stream::once(future::ready(Err::<Bytes, _>(io::Error::other("connection lost"))));
     (status, Body::from_stream(end)).into_response()
 }
 
-/// The calls for several at once.
+/// The batch requests to a fake: the size of each, and how the fake handles them.
 #[derive(Clone, Default)]
-pub(crate) struct Batches(Arc<Mutex<(Vec<usize>, Knowledge)>>);
+pub(crate) struct Batches(Arc<Mutex<(Vec<usize>, BatchSupport)>>);
 
-/// What a fake makes of a call for several at once.
+/// How a fake handles a batch request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Knowledge {
-    /// What the contract says.
+pub(crate) enum BatchSupport {
+    /// Follows the contract.
     #[default]
-    Knows,
-    /// It has never heard of it.
+    Supported,
+    /// Responds with 404 or 405: there is no such endpoint.
     NotFound,
-    /// It takes it for another call, and answers what it has for that.
-    Misunderstands,
+    /// Ignores the list of ids and responds as if to another request.
+    Misread,
 }
 
 impl Batches {
-    /// How many were in each call so far.
+    /// Returns the size of each batch received so far.
     pub(crate) fn sizes(&self) -> Vec<usize> {
         lock(&self.0).0.clone()
     }
 
-    /// From now on, this is what is made of them.
-    pub(crate) fn are(&self, knowledge: Knowledge) {
-        lock(&self.0).1 = knowledge;
+    /// Sets how further batches are handled.
+    pub(crate) fn set(&self, support: BatchSupport) {
+        lock(&self.0).1 = support;
     }
 
-    fn come(&self, size: usize) -> Knowledge {
+    fn receive(&self, size: usize) -> BatchSupport {
         let mut batches = lock(&self.0);
         batches.0.push(size);
         batches.1
     }
 }
 
-/// The fake user-service.
+/// A fake user-service.
 #[derive(Clone)]
 pub(crate) struct FakeUserService {
-    /// `GET /users/{id}`, at the root and under `/api/v2`; also each of those of `GET /users?ids=`.
-    pub(crate) reads: StubEndpoint,
-    /// How many were asked for in each call of `GET /users?ids=`.
+    /// `GET /users/{id}`, at the root and under `/api/v2`, and each id of `GET /users?ids=`.
+    pub(crate) read: StubEndpoint,
+    /// `GET /users?ids=`.
     pub(crate) batches: Batches,
     known: Arc<[i64]>,
 }
 
 impl FakeUserService {
-    /// A user-service that knows just these, and where it is.
+    /// Serves a user-service with these users; returns it and its address.
     pub(crate) async fn serve(known: &[i64]) -> (Self, Url) {
-        let people = Self { reads: StubEndpoint::open(), batches: Batches::default(), known: known.into() };
-        let routes =
-            Router::new().route("/users/{id}", get(read)).route("/users", get(list)).with_state(people.clone());
-        (people, stub_peer(routes.clone().nest("/api/v2", routes)).await)
+        let users = Self { read: StubEndpoint::new(), batches: Batches::default(), known: known.into() };
+        let routes = Router::new().route("/users/{id}", get(read)).route("/users", get(list)).with_state(users.clone());
+        (users, stub_peer(routes.clone().nest("/api/v2", routes)).await)
     }
 }
 
 async fn read(
-    State(people): State<FakeUserService>,
+    State(users): State<FakeUserService>,
     OriginalUri(uri): OriginalUri,
     Path(id): Path<i64>,
     headers: HeaderMap,
 ) -> Response {
-    let known = people.known.contains(&id);
-    let act =
+    let known = users.known.contains(&id);
+    let respond =
         move || if known { Json(json!({"id": id})).into_response() } else { StatusCode::NOT_FOUND.into_response() };
-    people.reads.enter([Call { path: uri.path().to_owned(), headers }], act).await
+    users.read.handle([Call { path: uri.path().to_owned(), headers }], respond).await
 }
 
 async fn list(
-    State(people): State<FakeUserService>,
+    State(users): State<FakeUserService>,
     OriginalUri(uri): OriginalUri,
     Query(query): Query<BTreeMap<String, String>>,
     headers: HeaderMap,
 ) -> Response {
     let ids: Vec<i64> = query["ids"].split(',').map(|id| id.parse().expect("an id")).collect();
-    let found: Vec<Value> = match people.batches.come(ids.len()) {
-        Knowledge::NotFound => return StatusCode::NOT_FOUND.into_response(),
-        Knowledge::Misunderstands => people.known.iter().take(1).map(|id| json!({"id": id, "name": "first"})).collect(),
-        Knowledge::Knows => people.known.iter().filter(|id| ids.contains(id)).map(|id| json!({"id": id})).collect(),
+    let found: Vec<Value> = match users.batches.receive(ids.len()) {
+        BatchSupport::NotFound => return StatusCode::NOT_FOUND.into_response(),
+        BatchSupport::Misread => users.known.iter().take(1).map(|id| json!({"id": id, "name": "first"})).collect(),
+        BatchSupport::Supported => {
+            users.known.iter().filter(|id| ids.contains(id)).map(|id| json!({"id": id})).collect()
+        }
     };
     let call = |id| Call { path: format!("{}/{id}", uri.path()), headers: headers.clone() };
-    people.reads.enter(ids.iter().map(call), move || Json(found).into_response()).await
+    users.read.handle(ids.iter().map(call), move || Json(found).into_response()).await
 }
 
-/// The fake product-service.
+/// A fake product-service.
 #[derive(Clone)]
-pub(crate) struct Shop {
-    /// `PUT /reservations/{id}`; also each of those of `POST /reservations`.
-    pub(crate) takes: StubEndpoint,
-    /// `DELETE /reservations/{id}`; also each of those of `DELETE /reservations?ids=`.
-    pub(crate) releases: StubEndpoint,
-    /// How many takes were in each call of `POST /reservations`.
-    pub(crate) batches: Batches,
-    /// How many releases were in each call of `DELETE /reservations`.
+pub(crate) struct FakeProductService {
+    /// `PUT /reservations/{id}`, and each item of `POST /reservations`.
+    pub(crate) reserve: StubEndpoint,
+    /// `DELETE /reservations/{id}`, and each id of `DELETE /reservations?ids=`.
+    pub(crate) release: StubEndpoint,
+    /// `POST /reservations`.
+    pub(crate) reserve_batches: Batches,
+    /// `DELETE /reservations?ids=`.
     pub(crate) release_batches: Batches,
-    shelves: Arc<Mutex<Shelves>>,
+    tables: Arc<Mutex<Tables>>,
 }
 
 #[derive(Default)]
-struct Shelves {
+struct Tables {
     products: BTreeMap<i64, Product>,
     reservations: BTreeMap<String, Reservation>,
 }
@@ -226,73 +227,79 @@ struct Product {
     stock: i64,
 }
 
-/// Units that an order has taken, as `(product, quantity)`, or given back.
+/// A reservation, with its units as `(product, quantity)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Reservation {
     pub(crate) status: &'static str,
     pub(crate) units: Vec<(i64, i64)>,
-    answer: Value,
+    response: Value,
 }
 
-impl Shop {
-    /// A product-service with nothing to sell yet, and where it is.
+impl FakeProductService {
+    /// Serves a product-service without products; returns it and its address.
     pub(crate) async fn serve() -> (Self, Url) {
-        let (batches, release_batches) = (Batches::default(), Batches::default());
-        let (takes, releases, shelves) = (StubEndpoint::open(), StubEndpoint::open(), Arc::default());
-        let shop = Self { takes, releases, batches, release_batches, shelves };
-        let reservation = put(take).delete(release).get(reservation);
-        let several = post(take_each).delete(release_each);
-        let routes = Router::new().route("/reservations/{id}", reservation).route("/reservations", several);
-        let routes = routes.with_state(shop.clone());
-        (shop, stub_peer(routes).await)
+        let products = Self {
+            reserve: StubEndpoint::new(),
+            release: StubEndpoint::new(),
+            reserve_batches: Batches::default(),
+            release_batches: Batches::default(),
+            tables: Arc::default(),
+        };
+        let one = put(reserve).delete(release).get(reservation);
+        let many = post(reserve_each).delete(release_each);
+        let routes = Router::new().route("/reservations/{id}", one).route("/reservations", many);
+        (products.clone(), stub_peer(routes.with_state(products)).await)
     }
 
-    /// Puts a product on the shelf, in the place of the one that had its id.
-    pub(crate) fn offer(&self, id: i64, name: &str, cents: i64, stock: i64) {
-        lock(&self.shelves).products.insert(id, Product { name: name.to_owned(), cents, stock });
+    /// Adds a product, or replaces the one with this id.
+    pub(crate) fn set_product(&self, id: i64, name: &str, cents: i64, stock: i64) {
+        lock(&self.tables).products.insert(id, Product { name: name.to_owned(), cents, stock });
     }
 
-    /// The units still free to sell.
+    /// Returns the units of a product that are not reserved.
     pub(crate) fn stock(&self, id: i64) -> i64 {
-        lock(&self.shelves).products[&id].stock
+        lock(&self.tables).products[&id].stock
     }
 
-    /// The units still free to sell of each product.
+    /// Returns the units of each product that are not reserved.
     pub(crate) fn stocks(&self) -> BTreeMap<i64, i64> {
-        lock(&self.shelves).products.iter().map(|(id, product)| (*id, product.stock)).collect()
+        lock(&self.tables).products.iter().map(|(id, product)| (*id, product.stock)).collect()
     }
 
-    /// Every reservation ever heard of, by its order's id.
+    /// Returns every reservation, by the id of its order.
     pub(crate) fn reservations(&self) -> BTreeMap<String, Reservation> {
-        lock(&self.shelves).reservations.clone()
+        lock(&self.tables).reservations.clone()
     }
 
-    /// How the reservation of this order stands: `taken`, `released`, or empty if nobody has heard of it.
+    /// Returns the status of the reservation of an order: `taken`, `released`, or empty if there is none.
     pub(crate) fn status(&self, order: &str) -> &'static str {
-        lock(&self.shelves).reservations.get(order).map_or("", |reservation| reservation.status)
+        lock(&self.tables).reservations.get(order).map_or("", |reservation| reservation.status)
     }
 
-    /// What a `PUT` does and answers.
-    pub(crate) fn take(&self, order: &str, wanted: &Value) -> (u16, Value) {
-        lock(&self.shelves).take(order, wanted)
+    /// Handles `PUT /reservations/{order}` directly; returns status and body.
+    pub(crate) fn put_reservation(&self, order: &str, wanted: &Value) -> (u16, Value) {
+        lock(&self.tables).reserve(order, wanted)
     }
 }
 
-impl Shelves {
-    fn take(&mut self, order: &str, wanted: &Value) -> (u16, Value) {
+impl Tables {
+    fn reserve(&mut self, order: &str, wanted: &Value) -> (u16, Value) {
         let Some(units) = units(wanted) else { return problem(400, "invalid-request", &[]) };
         match self.reservations.get(order) {
-            Some(held) if held.status == "released" => return problem(409, "reservation-released", &[]),
-            Some(held) if held.units == units => return (200, held.answer.clone()),
+            Some(existing) if existing.status == "released" => return problem(409, "reservation-released", &[]),
+            Some(existing) if existing.units == units => return (200, existing.response.clone()),
             Some(_) => return problem(409, "reservation-mismatch", &[]),
             None => {}
         }
         let (mut unknown, mut short, mut lines) = (Vec::new(), Vec::new(), Vec::new());
-        for (at, (id, quantity)) in units.iter().enumerate() {
+        for (index, (id, quantity)) in units.iter().enumerate() {
             match self.products.get(id) {
-                None => unknown.push(json!({"pointer": format!("/lines/{at}/productId"), "detail": "does not exist"})),
+                None => {
+                    let pointer = format!("/lines/{index}/productId");
+                    unknown.push(json!({"pointer": pointer, "detail": "does not exist"}));
+                }
                 Some(Product { stock, .. }) if stock < quantity => {
-                    let pointer = format!("/lines/{at}/quantity");
+                    let pointer = format!("/lines/{index}/quantity");
                     short.push(json!({"pointer": pointer, "detail": format!("only {stock} left"), "actual": stock}));
                 }
                 Some(Product { name, cents, .. }) => {
@@ -306,28 +313,28 @@ impl Shelves {
         if !short.is_empty() {
             return problem(409, "insufficient-stock", &short);
         }
-        self.restock(&units, -1);
-        let answer = json!({"orderId": order, "lines": lines});
-        let reservation = Reservation { status: "taken", units, answer: answer.clone() };
+        self.change_stock(&units, -1);
+        let response = json!({"orderId": order, "lines": lines});
+        let reservation = Reservation { status: "taken", units, response: response.clone() };
         self.reservations.insert(order.to_owned(), reservation);
-        (201, answer)
+        (201, response)
     }
 
     fn release(&mut self, order: &str) {
-        let released = Reservation { status: "released", units: Vec::new(), answer: Value::Null };
-        if let Some(held) = self.reservations.insert(order.to_owned(), released) {
-            self.restock(&held.units, 1); // of a released one there are none
+        let released = Reservation { status: "released", units: Vec::new(), response: Value::Null };
+        if let Some(existing) = self.reservations.insert(order.to_owned(), released) {
+            self.change_stock(&existing.units, 1); // empty if it was released before
         }
     }
 
-    fn restock(&mut self, units: &[(i64, i64)], sign: i64) {
+    fn change_stock(&mut self, units: &[(i64, i64)], sign: i64) {
         for (id, quantity) in units {
-            self.products.get_mut(id).expect("products are never taken away").stock += sign * quantity;
+            self.products.get_mut(id).expect("products are never removed").stock += sign * quantity;
         }
     }
 }
 
-/// The units that a take asks for, if its body is what the contract says and no more.
+/// Returns the units of a reservation request, if its body has exactly the members of the contract.
 fn units(wanted: &Value) -> Option<Vec<(i64, i64)>> {
     let line = |line: &Value| {
         let (id, quantity) = (line["productId"].as_i64()?, line["quantity"].as_i64()?);
@@ -337,7 +344,7 @@ fn units(wanted: &Value) -> Option<Vec<(i64, i64)>> {
     lines.iter().map(line).collect()
 }
 
-/// An amount as a JSON number with two decimals.
+/// Returns an amount as a JSON number with two decimals.
 pub(crate) fn money(cents: i64) -> Value {
     serde_json::from_str(&format!("{}.{:02}", cents / 100, cents % 100)).expect("a decimal is JSON")
 }
@@ -348,75 +355,80 @@ fn problem(status: u16, slug: &str, errors: &[Value]) -> (u16, Value) {
     (status, problem)
 }
 
-async fn take(
-    State(shop): State<Shop>,
+async fn reserve(
+    State(products): State<FakeProductService>,
     Path(id): Path<String>,
     headers: HeaderMap,
     Json(wanted): Json<Value>,
 ) -> Response {
     let call = Call { path: format!("/reservations/{id}"), headers };
-    let acting = shop.clone();
-    let act = move || {
-        let (status, body) = acting.take(&id, &wanted);
-        let kind = if status < 400 { "application/json" } else { "application/problem+json" };
+    let tables = Arc::clone(&products.tables);
+    let respond = move || {
+        let (status, body) = lock(&tables).reserve(&id, &wanted);
+        let content_type = if status < 400 { "application/json" } else { "application/problem+json" };
         let status = StatusCode::from_u16(status).expect("a status");
-        (status, [(header::CONTENT_TYPE, kind)], body.to_string()).into_response()
+        (status, [(header::CONTENT_TYPE, content_type)], body.to_string()).into_response()
     };
-    shop.takes.enter([call], act).await
+    products.reserve.handle([call], respond).await
 }
 
-async fn take_each(State(shop): State<Shop>, headers: HeaderMap, Json(wanted): Json<Vec<Value>>) -> Response {
-    match shop.batches.come(wanted.len()) {
-        Knowledge::NotFound => return StatusCode::NOT_FOUND.into_response(),
-        Knowledge::Misunderstands => return Json(json!([])).into_response(),
-        Knowledge::Knows => {}
+async fn reserve_each(
+    State(products): State<FakeProductService>,
+    headers: HeaderMap,
+    Json(wanted): Json<Vec<Value>>,
+) -> Response {
+    match products.reserve_batches.receive(wanted.len()) {
+        BatchSupport::NotFound => return StatusCode::NOT_FOUND.into_response(),
+        BatchSupport::Misread => return Json(json!([])).into_response(),
+        BatchSupport::Supported => {}
     }
     let order = |wanted: &Value| wanted["orderId"].as_str().expect("an id").to_owned();
     let call = |wanted| Call { path: format!("/reservations/{}", order(wanted)), headers: headers.clone() };
     let calls: Vec<Call> = wanted.iter().map(call).collect();
-    let acting = shop.clone();
-    let act = move || {
-        let each = wanted.iter().map(|wanted| acting.take(&order(wanted), wanted));
-        Json(each.map(|(status, body)| json!({"status": status, "body": body})).collect::<Vec<_>>()).into_response()
+    let tables = Arc::clone(&products.tables);
+    let respond = move || {
+        let results = wanted.iter().map(|wanted| lock(&tables).reserve(&order(wanted), wanted));
+        let results = results.map(|(status, body)| json!({"status": status, "body": body}));
+        Json(results.collect::<Vec<_>>()).into_response()
     };
-    shop.takes.enter(calls, act).await
+    products.reserve.handle(calls, respond).await
+}
+
+async fn release(State(products): State<FakeProductService>, Path(id): Path<String>, headers: HeaderMap) -> Response {
+    let call = Call { path: format!("/reservations/{id}"), headers };
+    let tables = Arc::clone(&products.tables);
+    let respond = move || {
+        lock(&tables).release(&id);
+        StatusCode::NO_CONTENT.into_response()
+    };
+    products.release.handle([call], respond).await
 }
 
 async fn release_each(
-    State(shop): State<Shop>,
+    State(products): State<FakeProductService>,
     Query(query): Query<BTreeMap<String, String>>,
     headers: HeaderMap,
 ) -> Response {
     let ids: Vec<String> = query["ids"].split(',').map(str::to_owned).collect();
-    if shop.release_batches.come(ids.len()) != Knowledge::Knows {
+    if products.release_batches.receive(ids.len()) != BatchSupport::Supported {
         return StatusCode::METHOD_NOT_ALLOWED.into_response();
     }
     let calls = ids.iter().map(|id| Call { path: format!("/reservations/{id}"), headers: headers.clone() });
-    let (calls, acting) = (calls.collect::<Vec<_>>(), shop.clone());
-    let act = move || {
-        ids.iter().for_each(|id| lock(&acting.shelves).release(id));
+    let (calls, tables) = (calls.collect::<Vec<_>>(), Arc::clone(&products.tables));
+    let respond = move || {
+        ids.iter().for_each(|id| lock(&tables).release(id));
         StatusCode::NO_CONTENT.into_response()
     };
-    shop.releases.enter(calls, act).await
+    products.release.handle(calls, respond).await
 }
 
-async fn release(State(shop): State<Shop>, Path(id): Path<String>, headers: HeaderMap) -> Response {
-    let call = Call { path: format!("/reservations/{id}"), headers };
-    let acting = shop.clone();
-    let act = move || {
-        lock(&acting.shelves).release(&id);
-        StatusCode::NO_CONTENT.into_response()
-    };
-    shop.releases.enter([call], act).await
+async fn reservation(State(products): State<FakeProductService>, Path(id): Path<String>) -> Response {
+    let found = products.reservations().remove(&id);
+    let found = found.map(|it| Json(json!({"orderId": id, "status": it.status, "lines": it.response["lines"]})));
+    found.ok_or(StatusCode::NOT_FOUND).into_response()
 }
 
-async fn reservation(State(shop): State<Shop>, Path(id): Path<String>) -> Response {
-    let held = shop.reservations().remove(&id);
-    let held = held.map(|held| Json(json!({"orderId": id, "status": held.status, "lines": held.answer["lines"]})));
-    held.ok_or(StatusCode::NOT_FOUND).into_response()
-}
-
-/// Locks; a test that panicked elsewhere is none of a fake's business.
+/// Locks also after a panic, so that the failure of one test does not hide behind another.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

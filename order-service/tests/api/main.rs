@@ -1,19 +1,26 @@
-//! What clients can rely on, through the router, with a user-service and a product-service that are as faulty as a test
-//! wants them: each module is a part of the HTTP contract, or of the placement's.
+//! The HTTP API of order-service, tested through the router with a fake user-service and a fake product-service.
+//!
+//! Each module covers a part of the HTTP contract or of order placement.
 
 mod bad_input;
 mod batches;
+mod client_disconnect;
+mod conditional;
 mod conservation;
-mod edge;
 mod fakes;
+mod flaky_store;
 mod fuzz;
-mod hanging_up;
+mod health;
 mod idempotency;
-mod lists;
+mod openapi;
 mod outages;
+mod page;
+mod paging;
 mod placing;
 mod reconciling;
-mod refusals;
-mod steps;
-mod store_away;
+mod rejections;
+mod routing;
+mod settings;
+mod status_steps;
+mod store_unavailable;
 mod support;

@@ -1,4 +1,4 @@
-//! `POST /orders` when all is well.
+//! `POST /orders` when all services work.
 
 use proptest::prelude::*;
 use proptest::test_runner::Config;
@@ -10,11 +10,13 @@ use testing::Received;
 use tokio::runtime;
 use uuid::Uuid;
 
-use crate::fakes::{StubBehaviour, TOO_MUCH, money};
-use crate::support::{ANN, BOB, HOUR, LAPTOP, Limits, PEN, PHONE, World, answer, begin, client, id, order, placement};
+use crate::fakes::{StubBehaviour, TOO_LARGE, money};
+use crate::support::{
+    ANN, BOB, HOUR, LAPTOP, PEN, PHONE, Timeouts, World, client, id, order, placement, response_of, spawn,
+};
 
 #[tokio::test]
-async fn an_order_is_answered_whole_and_at_its_address() {
+async fn returns_the_whole_order_and_its_location() {
     let world = World::new().await;
     for (orders, number) in [("/orders", 1), ("/api/orders", 2)] {
         let placed = world.client.post(orders, order(BOB, &[(PHONE, 2), (LAPTOP, 1)])).await.expect(201);
@@ -37,25 +39,25 @@ async fn an_order_is_answered_whole_and_at_its_address() {
         let read = world.client.get(placed.header("location")).await.expect(200);
         assert_eq!((read.json(), read.header("etag")), (json, placed.header("etag")));
         assert!(placed.header("etag").starts_with('"'), "{placed}");
-        assert_eq!((world.shop.stock(PHONE), world.shop.stock(LAPTOP)), (100 - 2 * number, 50 - number));
+        assert_eq!((world.products.stock(PHONE), world.products.stock(LAPTOP)), (100 - 2 * number, 50 - number));
     }
     assert_eq!(world.orders().await.len(), 2);
 }
 
 #[tokio::test]
-async fn the_reservation_is_the_order_s_and_stays_taken() {
+async fn keeps_exactly_one_reservation_for_an_order() {
     let world = World::new().await;
     let placed = world.place(order(ANN, &[(PEN, 10_000), (PHONE, 3)])).await;
-    world.at_rest().await;
-    let reservations = world.shop.reservations();
+    world.wait_until_settled().await;
+    let reservations = world.products.reservations();
     assert_eq!(reservations.keys().collect::<Vec<_>>(), [id(&placed)]);
     assert_eq!(reservations[id(&placed)].status, "taken");
     assert_eq!(reservations[id(&placed)].units, [(PEN, 10_000), (PHONE, 3)]);
-    assert!(world.shop.releases.calls().is_empty());
+    assert!(world.products.release.calls().is_empty());
 }
 
 #[tokio::test]
-async fn an_id_is_a_uuid_of_version_7_and_later_ones_are_greater() {
+async fn assigns_increasing_uuids_of_version_7() {
     let world = World::new().await;
     let (mut last, before) = (Uuid::nil(), jiff::Timestamp::now().as_millisecond());
     for _ in 0..20 {
@@ -64,34 +66,34 @@ async fn an_id_is_a_uuid_of_version_7_and_later_ones_are_greater() {
         assert_eq!((uuid.get_version_num(), uuid.hyphenated().to_string().as_str()), (7, id(&placed)));
         let (seconds, nanos) = uuid.get_timestamp().unwrap().to_unix();
         let made = i64::try_from(seconds).unwrap() * 1000 + i64::from(nanos) / 1_000_000;
-        assert!((before..=jiff::Timestamp::now().as_millisecond()).contains(&made), "{uuid} is of another time");
-        assert!(uuid > last, "{uuid} is not behind {last}");
+        assert!((before..=jiff::Timestamp::now().as_millisecond()).contains(&made), "{uuid} has another time");
+        assert!(uuid > last, "{uuid} is not after {last}");
         last = uuid;
     }
 }
 
 #[tokio::test]
-async fn the_time_is_told_in_utc_as_in_rfc_3339() {
+async fn returns_the_time_in_utc_and_rfc_3339() {
     let world = World::new().await;
     let before = jiff::Timestamp::now();
     let placed = world.place(order(ANN, &[(PEN, 1)])).await;
     let created_at = placed["createdAt"].as_str().unwrap();
     assert!(created_at.contains('T') && created_at.ends_with('Z'), "{created_at}");
     let time: jiff::Timestamp = created_at.parse().unwrap();
-    let tolerance = jiff::SignedDuration::from_micros(1); // it is rounded to one
+    let tolerance = jiff::SignedDuration::from_micros(1); // the service rounds to microseconds
     assert!((before - tolerance..=jiff::Timestamp::now() + tolerance).contains(&time), "{created_at}");
 }
 
 #[tokio::test]
-async fn ids_may_be_strings_and_are_answered_as_integers() {
+async fn accepts_ids_as_strings_and_returns_integers() {
     let world = World::new().await;
     let placed = world.place(json!({"userId": "2", "products": [{"productId": "3", "quantity": 4}]})).await;
     assert_eq!((&placed["userId"], &placed["products"][0]["productId"]), (&json!(2), &json!(3)));
-    assert_eq!(world.shop.stock(PEN), 20_000 - 4);
+    assert_eq!(world.products.stock(PEN), 20_000 - 4);
 }
 
 #[tokio::test]
-async fn what_a_client_may_not_say_is_ignored() {
+async fn ignores_members_that_clients_may_not_set() {
     let world = World::new().await;
     let body = json!({
         "id": "019a2b3c-4d5e-7f60-8a9b-0c1d2e3f4a5b",
@@ -112,7 +114,7 @@ async fn what_a_client_may_not_say_is_ignored() {
 }
 
 #[tokio::test]
-async fn the_price_that_holds_may_be_said_in_any_way() {
+async fn accepts_every_notation_of_the_right_price() {
     let world = World::new().await;
     for price in ["599", "599.0", "599.00", "5.99e2", "null"] {
         let body = format!(r#"{{"userId":1,"products":[{{"productId":2,"quantity":1,"price":{price}}}]}}"#);
@@ -122,10 +124,10 @@ async fn the_price_that_holds_may_be_said_in_any_way() {
 }
 
 #[tokio::test]
-async fn an_order_keeps_the_names_and_prices_of_its_day() {
+async fn keeps_the_names_and_prices_at_the_time_of_the_order() {
     let world = World::new().await;
     let placed = world.place(order(ANN, &[(PHONE, 2)])).await;
-    world.shop.offer(PHONE, "Old phone", 1, 7);
+    world.products.set_product(PHONE, "Old phone", 1, 7);
     assert_eq!(world.read(id(&placed)).await, placed);
     assert_eq!(world.orders().await, [placed]);
     let later = world.place(order(ANN, &[(PHONE, 2)])).await;
@@ -133,15 +135,15 @@ async fn an_order_keeps_the_names_and_prices_of_its_day() {
 }
 
 #[tokio::test]
-async fn an_order_is_shown_to_nobody_before_it_is_one() {
+async fn hides_an_order_until_it_is_placed() {
     let world = World::new().await;
-    for hanging in [&world.people.reads, &world.shop.takes] {
+    for hanging in [&world.users.read, &world.products.reserve] {
         let before = world.orders().await;
-        hanging.is(StubBehaviour::Hanging);
-        let calls = world.shop.takes.calls().len();
-        let placing = begin(world.posting(&order(ANN, &[(PEN, 1)])));
-        world.shop.takes.called(calls + 1).await;
-        let own = world.last_taken();
+        hanging.set(StubBehaviour::Hanging);
+        let calls = world.products.reserve.calls().len();
+        let placing = spawn(world.post_order(&order(ANN, &[(PEN, 1)])));
+        world.products.reserve.wait_for_calls(calls + 1).await;
+        let own = world.last_reserved_id();
         assert_eq!(world.orders().await, before);
         assert_eq!(world.client.get("/orders?userId=1&status=pending").await.expect(200).json(), json!(before));
         for path in ["/orders", "/api/orders"] {
@@ -149,63 +151,62 @@ async fn an_order_is_shown_to_nobody_before_it_is_one() {
             let change = world.client.patch(&format!("{path}/{own}"), json!({"status": "cancelled"})).await;
             change.expect_problem(404, "not-found");
         }
-        hanging.is(StubBehaviour::Well);
-        let placed = answer(placing).await.expect(201).json();
+        hanging.set(StubBehaviour::Normal);
+        let placed = response_of(placing).await.expect(201).json();
         assert_eq!(id(&placed), own);
         assert_eq!(world.orders().await.last(), Some(&placed));
     }
 }
 
-/// Neither of the two is asked after the other.
 #[tokio::test]
-async fn user_and_stock_are_asked_for_at_the_same_time() {
+async fn calls_both_peers_concurrently() {
     let world = World::new().await;
-    world.people.reads.is(StubBehaviour::Hanging);
-    world.shop.takes.is(StubBehaviour::Hanging);
-    let placing = begin(world.posting(&order(ANN, &[(PEN, 1)])));
-    world.people.reads.called(1).await;
-    world.shop.takes.called(1).await;
-    world.people.reads.is(StubBehaviour::Well);
-    world.shop.takes.is(StubBehaviour::Well);
-    answer(placing).await.expect(201);
+    world.users.read.set(StubBehaviour::Hanging);
+    world.products.reserve.set(StubBehaviour::Hanging);
+    let placing = spawn(world.post_order(&order(ANN, &[(PEN, 1)])));
+    world.users.read.wait_for_calls(1).await;
+    world.products.reserve.wait_for_calls(1).await;
+    world.users.read.set(StubBehaviour::Normal);
+    world.products.reserve.set(StubBehaviour::Normal);
+    response_of(placing).await.expect(201);
 }
 
 #[tokio::test]
-async fn a_user_exists_when_the_answer_is_200_whatever_is_in_it() {
+async fn ignores_the_body_of_a_200_for_a_user() {
     let world = World::new().await;
-    world.people.reads.is(StubBehaviour::Garbage);
+    world.users.read.set(StubBehaviour::Garbage);
     world.place(order(ANN, &[(PEN, 1)])).await;
     for body in ["", "null", "{}", "[]", "{\"error\":\"User not found\"}", "<html>", "\u{0}"] {
         let users = testing::stub_peer(axum::Router::new().fallback(async move || body)).await;
         let products = world.placement.peers()[1].base().clone();
-        let limits = Limits { call: HOUR, order: HOUR };
-        let client = client(placement(order_service::store::memory(), users, products, limits));
+        let timeouts = Timeouts { call: HOUR, order: HOUR };
+        let client = client(placement(order_service::store::memory(), users, products, timeouts));
         client.post("/orders", order(ANN, &[(PEN, 1)])).await.expect(201);
     }
 }
 
 #[tokio::test]
-async fn the_path_of_a_peer_s_address_is_kept() {
+async fn keeps_the_path_of_a_peer_url() {
     let world = World::new().await;
     let peers = world.placement.peers();
     let (users, products) = (peers[0].base(), peers[1].base());
-    for (base, asked) in [("", "/users/1"), ("/api/v2", "/api/v2/users/1"), ("/api/v2/", "/api/v2/users/1")] {
-        let limits = Limits { call: HOUR, order: HOUR };
+    for (base, expected) in [("", "/users/1"), ("/api/v2", "/api/v2/users/1"), ("/api/v2/", "/api/v2/users/1")] {
+        let timeouts = Timeouts { call: HOUR, order: HOUR };
         let users = users.join(base).unwrap();
-        let client = client(placement(order_service::store::memory(), users, products.clone(), limits));
+        let client = client(placement(order_service::store::memory(), users, products.clone(), timeouts));
         client.post("/orders", order(ANN, &[(PEN, 1)])).await.expect(201);
-        assert_eq!(world.people.reads.calls().pop().unwrap().path, asked);
+        assert_eq!(world.users.read.calls().pop().unwrap().path, expected);
     }
 }
 
 #[tokio::test]
-async fn the_peers_are_told_for_which_request_they_work() {
+async fn forwards_request_id_and_traceparent_to_the_peers() {
     let world = World::new().await;
     let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-    let request = world.posting(&order(ANN, &[(PEN, 1)])).header("x-request-id", "abc-1");
+    let request = world.post_order(&order(ANN, &[(PEN, 1)])).header("x-request-id", "abc-1");
     let placed = request.header("traceparent", traceparent).send().await.expect(201);
     assert_eq!(placed.header("x-request-id"), "abc-1");
-    for call in [world.people.reads.calls().pop().unwrap(), world.shop.takes.calls().pop().unwrap()] {
+    for call in [world.users.read.calls().pop().unwrap(), world.products.reserve.calls().pop().unwrap()] {
         assert_eq!(
             (&call.headers["x-request-id"], &call.headers["traceparent"]),
             (&"abc-1".parse().unwrap(), &traceparent.parse().unwrap()),
@@ -215,7 +216,7 @@ async fn the_peers_are_told_for_which_request_they_work() {
 }
 
 #[tokio::test]
-async fn a_hundred_lines_of_the_most_units_at_the_highest_price_are_an_order() {
+async fn accepts_the_largest_possible_total() {
     let most = [(100_000_000, 10_000); 100];
     assert_eq!(total_of(&most).await, "1000000000000");
 }
@@ -223,9 +224,9 @@ async fn a_hundred_lines_of_the_most_units_at_the_highest_price_are_an_order() {
 proptest! {
     #![proptest_config(Config { cases: 24, failure_persistence: None, ..Config::default() })]
 
-    /// The total is the exact sum of price times quantity, in the digits of the answer.
+    /// The total in the response has exactly the digits of the sum of price times quantity.
     #[test]
-    fn a_total_is_exact_to_the_cent(lines in prop::collection::vec((0..=100_000_000_i64, 1..=10_000_i64), 1..=100)) {
+    fn computes_the_total_exactly_to_the_cent(lines in prop::collection::vec((0..=100_000_000_i64, 1..=10_000_i64), 1..=100)) {
         let cents: i128 = lines.iter().map(|(cents, quantity)| i128::from(*cents) * i128::from(*quantity)).sum();
         let decimal = format!("{}.{:02}", cents / 100, cents % 100);
         let shortest = decimal.trim_end_matches('0').trim_end_matches('.');
@@ -234,22 +235,22 @@ proptest! {
     }
 }
 
-/// The digits of the total of an order with these `(cents, quantity)` lines.
+/// Places an order with these `(cents, quantity)` lines and returns the digits of its total.
 async fn total_of(lines: &[(i64, i64)]) -> String {
     let world = World::new().await;
     let wanted: Vec<(i64, i64)> = (1000..).zip(lines).map(|(product, (_, quantity))| (product, *quantity)).collect();
     for ((product, _), (cents, _)) in wanted.iter().zip(lines) {
-        world.shop.offer(*product, "Thing", *cents, 10_000);
+        world.products.set_product(*product, "Thing", *cents, 10_000);
     }
     let placed = world.client.post("/orders", order(ANN, &wanted)).await.expect(201);
-    assert!(placed.body.len() < TOO_MUCH);
+    assert!(placed.body.len() < TOO_LARGE);
     check_lines(&placed, lines);
     let read = world.client.get(placed.header("location")).await;
     assert_eq!(digits(&read), digits(&placed));
     digits(&placed)
 }
 
-/// Each line has the price that the product has.
+/// Checks that each line has the price of its product.
 fn check_lines(placed: &Received, lines: &[(i64, i64)]) {
     let json = placed.json();
     let shown = json["products"].as_array().expect("lines");
@@ -261,6 +262,7 @@ fn check_lines(placed: &Received, lines: &[(i64, i64)]) {
     }
 }
 
+/// Returns the digits of the total in a response.
 fn digits(order: &Received) -> String {
     #[derive(Deserialize)]
     struct Total<'a> {
@@ -272,22 +274,23 @@ fn digits(order: &Received) -> String {
 }
 
 #[tokio::test]
-async fn many_orders_at_once_sell_each_unit_once() {
+async fn sells_each_unit_once_to_concurrent_orders() {
     let world = World::new().await;
-    let requests: Vec<_> = (0..70).map(|n| begin(world.posting(&order(1 + n % 2, &[(LAPTOP, 1), (PEN, 2)])))).collect();
+    let requests: Vec<_> =
+        (0..70).map(|n| spawn(world.post_order(&order(1 + n % 2, &[(LAPTOP, 1), (PEN, 2)])))).collect();
     let mut placed = Vec::new();
     for request in requests {
-        let answer = answer(request).await;
-        match answer.status.as_u16() {
-            201 => placed.push(id(&answer.json()).to_owned()),
-            _ => drop(answer.expect_problem(409, "insufficient-stock")),
+        let response = response_of(request).await;
+        match response.status.as_u16() {
+            201 => placed.push(id(&response.json()).to_owned()),
+            _ => drop(response.expect_problem(409, "insufficient-stock")),
         }
     }
     placed.sort();
     let orders = world.orders().await;
     let shown: Vec<&str> = orders.iter().map(|order: &Value| id(order)).collect();
     assert_eq!(shown, placed);
-    assert_eq!(placed.len(), 50, "as many as there were");
-    world.at_rest().await;
-    assert_eq!((world.shop.stock(LAPTOP), world.shop.stock(PEN)), (0, 20_000 - 2 * 50));
+    assert_eq!(placed.len(), 50, "as many as the stock");
+    world.wait_until_settled().await;
+    assert_eq!((world.products.stock(LAPTOP), world.products.stock(PEN)), (0, 20_000 - 2 * 50));
 }

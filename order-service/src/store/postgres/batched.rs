@@ -1,4 +1,4 @@
-//! Steps of one kind that several orders make at the same time: one statement for all, and so one commit.
+//! Concurrent steps of the same kind as one statement, and so one commit.
 
 use std::collections::HashMap;
 use std::slice;
@@ -13,83 +13,97 @@ use uuid::Uuid;
 
 use super::{PgQuery, StoreError};
 
-/// Most orders of one statement, and most bytes, if it has more than one.
-const MOST: usize = 128;
-const MOST_BYTES: usize = 1 << 20;
-/// Most that wait: far more than the requests that are let in, each of which makes one step after the other.
-const ROOM: usize = 1_000_000;
+/// Maximum orders per statement.
+const MAX_ITEMS: usize = 128;
+/// Maximum bytes per statement with more than one order.
+const MAX_BYTES: usize = 1 << 20;
+/// Maximum waiting steps: far above the number of admitted requests, each of which makes one step at a time.
+const MAX_QUEUED: usize = 1_000_000;
 
-/// A kind of step.
+/// One kind of step.
 pub(super) struct StatementSpec<A, T> {
-    /// What metrics and traces call it.
+    /// The name in metrics and traces.
     pub name: &'static str,
-    /// Whose step it is.
+    /// The order that a step belongs to.
     pub id: fn(&A) -> OrderId,
-    /// How many bytes it adds to a statement and to its answer, near enough; nothing where all are small.
-    pub size: fn(&A) -> usize,
-    /// Makes several, each if it can be made, and answers the rows of those that were. It may be repeated.
+    /// The approximate bytes that a step adds to the statement and its result. Zero if all steps are small.
+    pub item_bytes: fn(&A) -> usize,
+    /// Builds the statement for several steps. It must be safe to repeat and must return a row, with `id`, per step done.
     pub statement: fn(&[&A]) -> PgQuery,
-    /// What is told of one that was made.
+    /// Reads the row of one step.
     pub read: fn(&PgRow) -> Result<T, Error>,
 }
 
-/// What came of a step: what is told of it, if it was made; and else whether an earlier try may have made it.
-type Made<T> = Result<(Option<T>, bool), StoreError>;
+/// The result of a step.
+pub(super) struct StepResult<T> {
+    /// What the statement returned for the step. `None` if it found the order in another state.
+    pub value: Option<T>,
+    /// Whether an earlier try, whose response was lost, may have done the step.
+    pub is_ambiguous: bool,
+}
 
-/// Makes steps of one kind: one at once, and together what is asked for while others are on their way.
-pub(super) struct BatchedStatement<A, T>(Batcher<A, Made<T>>);
+/// The values of the steps of one batch by order, and whether an earlier try may have done some of the steps.
+type BatchResult<T> = Result<(HashMap<Uuid, T>, bool), Error>;
+
+type Item<A, T> = BatchItem<A, Result<StepResult<T>, StoreError>>;
+
+/// Executes steps of one kind: a single step immediately, concurrent steps as one statement.
+pub(super) struct BatchedStatement<A, T>(Batcher<A, Result<StepResult<T>, StoreError>>);
 
 impl<A: Send + Sync + 'static, T: Send + 'static> BatchedStatement<A, T> {
-    pub(super) fn new(pool: &Pool, kind: StatementSpec<A, T>) -> Self {
-        let limits = Limits { max_items: MOST, max_bytes: MOST_BYTES, item_bytes: kind.size, max_queued: ROOM };
-        let sender = Arc::new((pool.clone(), kind));
+    pub(super) fn new(pool: &Pool, spec: StatementSpec<A, T>) -> Self {
+        let limits =
+            Limits { max_items: MAX_ITEMS, max_bytes: MAX_BYTES, item_bytes: spec.item_bytes, max_queued: MAX_QUEUED };
+        let sender = Arc::new((pool.clone(), spec));
         Self(Batcher::new(sender.1.name, limits, move |batch| {
             let sender = Arc::clone(&sender);
-            async move { sender.1.make(&sender.0, batch).await }
+            async move { sender.1.execute_batch(&sender.0, batch).await }
         }))
     }
 
-    pub(super) async fn make(&self, ask: A) -> Made<T> {
-        match self.0.submit(ask, None).await {
-            Ok(made) => made,
-            Err(BatchError::QueueFull) => Err(StoreError("too many steps wait for it".to_owned())),
-            Err(BatchError::Timeout) => Err(StoreError("the steps before it take too long".to_owned())),
-            Err(BatchError::Panicked) => Err(StoreError("the step has panicked".to_owned())),
-        }
+    pub(super) async fn execute(&self, step: A) -> Result<StepResult<T>, StoreError> {
+        let reason = match self.0.submit(step, None).await {
+            Ok(result) => return result,
+            Err(BatchError::QueueFull) => "too many steps are waiting",
+            Err(BatchError::Timeout) => "earlier steps took too long",
+            Err(BatchError::Panicked) => "the step panicked",
+        };
+        Err(StoreError::Unavailable(reason.to_owned()))
     }
 }
 
 impl<A, T> StatementSpec<A, T> {
-    async fn make(&self, pool: &Pool, mut batch: Vec<BatchItem<A, Made<T>>>) {
-        // All lock the rows of orders by ascending id, so that nobody waits for somebody who waits for him.
-        batch.sort_unstable_by_key(|asked| (self.id)(&asked.item));
-        let made = self.try_make(pool, &batch).await;
-        if batch.len() > 1 && made.as_ref().is_err_and(is_row_error) {
-            // For that one of them the others are not to blame.
+    async fn execute_batch(&self, pool: &Pool, mut batch: Vec<Item<A, T>>) {
+        // Every batch locks its rows by ascending id, so batches cannot deadlock.
+        batch.sort_unstable_by_key(|item| (self.id)(&item.item));
+        let result = self.try_batch(pool, &batch).await;
+        if batch.len() > 1 && result.as_ref().is_err_and(is_row_error) {
+            // One row has caused the error. Each step is tried alone, so that only its own step fails.
             let pool = pool.short_lock_timeout();
-            for asked in batch {
-                let made = self.try_make(&pool, slice::from_ref(&asked)).await;
-                self.answer(vec![asked], made);
+            for item in batch {
+                let result = self.try_batch(&pool, slice::from_ref(&item)).await;
+                self.respond(vec![item], result);
             }
         } else {
-            self.answer(batch, made);
+            self.respond(batch, result);
         }
     }
 
-    async fn try_make(&self, pool: &Pool, batch: &[BatchItem<A, Made<T>>]) -> Result<(HashMap<Uuid, T>, bool), Error> {
-        let asks: Vec<&A> = batch.iter().map(|asked| &asked.item).collect();
-        let (rows, may_be_made) =
-            pool.retry_reporting_ambiguity(self.name, || (self.statement)(&asks).fetch_all(pool)).await?;
-        let made = rows.iter().map(|row| Ok((row.try_get("id")?, (self.read)(row)?))).collect::<Result<_, Error>>()?;
-        Ok((made, may_be_made))
+    async fn try_batch(&self, pool: &Pool, batch: &[Item<A, T>]) -> BatchResult<T> {
+        let steps: Vec<&A> = batch.iter().map(|item| &item.item).collect();
+        let execute = || (self.statement)(&steps).fetch_all(pool);
+        let (rows, is_ambiguous) = pool.retry_reporting_ambiguity(self.name, execute).await?;
+        let values =
+            rows.iter().map(|row| Ok((row.try_get("id")?, (self.read)(row)?))).collect::<Result<_, Error>>()?;
+        Ok((values, is_ambiguous))
     }
 
-    fn answer(&self, batch: Vec<BatchItem<A, Made<T>>>, made: Result<(HashMap<Uuid, T>, bool), Error>) {
-        let mut made = made.map_err(StoreError::from);
-        for asked in batch {
-            let id = (self.id)(&asked.item).0;
-            asked.respond(match &mut made {
-                Ok((made, may_be_made)) => Ok((made.remove(&id), *may_be_made)),
+    fn respond(&self, batch: Vec<Item<A, T>>, result: BatchResult<T>) {
+        let mut result = result.map_err(StoreError::from);
+        for item in batch {
+            let id = (self.id)(&item.item).0;
+            item.respond(match &mut result {
+                Ok((values, is_ambiguous)) => Ok(StepResult { value: values.remove(&id), is_ambiguous: *is_ambiguous }),
                 Err(error) => Err(error.clone()),
             });
         }

@@ -1,6 +1,7 @@
-//! What only this store can get wrong. What every store does is in `contract`.
+//! Tests of the PostgreSQL store alone. The tests of both stores are in `contract`.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use chassis::http::extract::Header;
 use futures_util::future::join_all;
@@ -9,14 +10,14 @@ use testing::postgres::{behind_a_faulty_connection, database, deadlocks, generou
 
 use super::*;
 use crate::idempotency::{Fingerprint, Key};
-use crate::order::Released;
+use crate::order::AfterRelease;
 
-/// The store in this database, with patience for a slow machine.
+/// Opens the store with timeouts for a slow machine.
 pub(in crate::store) async fn open(database: &PgConnectOptions) -> PostgresStore {
     PostgresStore::open(database, &generous_timeouts()).await.unwrap()
 }
 
-/// Writes down an order as it stands in this state.
+/// Inserts an order in this state.
 async fn insert(store: &PostgresStore, state: &str) -> Result<Uuid, Error> {
     let insert =
         query_scalar("insert into orders (id, user_id, state, created_at) values ($1, 1, $2, now()) returning id");
@@ -32,22 +33,22 @@ where
 }
 
 #[tokio::test]
-async fn the_database_knows_the_same_states_and_steps() {
+async fn has_the_same_states_and_steps_as_the_domain() {
     let Some(database) = database().await else { return };
     let store = open(&database).await;
     for state in State::ALL {
         println!("{state:?}");
-        let shown: Option<String> = read(&store, "status", insert(&store, state.name()).await.unwrap()).await.unwrap();
-        assert_eq!(shown.as_deref(), state.shown().map(OrderStatus::name));
+        let status: Option<String> = read(&store, "status", insert(&store, state.name()).await.unwrap()).await.unwrap();
+        assert_eq!(status.as_deref(), state.visible_status().map(OrderStatus::name));
 
         let [aborted, settled, released] = [(); 3].map(|()| insert(&store, state.name()));
         let [aborted, settled, released] = [aborted.await.unwrap(), settled.await.unwrap(), released.await.unwrap()];
         store.abort(OrderId(aborted)).await.unwrap();
         store.settle(OrderId(settled), Vec::new(), Money::default()).await.unwrap();
-        store.released(OrderId(released)).await.unwrap();
-        let after_release = match state.released() {
-            Some(Released::Gone) => None,
-            Some(Released::Kept(state)) => Some(state),
+        store.finish_release(OrderId(released)).await.unwrap();
+        let after_release = match state.after_release() {
+            Some(AfterRelease::Deleted) => None,
+            Some(AfterRelease::Kept(state)) => Some(state),
             None => Some(state),
         };
         for (id, expected) in [
@@ -64,7 +65,7 @@ async fn the_database_knows_the_same_states_and_steps() {
 }
 
 #[tokio::test]
-async fn a_key_is_unique_unless_it_was_given_up() {
+async fn keeps_keys_unique_except_for_aborting_rows() {
     let Some(database) = database().await else { return };
     let store = open(&database).await;
     for state in State::ALL {
@@ -79,9 +80,9 @@ async fn a_key_is_unique_unless_it_was_given_up() {
     }
 }
 
-/// Not for a replica that is just claiming, nor for an intent that is just being settled: they are passed over.
+/// The rows of orders that another replica is claiming, or whose intent is being settled, are locked.
 #[tokio::test]
-async fn a_claim_waits_for_nobody() {
+async fn skips_locked_rows_when_claiming() {
     let Some(database) = database().await else { return };
     let store = open(&database).await;
     let mut rows = Vec::new();
@@ -90,53 +91,57 @@ async fn a_claim_waits_for_nobody() {
     }
     let (locked, free) = rows.split_at(3);
     let mut connection = database.connect().await.unwrap();
-    let mut somebody = connection.begin().await.unwrap();
+    let mut transaction = connection.begin().await.unwrap();
     let lock = "select id from orders where id <= $1 for update";
-    query(lock).bind(locked[2].0).execute(&mut *somebody).await.unwrap();
+    query(lock).bind(locked[2].0).execute(&mut *transaction).await.unwrap();
 
     let soon = Timestamp::now() + Duration::from_secs(60);
     let claim = || tokio::time::timeout(Duration::from_secs(20), store.claim(soon, soon, Duration::ZERO, 3));
-    assert_eq!(claim().await.expect("it waits").unwrap(), free);
-    somebody.rollback().await.unwrap();
-    assert_eq!(claim().await.expect("it waits").unwrap(), locked, "what was never claimed before what was");
+    assert_eq!(claim().await.expect("no wait for a lock").unwrap(), free);
+    transaction.rollback().await.unwrap();
+    assert_eq!(
+        claim().await.expect("no wait for a lock").unwrap(),
+        locked,
+        "orders that were never claimed come first"
+    );
 }
 
 #[tokio::test]
-async fn a_step_whose_answer_is_lost_is_answered_all_the_same() {
+async fn reports_success_when_the_response_to_a_step_is_lost() {
     let Some(database) = database().await else { return };
     let (database, wire) = behind_a_faulty_connection(&database).await;
     let store = open(&database).await;
-    let (lose, lost) = (|| wire.lose_an_answer(), || wire.has_lost_it());
+    let (lose, was_lost) = (|| wire.lose_an_answer(), || wire.has_lost_it());
     for key in [None, Some((Key::parse("k").unwrap(), Fingerprint::of(b"{}")))] {
         let id = OrderId(Uuid::now_v7());
         let intent = Intent { id, user_id: Id::new(1).unwrap(), key, created_at: chassis::now() };
         lose();
         assert_eq!(store.begin(intent.clone()).await, Ok(BeginOutcome::Started));
-        assert!(lost());
+        assert!(was_lost());
         lose();
-        let settled = store.settle(id, Vec::new(), Money::default()).await.unwrap().expect("it was settled");
-        assert_eq!((lost(), settled.status), (true, OrderStatus::Pending));
+        let settled = store.settle(id, Vec::new(), Money::default()).await.unwrap().expect("it is settled");
+        assert_eq!((was_lost(), settled.status), (true, OrderStatus::Pending));
         for (from, to) in [(OrderStatus::Pending, State::Confirmed), (OrderStatus::Confirmed, State::Cancelling)] {
             lose();
-            let order = store.step(id, from, to).await.unwrap().expect("it was moved");
-            assert_eq!((lost(), Some(order.status)), (true, to.shown()));
-            assert_eq!(store.step(id, from, to).await.unwrap(), None, "asked anew, that is another step");
+            let order = store.step(id, from, to).await.unwrap().expect("it is moved");
+            assert_eq!((was_lost(), Some(order.status)), (true, to.visible_status()));
+            assert_eq!(store.step(id, from, to).await.unwrap(), None, "a new call is another step");
         }
         lose();
-        store.released(id).await.unwrap();
-        assert!(lost());
+        store.finish_release(id).await.unwrap();
+        assert!(was_lost());
         assert_eq!(read::<String>(&store, "state", id.0).await.as_deref(), Some("cancelled"));
 
         let id = OrderId(Uuid::now_v7());
         assert_eq!(store.begin(Intent { id, key: None, ..intent }).await, Ok(BeginOutcome::Started));
         lose();
         store.abort(id).await.unwrap();
-        assert!(lost());
+        assert!(was_lost());
         assert_eq!(read::<String>(&store, "state", id.0).await.as_deref(), Some("aborting"));
     }
 }
 
-/// With these keys, the first with the lowest id.
+/// Returns intents with these keys, by ascending id.
 fn intents(keys: impl Iterator<Item = u32>) -> Vec<Intent> {
     let key = |n| Some((Key::parse(&format!("k{n}")).unwrap(), Fingerprint::of(b"{}")));
     let new = |n| Intent {
@@ -152,15 +157,15 @@ async fn begin_all(store: &PostgresStore, intents: &[Intent]) -> Vec<Result<Begi
     join_all(intents.iter().map(|intent| store.begin(intent.clone()))).await
 }
 
-/// The same, begun.
-async fn begun(store: &PostgresStore, keys: Range<u32>) -> Vec<Intent> {
+/// Returns intents with these keys that are recorded.
+async fn recorded(store: &PostgresStore, keys: Range<u32>) -> Vec<Intent> {
     let intents = intents(keys);
     assert!(begin_all(store, &intents).await.iter().all(|begun| *begun == Ok(BeginOutcome::Started)));
     intents
 }
 
 #[tokio::test]
-async fn steps_at_the_same_time_share_a_statement_and_a_commit() {
+async fn executes_concurrent_steps_in_one_statement_and_commit() {
     let Some(database) = database().await else { return };
     let store = open(&database).await;
     let intents = intents(0..100);
@@ -180,25 +185,25 @@ async fn steps_at_the_same_time_share_a_statement_and_a_commit() {
     assert!(commits().await <= 4);
 }
 
-/// A statement has its limit, and it would be the small ones' fault as well that it takes longer.
+/// A statement has a timeout, and a huge one would delay the small orders in it.
 #[tokio::test]
-async fn the_largest_orders_do_not_all_go_in_one_statement() {
+async fn splits_batches_of_large_orders() {
     let Some(database) = database().await else { return };
     let store = open(&database).await;
-    let intents = begun(&store, 0..60).await;
-    let (name, price) = ("\u{1F4A1}".repeat(200), Money::default()); // four bytes a letter
+    let intents = recorded(&store, 0..60).await;
+    let (name, price) = ("\u{1F4A1}".repeat(200), Money::default()); // four bytes per character
     let line = |id| OrderLine { product_id: Id::new(id).unwrap(), name: name.clone(), quantity: 1, price };
     let largest: Vec<_> = (1..=100).map(line).collect();
     let settled = join_all(intents.iter().map(|intent| store.settle(intent.id, largest.clone(), price))).await;
     assert!(settled.into_iter().all(|settled| settled.unwrap().is_some()));
     let sql = "select max(bytes) from
         (select sum(octet_length(lines::text)) as bytes from orders group by xmin::text) as together";
-    let most: i64 = query_scalar(sql).fetch_one(&store.pool).await.unwrap();
-    assert!(most <= 1 << 20, "{most} bytes");
+    let max: i64 = query_scalar(sql).fetch_one(&store.pool).await.unwrap();
+    assert!(max <= 1 << 20, "{max} bytes");
 }
 
 #[tokio::test]
-async fn steps_that_share_a_statement_whose_answer_is_lost_are_answered_all_the_same() {
+async fn reports_success_when_the_response_to_a_batch_is_lost() {
     let Some(database) = database().await else { return };
     let (database, wire) = behind_a_faulty_connection(&database).await;
     let store = open(&database).await;
@@ -211,12 +216,12 @@ async fn steps_that_share_a_statement_whose_answer_is_lost_are_answered_all_the_
     assert!(settled.into_iter().all(|settled| settled.unwrap().is_some()) && wire.has_lost_it());
 }
 
-/// PostgreSQL keeps no NUL. (No name has one, if product-service keeps its rules.)
+/// PostgreSQL cannot store U+0000. (A name from product-service never has one.)
 #[tokio::test]
-async fn who_shares_a_statement_with_what_the_database_refuses_is_not_refused() {
+async fn fails_only_the_step_that_the_database_rejects() {
     let Some(database) = database().await else { return };
     let store = open(&database).await;
-    let intents = begun(&store, 0..9).await;
+    let intents = recorded(&store, 0..9).await;
     let named = |name: &str| {
         vec![OrderLine { product_id: Id::new(1).unwrap(), name: name.to_owned(), quantity: 1, price: Money::default() }]
     };
@@ -226,21 +231,21 @@ async fn who_shares_a_statement_with_what_the_database_refuses_is_not_refused() 
             .enumerate()
             .map(|(n, intent)| store.settle(intent.id, named(if n == 4 { "\0" } else { "Lamp" }), Money::default())),
     );
-    let refused: Vec<_> = settled.await.iter().map(Result::is_err).collect();
-    assert_eq!(refused, [false, false, false, false, true, false, false, false, false]);
+    let failed: Vec<_> = settled.await.iter().map(Result::is_err).collect();
+    assert_eq!(failed, [false, false, false, false, true, false, false, false, false]);
 }
 
 #[tokio::test]
-async fn what_somebody_keeps_waiting_for_too_long_fails_and_nothing_else() {
+async fn fails_only_the_step_whose_row_is_locked_too_long() {
     let Some(database) = database().await else { return };
-    let settings = DatabaseSettings { database_statement: Duration::from_secs(5), ..generous_timeouts() }; // two of them for a row
+    let settings = DatabaseSettings { database_statement: Duration::from_secs(5), ..generous_timeouts() }; // of which 2 s for a lock
     let store = PostgresStore::open(&database, &settings).await.unwrap();
-    let intents = begun(&store, 0..9).await;
+    let intents = recorded(&store, 0..9).await;
     let mut connection = database.connect().await.unwrap();
-    let mut somebody = connection.begin().await.unwrap();
+    let mut transaction = connection.begin().await.unwrap();
     query("select id from orders where id = $1 for update")
         .bind(intents[4].id.0)
-        .execute(&mut *somebody)
+        .execute(&mut *transaction)
         .await
         .unwrap();
     let settle = intents.iter().map(|intent| store.settle(intent.id, Vec::new(), Money::default()));
@@ -248,9 +253,9 @@ async fn what_somebody_keeps_waiting_for_too_long_fails_and_nothing_else() {
     assert_eq!(failed, [false, false, false, false, true, false, false, false, false]);
 }
 
-/// Each replica begins with other keys. A deadlock would be resolved by another try and seen by nobody but the database.
+/// The replicas insert the keys in opposite orders. A retry would hide a deadlock, so the database's counter is checked.
 #[tokio::test(flavor = "multi_thread")]
-async fn replicas_that_begin_with_the_same_keys_do_not_wait_for_each_other() {
+async fn does_not_deadlock_when_replicas_insert_the_same_keys() {
     let Some(database) = database().await else { return };
     let replicas = Arc::new([open(&database).await, open(&database).await]);
     for _ in 0..20 {
@@ -260,7 +265,7 @@ async fn replicas_that_begin_with_the_same_keys_do_not_wait_for_each_other() {
             tokio::spawn(async move { begin_all(&replicas[replica], &intents).await })
         });
         let begun = join_all(attempts).await.into_iter().flat_map(|begun| begun.unwrap());
-        assert_eq!(begun.filter(|begun| *begun == Ok(BeginOutcome::Started)).count(), 60, "one for each key");
+        assert_eq!(begun.filter(|begun| *begun == Ok(BeginOutcome::Started)).count(), 60, "one per key");
         query("delete from orders").execute(&replicas[0].pool).await.unwrap();
     }
     join_all(replicas.iter().map(|replica| replica.pool.close())).await;

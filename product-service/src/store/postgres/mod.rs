@@ -18,6 +18,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use shared::products::{Product, ReserveAction, Reserved, ReservedLine};
 use shared::{Id, Money, OrderId};
+use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::types::{Json, Uuid};
 use sqlx::{Error, FromRow, Row};
@@ -27,10 +28,8 @@ use crate::SERVICE;
 use crate::product::{CreateProduct, ProductRecord, UpdateProduct, case_fold};
 use crate::reservation::{Reservation, ReservationError, ReservationOutcome, ReservationRequest, ReservationStatus};
 
-const MIGRATIONS: [(&str, &str); 2] = [
-    ("products", include_str!("../../../migrations/0001_products.sql")),
-    ("reservations", include_str!("../../../migrations/0002_reservations.sql")),
-];
+/// The files in `migrations/`. A released one is never changed: databases have run it.
+static MIGRATIONS: Migrator = sqlx_macros::migrate!();
 
 /// The store in PostgreSQL. Several replicas of the service may share one database.
 pub struct PostgresStore {

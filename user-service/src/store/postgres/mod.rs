@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
 use shared::Id;
 use shared::users::User;
+use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::{AssertSqlSafe, Error, FromRow, Row};
 
@@ -23,8 +24,8 @@ use crate::SERVICE;
 use crate::password::PasswordHash;
 use crate::user::{CreateUser, UserRecord, case_fold};
 
-/// Each with what it is for. One that has been released is never changed: a database may be past it.
-const MIGRATIONS: [(&str, &str); 1] = [("users", include_str!("../../../migrations/0001_users.sql"))];
+/// The files in `migrations/`. A released one is never changed: databases have run it.
+static MIGRATIONS: Migrator = sqlx_macros::migrate!();
 
 /// The store in PostgreSQL. Several replicas of the service may share one database.
 pub struct PostgresStore {

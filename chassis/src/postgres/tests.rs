@@ -1,0 +1,192 @@
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::join_all;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, SqlSafeStr};
+use testing::eventually;
+use testing::postgres::{behind_a_faulty_connection, database};
+use tokio::time;
+
+use super::connections::ANSWER_TIMEOUT;
+use super::{Pool, open};
+use crate::config::{DatabaseSettings, defaults};
+
+const THINGS: &str = "create table things (id bigint primary key); select pg_sleep(0.2)";
+
+/// The same as `testing::postgres::generous_timeouts`, but of the chassis that is tested, not of the one that `testing` links.
+fn generous_timeouts() -> DatabaseSettings {
+    const MINUTE: Duration = Duration::from_secs(60);
+    DatabaseSettings { database_acquire: MINUTE, database_statement: MINUTE, ..defaults() }
+}
+
+fn short_timeouts() -> DatabaseSettings {
+    DatabaseSettings { database_acquire: ANSWER_TIMEOUT, database_statement: ANSWER_TIMEOUT, ..defaults() }
+}
+
+/// The same as `migrate!` of a folder with the files `0001_test.sql`, `0002_test.sql`, …
+fn migrations(sql: &[&'static str]) -> Migrator {
+    let numbered = sql
+        .iter()
+        .zip(1..)
+        .map(|(sql, version)| Migration::new(version, "test".into(), MigrationType::Simple, sql.into_sql_str(), false));
+    Migrator::with_migrations(numbered.collect())
+}
+
+async fn pool(database: &PgConnectOptions, connections: u32, settings: DatabaseSettings) -> Pool {
+    let settings = DatabaseSettings { database_connections: connections, ..settings };
+    open("tiny", database, &settings, &migrations(&[])).await.unwrap()
+}
+
+/// Runs steps of 50 ms concurrently. Returns whether all succeed.
+async fn run_concurrently(pool: &Pool, steps: usize) -> bool {
+    let sleep = || pool.retry_idempotent("test", || sqlx::query("select pg_sleep(0.05)").execute(pool));
+    join_all((0..steps).map(|_| sleep())).await.iter().all(Result::is_ok)
+}
+
+/// Opens as many connections, and waits until all are idle.
+async fn open_connections(pool: &Pool, number: u32) {
+    eventually("open connections", async || {
+        run_concurrently(pool, number as usize).await;
+        let returned = async || {
+            let (open, idle) = pool.connections.count();
+            open == idle
+        };
+        eventually("all connections to be returned", returned).await;
+        pool.connections.count() == (number, number)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn migrates_once_when_replicas_start_together() {
+    let Some(database) = database().await else { return };
+    let (settings, things) = (generous_timeouts(), migrations(&[THINGS]));
+    let open = || open("tiny", &database, &settings, &things);
+    let (one, two, three) = tokio::join!(open(), open(), open());
+    for pool in [one.unwrap(), two.unwrap(), three.unwrap()] {
+        sqlx::query("select id from things").execute(&pool).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn starts_when_the_database_is_ahead_and_refuses_a_changed_migration() {
+    let Some(database) = database().await else { return };
+    let settings = generous_timeouts();
+    let newer = [THINGS, "alter table things add name text"];
+    for release in [&newer[..], &newer[..1]] {
+        open("tiny", &database, &settings, &migrations(release)).await.unwrap();
+    }
+    let changed = migrations(&["create table others (id bigint primary key)"]);
+    assert!(open("tiny", &database, &settings, &changed).await.is_err(), "a changed migration");
+}
+
+#[tokio::test]
+async fn leaves_time_for_two_lock_waits_per_statement_and_limits_them_more_on_request() {
+    let Some(database) = database().await else { return };
+    let pool = pool(&database, 1, generous_timeouts()).await;
+    let limits = async |pool: &Pool| -> (bool, bool) {
+        let seconds = |name| format!("extract(epoch from current_setting('{name}')::interval)");
+        let (lock, statement) = (seconds("lock_timeout"), seconds("statement_timeout"));
+        let sql = format!("select 2 * {lock} < {statement}, {lock} < 0.05");
+        sqlx::query_as(sqlx::AssertSqlSafe(sql)).fetch_one(pool).await.unwrap()
+    };
+    assert_eq!(limits(&pool).await, (true, false));
+    assert_eq!(limits(&pool.short_lock_timeout()).await, (true, true));
+}
+
+#[tokio::test]
+async fn times_out_when_the_database_is_silent_and_keeps_no_permit() {
+    let Some(database) = database().await else { return };
+    let (database, wire) = behind_a_faulty_connection(&database).await;
+    let pool = pool(&database, 2, short_timeouts()).await;
+    eventually("two connections", async || run_concurrently(&pool, 2).await).await;
+    wire.set_silent(true);
+    let silent = async { (run_concurrently(&pool, 4).await, pool.ping().await) };
+    let (succeeded, pinged) = time::timeout(Duration::from_secs(30), silent).await.expect("every step ends");
+    assert!(!succeeded && pinged.is_err());
+    wire.set_silent(false);
+    let recovered = async || run_concurrently(&pool, 2).await && pool.ping().await.is_ok();
+    eventually("as many connections as before", recovered).await;
+}
+
+/// sqlx then waits for the answer to its ping without limit.
+#[tokio::test]
+async fn replaces_a_connection_that_is_lost_while_it_is_returned() {
+    let Some(database) = database().await else { return };
+    let (database, wire) = behind_a_faulty_connection(&database).await;
+    let pool = pool(&database, 1, short_timeouts()).await;
+    eventually("a connection", async || run_concurrently(&pool, 1).await).await;
+    wire.set_silent(true);
+    time::sleep(ANSWER_TIMEOUT / 5).await; // the ping is lost
+    wire.set_silent(false);
+    assert_eq!(pool.connections.count(), (1, 0), "the connection is not returned");
+    eventually("another connection", async || run_concurrently(&pool, 1).await).await;
+}
+
+#[tokio::test]
+async fn keeps_no_permit_when_a_statement_is_cancelled_and_the_database_is_silent() {
+    let Some(database) = database().await else { return };
+    let (database, wire) = behind_a_faulty_connection(&database).await;
+    let pool = pool(&database, 1, short_timeouts()).await;
+    open_connections(&pool, 1).await;
+    wire.set_silent(true);
+    let cancelled = time::timeout(ANSWER_TIMEOUT / 5, sqlx::query("select 1").execute(&pool)).await;
+    wire.set_silent(false);
+    cancelled.expect_err("no answer");
+    eventually("another connection", async || run_concurrently(&pool, 1).await).await;
+}
+
+#[tokio::test]
+async fn uses_the_connection_of_a_cancelled_statement_again() {
+    let Some(database) = database().await else { return };
+    let pool = pool(&database, 1, generous_timeouts()).await;
+    let process = async || sqlx::query_scalar::<_, i32>("select pg_backend_pid()").fetch_one(&pool).await.unwrap();
+    let before = process().await;
+    let sleep = sqlx::query("select pg_sleep(0.2)").execute(&pool);
+    time::timeout(Duration::from_millis(20), sleep).await.expect_err("it sleeps longer");
+    assert_eq!(process().await, before);
+}
+
+#[tokio::test]
+async fn closes_all_idle_connections_when_one_is_dead() {
+    let Some(database) = database().await else { return };
+    let pool = pool(&database, 10, generous_timeouts()).await;
+    open_connections(&pool, 10).await;
+    let mut admin = database.connect().await.unwrap();
+    let terminate = "select pg_terminate_backend(pid) from pg_stat_activity \
+                     where application_name = 'tiny' and datname = current_database()";
+    sqlx::query(terminate).execute(&mut admin).await.unwrap();
+    while !sqlx::query(terminate).fetch_all(&mut admin).await.unwrap().is_empty() {}
+    let _ = sqlx::query("select 1").execute(&pool).await; // fails, unless the connection was idle for so long that it is pinged
+    sqlx::query("select 1").execute(&pool).await.expect("a new connection");
+}
+
+/// A retry on another connection then does not wait for the locks of the failed attempt. The rollback here takes long.
+#[tokio::test]
+async fn reports_a_failed_statement_after_its_rollback() {
+    let Some(database) = database().await else { return };
+    let pool = open("tiny", &database, &generous_timeouts(), &migrations(&[THINGS])).await.unwrap();
+    sqlx::query("insert into things values (0)").execute(&pool).await.unwrap();
+    let fail = "do $$ begin
+        update things set id = 0;
+        for n in 1..10000 loop
+            begin insert into things values (n); exception when unique_violation then null; end;
+        end loop;
+        raise 'it fails';
+    end $$";
+    for _ in 0..10 {
+        sqlx::query(fail).execute(&pool).await.expect_err("it raises");
+        sqlx::query("select id from things for update nowait").execute(&pool).await.expect("no lock is held");
+    }
+}
+
+#[tokio::test]
+async fn pings_while_all_connections_are_busy() {
+    let Some(database) = database().await else { return };
+    let pool = pool(&database, 1, generous_timeouts()).await;
+    let _busy = pool.connections.acquire().await.unwrap();
+    assert!(pool.connections.acquire().now_or_never().is_none(), "all connections are busy");
+    pool.ping().await.unwrap();
+}
