@@ -1,12 +1,12 @@
-"""What .ci/schemathesis cannot learn from an OpenAPI document. No check is off; what is let pass here is known by the
-problem's own words, so a refusal for any other reason still counts."""
+"""What .ci/schemathesis cannot learn from an OpenAPI document. No check is off. An exception is recognised by the type of the
+problem, so a rejection for any other reason still counts as a failure."""
 
 import schemathesis
 from schemathesis.openapi.checks import RejectedPositiveData
 
 LINES = {"POST /orders": "products", "PUT /reservations/{orderId}": "lines"}
 
-# Right in itself, and refused for what there is or is not: a schema speaks of the request alone.
+# Valid requests that are rejected because of the stored data: a schema describes only the request.
 STATE = {
     "urn:problem-type:precondition-failed": {"PATCH", "DELETE"},
     "urn:problem-type:user-not-found": {"POST /orders"},
@@ -17,7 +17,7 @@ STATE = {
 
 @schemathesis.hook
 def map_body(context, body):
-    """Orders users and products that there are, each product once: else nearly every order is for nobody."""
+    """Uses existing users and products, each product once. Otherwise nearly every order would name unknown ones."""
     body = whole(body)
     lines = LINES.get(context.operation.label)
     if lines and isinstance(body, dict):
@@ -27,28 +27,28 @@ def map_body(context, body):
             if isinstance(line, dict) and is_id(line.get("productId")):
                 line["productId"] = type(line["productId"])(1 + index % 100)
     if context.operation.label == "PATCH /orders/{id}" and isinstance(body, dict) and body.get("status") == "pending":
-        body["status"] = ("cancelled", "confirmed")[len(body) % 2]  # what an order that is pending can become
+        body["status"] = ("cancelled", "confirmed")[len(body) % 2]  # the next states of a pending order
     return body
 
 
 @schemathesis.hook
 def filter_failure(context, failure, case, response):
-    """False lets a failure pass."""
+    """Returns False for a failure that is allowed."""
     if isinstance(failure, RejectedPositiveData):
         problem = response.json()
         if {case.method, case.operation.label} & STATE.get(problem["type"], set()):
             return False
-        # `uniqueItems` compares whole lines, and here a product may not be there twice whatever its quantity.
+        # `uniqueItems` compares whole lines. The services reject a repeated product even if the quantities differ.
         errors = problem.get("errors", [])
         return not errors or any(error["detail"] != "is in an earlier line already" for error in errors)
     if failure.code == "ST201" and case.operation.label == "POST /reservations" and response.status_code == 200:
-        # Each item is read and answered on its own: a bad one gets its 400 inside.
+        # Each item has its own result: an invalid one has status 400 inside the list.
         return all(outcome["status"] != 400 for outcome in response.json())
     return True
 
 
 def whole(value):
-    """With 2.0 as 2: an integer to JSON Schema, and not to the services."""
+    """Returns the value with 2.0 as 2, which is an integer in JSON Schema but not for the services."""
     if isinstance(value, dict):
         return {name: whole(member) for name, member in value.items()}
     if isinstance(value, list):

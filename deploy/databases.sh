@@ -1,6 +1,6 @@
 #!/bin/sh
-# A database for each service, and a role that owns it and may do nothing else. It is run by a superuser of PostgreSQL,
-# which is found as psql finds it (PGHOST, PGUSER and so on); DATABASE_PASSWORD is the roles'. compose.yaml has it run
+# Creates a database for each service, and a role that owns it and has no other rights. Needs a superuser of PostgreSQL,
+# given by psql's variables (PGHOST, PGUSER and so on). DATABASE_PASSWORD is the password of the roles. compose.yaml runs it
 # once, when the volume is new.
 set -eu
 for name in users products orders; do

@@ -209,27 +209,22 @@ impl Service {
     }
 }
 
-/// Returns the start-up line and the address in it. Returns `None` if the output ends before.
+/// Returns the start-up line, as text, and the address in it. Returns `None` if the output ends before.
 async fn start_up_line(
     launch: &Launch,
     lines: &mut Lines<BufReader<impl AsyncRead + Unpin>>,
 ) -> Option<(String, SocketAddr)> {
+    let beginning = format!("{} listens on http://", launch.service);
     while let Ok(Some(line)) = lines.next_line().await {
         launch.log.add(line.clone());
         let json = serde_json::from_str::<serde_json::Value>(&line).ok();
         let line = json.and_then(|json| Some(json["message"].as_str()?.to_owned())).unwrap_or(line);
-        if let Some(address) = listening_address(&line) {
+        let address = line.strip_prefix(&beginning).and_then(|rest| rest.split(',').next()?.parse().ok());
+        if let Some(address) = address {
             return Some((line, address));
         }
     }
     None
-}
-
-/// Returns the first URL of a line that says that the service listens, as text or as JSON.
-fn listening_address(line: &str) -> Option<SocketAddr> {
-    let (_, rest) = line.split_once("listen")?.1.split_once("http://")?;
-    let end = rest.find(|c: char| !(c.is_ascii_hexdigit() || "[].:".contains(c))).unwrap_or(rest.len());
-    rest[..end].parse().ok()
 }
 
 fn lines<R: AsyncRead>(pipe: Option<R>) -> Result<Lines<BufReader<R>>, String> {

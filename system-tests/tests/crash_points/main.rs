@@ -58,33 +58,33 @@ const POINTS: [(&str, &str, Plan); 32] = [
     (ORDERS, "place: before the intent", Plan::Place),
     (ORDERS, "place: after the intent", Plan::Place),
     (ORDERS, "place: user answered", Plan::Place),
-    (ORDERS, "place: take answered", Plan::Place),
-    (PRODUCTS, "take: before", Plan::Place),
-    (PRODUCTS, "take: done", Plan::Place),
-    (PRODUCTS, "take each: before", Plan::Place),
-    (PRODUCTS, "take each: done", Plan::Place),
+    (ORDERS, "place: reservation answered", Plan::Place),
+    (PRODUCTS, "reserve: before", Plan::Place),
+    (PRODUCTS, "reserve: done", Plan::Place),
+    (PRODUCTS, "reserve many: before", Plan::Place),
+    (PRODUCTS, "reserve many: done", Plan::Place),
     (ORDERS, "place: before settling", Plan::Place),
     (ORDERS, "place: after settling", Plan::Place),
-    (ORDERS, "give up: before", Plan::Fail),
-    (ORDERS, "give up: after", Plan::Fail),
+    (ORDERS, "abort: before", Plan::Fail),
+    (ORDERS, "abort: after", Plan::Fail),
     (ORDERS, "release: before", Plan::Fail),
-    (PRODUCTS, "give back: before", Plan::Fail),
-    (PRODUCTS, "give back: done", Plan::Fail),
-    (PRODUCTS, "give back each: before", Plan::Fail),
-    (PRODUCTS, "give back each: done", Plan::Fail),
+    (PRODUCTS, "release reservation: before", Plan::Fail),
+    (PRODUCTS, "release reservation: done", Plan::Fail),
+    (PRODUCTS, "release reservations: before", Plan::Fail),
+    (PRODUCTS, "release reservations: done", Plan::Fail),
     (ORDERS, "release: acknowledged", Plan::Fail),
     (ORDERS, "release: finished", Plan::Fail),
     (ORDERS, "cancel: before", Plan::Cancel),
     (ORDERS, "cancel: after", Plan::Cancel),
     (ORDERS, "release: before", Plan::Cancel),
-    (PRODUCTS, "give back: before", Plan::Cancel),
-    (PRODUCTS, "give back: done", Plan::Cancel),
-    (PRODUCTS, "give back each: before", Plan::Cancel),
-    (PRODUCTS, "give back each: done", Plan::Cancel),
+    (PRODUCTS, "release reservation: before", Plan::Cancel),
+    (PRODUCTS, "release reservation: done", Plan::Cancel),
+    (PRODUCTS, "release reservations: before", Plan::Cancel),
+    (PRODUCTS, "release reservations: done", Plan::Cancel),
     (ORDERS, "release: acknowledged", Plan::Cancel),
     (ORDERS, "release: finished", Plan::Cancel),
     (ORDERS, "reconcile: claimed", Plan::Reconcile),
-    (PRODUCTS, "give back each: done", Plan::Reconcile),
+    (PRODUCTS, "release reservations: done", Plan::Reconcile),
     (ORDERS, "release: acknowledged", Plan::Reconcile),
     (ORDERS, "reconcile: released", Plan::Reconcile),
 ];
@@ -120,7 +120,7 @@ async fn recovers_from_a_crash_at_every_step() {
     let cases = points
         .into_iter()
         .flat_map(|&(service, point, plan)| [1, 2].map(|nth| Case { service, point, plan, nth, seed: 0 }))
-        .filter(|case| case.nth == 1 || !case.point.contains("each")) // there may be no second batch
+        .filter(|case| case.nth == 1 || !case.is_batched()) // there may be no second batch
         .flat_map(|case| (seed()..seed() + seeds).map(move |seed| Case { seed, ..case }));
     let cases = RefCell::new(cases);
     let systems = (0..SYSTEMS).map(|_| run(|| cases.borrow_mut().next()));
@@ -296,10 +296,15 @@ impl Case {
         system.orders.restart_with(&variables).await;
     }
 
+    /// Returns whether only a call for several orders reaches the crash point.
+    fn is_batched(&self) -> bool {
+        ["reserve many: ", "release reservations: "].iter().any(|call| self.point.starts_with(call))
+    }
+
     /// Returns the batching with which an order reaches the crash point.
     fn batching(&self, random: &mut StdRng) -> Batching {
         match self.service {
-            PRODUCTS if self.point.contains("each") => Batching::Shared,
+            PRODUCTS if self.is_batched() => Batching::Shared,
             PRODUCTS => Batching::Single,
             _ => [Batching::Natural, Batching::Shared][random.random_range(0..2)],
         }
