@@ -336,7 +336,7 @@ async fn answers_malformed_http_with_4xx_or_closes_and_executes_nothing() {
         assert_eq!(
             read(&send(&system.users, request.as_bytes()).await),
             one(201),
-            "the hidden request is valid by itself"
+            "the hidden request is valid on its own"
         );
     }
 }
