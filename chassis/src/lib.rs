@@ -34,6 +34,7 @@ use axum::body::Body;
 use axum::http::{Request, Response};
 use axum::routing::MethodRouter;
 use jiff::Timestamp;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
@@ -46,7 +47,7 @@ use crate::http::access_log::AccessLog;
 use crate::http::cors::Cors;
 use crate::http::health::{Draining, ReadinessChecks};
 use crate::http::pipeline::{Pipeline, Routes};
-pub use crate::http::server::{Shutdown, serve};
+pub use crate::http::server::Shutdown;
 use crate::telemetry::metrics::Metrics;
 
 /// A service that is ready to serve: its routes behind the pipeline.
@@ -110,6 +111,17 @@ impl App {
 pub fn now() -> Timestamp {
     let now = Timestamp::now();
     now.round(jiff::Unit::Microsecond).unwrap_or(now) // rounding fails only for the last representable time
+}
+
+/// Serves `app` until `shutdown` completes, then shuts down in order:
+///
+/// 1. `/readyz` returns 503 and every response closes its connection ([`Shutdown::Drain`] only, for the drain time).
+/// 2. The listener closes.
+/// 3. Running requests are finished, within the shutdown time.
+///
+/// Returns how much of the shutdown time is left. Tests hand in the listener and the signal.
+pub async fn serve(listener: TcpListener, app: &App, shutdown: impl Future<Output = Shutdown>) -> Duration {
+    http::server::serve(listener, &app.pipeline, shutdown).await
 }
 
 /// Serves `app` until SIGTERM or Ctrl-C. It listens on `port`, or on the socket that the parent process opened (`LISTEN_FDS`, systemd's
