@@ -50,7 +50,7 @@ profile: ## a flame graph of order-service under load, with perf and inferno
 	@RUSTFLAGS="-C force-frame-pointers=yes" CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
 		$(CARGO) bench --locked --target-dir target/profiling -p system-tests --bench profile
 
-instructions: ## how many a request takes, against what was committed; UPDATE_INSTRUCTIONS=1 writes them anew
+instructions: ## count the instructions of each kind of request and compare with the committed counts; UPDATE_INSTRUCTIONS=1 replaces them
 	$(call need,valgrind,apt-get install valgrind)
 	@system-tests/instructions
 
