@@ -254,6 +254,35 @@ async fn sends_no_body_in_the_response_to_head() {
 }
 
 #[tokio::test]
+async fn answers_a_client_that_closes_its_sending_side() {
+    let (app, gate) = sample_service::service(&settings());
+    let server = Server::start(app).await;
+    let mut running = server.connect().await;
+    running.send_get("/wait").await;
+    gate.entered().await;
+    running.close_sending_side().await;
+    assert!(!running.receives_something().await, "the server closed the connection of a running request");
+    gate.open();
+    assert_eq!(running.response().await.expect(200).body, "through");
+    running.closed().await;
+
+    let mut sent = server.connect().await;
+    sent.send(format!("{ECHO}content-length: 5\r\n\r\nhello{ECHO}content-length: 2\r\n\r\nho")).await;
+    sent.close_sending_side().await;
+    for body in ["hello", "ho"] {
+        assert_eq!(sent.response().await.expect(200).body, body);
+    }
+    sent.closed().await;
+
+    let mut half_sent = server.connect().await;
+    half_sent.send(format!("{ECHO}content-length: 10\r\n\r\nhalf")).await;
+    half_sent.close_sending_side().await;
+    half_sent.response().await.expect_problem(400, "invalid-request");
+    half_sent.closed().await;
+}
+
+/// TCP does not tell a client that disconnects from one that only closes its sending side.
+#[tokio::test]
 async fn survives_clients_that_disconnect() {
     let (app, gate) = sample_service::service(&settings());
     let server = Server::start(app).await;
@@ -261,8 +290,9 @@ async fn survives_clients_that_disconnect() {
     connection.send_get("/wait").await;
     gate.entered().await;
     drop(connection);
-    eventually("the request to be counted as 499", async || {
-        server.get("/metrics").await.expect(200).to_string().contains(r#"status="499"} 1"#)
+    gate.open();
+    eventually("the end of the request", async || {
+        server.get("/metrics").await.expect(200).to_string().contains("http_requests_in_flight 1")
     })
     .await;
     let mut half_sent = server.connect().await;
