@@ -14,7 +14,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, Request, Response, Uri, header};
+use axum::http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use axum::response::IntoResponse;
 use bytes::{Buf, Bytes};
 use futures_util::FutureExt;
@@ -137,7 +137,7 @@ impl Pipeline {
         B: http_body::Body<Data: Buf, Error: Into<BoxError>>,
     {
         let (mut head, body) = request.into_parts();
-        check_head(&head.uri, &head.headers, self.settings.max_header_bytes as usize)?;
+        check_head(&head, self.settings.max_header_bytes as usize)?;
         if cors::is_preflight(&head.method, &head.headers) {
             return Ok(Response::default());
         }
@@ -226,11 +226,13 @@ async fn discard<B: http_body::Body<Data: Buf>>(body: B) {
 }
 
 /// Checks the parts of a request that no handler looks at: host, transfer coding and size of the header.
-fn check_head(uri: &Uri, headers: &HeaderMap, max_bytes: usize) -> Result<(), Problem> {
+fn check_head(Parts { version, uri, headers, .. }: &Parts, max_bytes: usize) -> Result<(), Problem> {
     let mut hosts = headers.get_all(header::HOST).iter();
-    let host = hosts.next().filter(|_| hosts.next().is_none());
-    if !is_host(host.ok_or_else(|| Problem::new(&INVALID_REQUEST, "A request has one Host header"))?) {
-        return Err(Problem::new(&INVALID_REQUEST, "The Host header names no host"));
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) if is_host(host) => {}
+        (Some(_), None) => return Err(Problem::new(&INVALID_REQUEST, "The Host header names no host")),
+        (None, _) if *version < Version::HTTP_11 => {} // load balancers send such health checks
+        _ => return Err(Problem::new(&INVALID_REQUEST, "A request has one Host header")),
     }
     // hyper accepts every list that ends in `chunked`, and does not decode the other codings.
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter().enumerate();

@@ -173,7 +173,8 @@ async fn rejects_a_request_without_exactly_one_host() {
     let server = start().await;
     for (request, why) in [
         ("GET /numbers/1 HTTP/1.1\r\n\r\n", "none"),
-        ("GET /numbers/1 HTTP/1.0\r\n\r\n", "none, HTTP/1.0"),
+        ("GET /numbers/1 HTTP/1.0\r\nhost: a\r\nhost: b\r\n\r\n", "two, HTTP/1.0"),
+        ("GET /numbers/1 HTTP/1.0\r\nhost: a b\r\n\r\n", "two in one, HTTP/1.0"),
         ("GET /numbers/1 HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", "two"),
         ("GET /numbers/1 HTTP/1.1\r\nhost: a\r\nhost: a\r\n\r\n", "the same twice"),
         ("GET /numbers/1 HTTP/1.1\r\nhost:\r\n\r\n", "without a name"),
@@ -186,6 +187,18 @@ async fn rejects_a_request_without_exactly_one_host() {
         let response = connection.response().await;
         assert_eq!(response.status, StatusCode::BAD_REQUEST, "{why}: {response}");
         response.expect_problem(400, "invalid-request");
+    }
+}
+
+/// Health checks of load balancers are such requests.
+#[tokio::test]
+async fn accepts_http_1_0_without_a_host() {
+    let server = start().await;
+    for path in ["/numbers/1", "/readyz"] {
+        let mut connection = server.connect().await;
+        connection.send(format!("GET {path} HTTP/1.0\r\n\r\n")).await;
+        connection.response().await.expect(200);
+        connection.closed().await;
     }
 }
 
