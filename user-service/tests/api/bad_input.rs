@@ -182,15 +182,27 @@ async fn requires_a_json_content_type() {
             expect_rejected(&client, request).await.expect_problem(415, "unsupported-media-type");
         }
     }
-    for content_type in [
-        "application/json",
-        "application/json; charset=utf-8",
-        "APPLICATION/JSON;charset=UTF-8",
-        "application/merge-patch+json",
-    ] {
+    for content_type in ["application/json", "application/json; charset=utf-8", "APPLICATION/JSON;charset=UTF-8"] {
         client.request("POST", "/users").bytes(content_type, body).send().await.expect(201);
         client.request("PATCH", "/users/1").bytes(content_type, body).send().await.expect(200);
     }
+    let patch = client.request("PATCH", "/users/1").bytes("application/merge-patch+json", body);
+    patch.send().await.expect(200);
+    let post = client.request("POST", "/users").bytes("application/merge-patch+json", body);
+    expect_rejected(&client, post).await.expect_problem(415, "unsupported-media-type");
+}
+
+#[tokio::test]
+async fn rejects_a_compressed_body() {
+    let client = seeded().await;
+    for (method, path) in [("POST", "/users"), ("PATCH", "/users/1")] {
+        let request = client.request(method, path).json(&json!({"name": "Ada"})).header("content-encoding", "gzip");
+        let response = expect_rejected(&client, request).await;
+        assert_eq!(response.header("accept-encoding"), "identity", "{response}");
+        response.expect_problem(415, "unsupported-media-type");
+    }
+    let plain = client.request("POST", "/users").json(&json!({"name": "Ada"})).header("content-encoding", "identity");
+    plain.send().await.expect(201);
 }
 
 #[tokio::test]
