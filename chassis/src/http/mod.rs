@@ -9,6 +9,7 @@ pub mod conditional;
 pub(crate) mod cors;
 pub mod entity;
 pub mod extract;
+pub(crate) mod forwarded;
 pub mod health;
 pub mod json;
 pub(crate) mod listener;

@@ -3,8 +3,12 @@
 //! Handlers describe only what is special about them. This module adds what holds for every operation: both path
 //! families, conditional requests, the errors that any request can cause, and a description of each response.
 
-use axum::Router;
-use axum::http::StatusCode;
+use std::sync::Arc;
+
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use axum::{Json, Router};
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::{Operation, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::{
@@ -15,7 +19,9 @@ use utoipa::{PartialSchema, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
-use crate::problem::{self, Body, FieldError};
+use crate::http::forwarded::Prefix;
+use crate::http::pipeline::NEVER_SHED;
+use crate::problem::{self, Body, FieldError, Problem};
 
 /// The prefix of the second path family, the same API under `/api`.
 pub(crate) const API: &str = "/api";
@@ -50,8 +56,38 @@ pub(crate) fn assemble(
 /// Serves `/openapi.json`, and `/docs` from files inside the binary. The page loads nothing from another host. By default
 /// Swagger UI would load a badge from its makers' validator.
 fn docs(document: OpenApi) -> Router {
-    let config = Config::from("/openapi.json").validator_url("none");
-    SwaggerUi::new("/docs").url("/openapi.json", document).config(config).into()
+    let document = Arc::new(document);
+    let page: Router = SwaggerUi::new("/docs").config(docs_config(DOCUMENT.to_owned())).into();
+    page.route(DOCUMENT, get(async move |headers: HeaderMap| served_document(&document, &headers)))
+        .route(&format!("/docs/{INITIALIZER}"), get(async |headers: HeaderMap| initializer(&headers)))
+}
+
+const DOCUMENT: &str = "/openapi.json";
+/// The script that tells Swagger UI which document to load.
+const INITIALIZER: &str = "swagger-initializer.js";
+
+fn docs_config(document: String) -> Config<'static> {
+    Config::from(document).validator_url("none")
+}
+
+/// Returns the document. Behind a proxy that strips a path, its servers are those that clients of the proxy know.
+fn served_document(document: &OpenApi, headers: &HeaderMap) -> Json<OpenApi> {
+    let mut document = document.clone();
+    if let Some(prefix) = Prefix::from_headers(headers) {
+        let of_health = document.paths.paths.values_mut().filter_map(|item| item.servers.as_mut());
+        for server in of_health.chain(document.servers.as_mut()).flatten() {
+            server.url = prefix.before(&server.url);
+        }
+    }
+    Json(document)
+}
+
+fn initializer(headers: &HeaderMap) -> Result<impl IntoResponse + use<>, Problem> {
+    let prefix = Prefix::from_headers(headers);
+    let document = prefix.map_or_else(|| DOCUMENT.to_owned(), |prefix| prefix.before(DOCUMENT));
+    let file = utoipa_swagger_ui::serve(INITIALIZER, Arc::new(docs_config(document))).map_err(Problem::internal)?;
+    let file = file.ok_or_else(|| Problem::internal("Swagger UI has no initializer"))?;
+    Ok(([(header::CONTENT_TYPE, file.content_type)], file.bytes.into_owned()))
 }
 
 /// The errors that any request can cause. Each status is listed, and there is no `default` response, so that clients and

@@ -31,6 +31,7 @@ use crate::config::Settings;
 use crate::context::{RequestContext, X_REQUEST_ID};
 use crate::http::access_log::AccessLog;
 use crate::http::cors::{self, Cors};
+use crate::http::forwarded::Prefix;
 use crate::http::health::Draining;
 use crate::problem::{HEADERS_TOO_LARGE, INVALID_REQUEST, OVERLOADED, PAYLOAD_TOO_LARGE, Problem, REQUEST_TIMEOUT};
 use crate::telemetry::metrics::{Metrics, Route};
@@ -40,7 +41,7 @@ use crate::telemetry::traces;
 const MIN_COMPRESSED_SIZE: u64 = 1024;
 
 /// Paths that are served under any load. Otherwise a busy service would look dead.
-const NEVER_SHED: [&str; 3] = ["/livez", "/readyz", "/metrics"];
+pub(crate) const NEVER_SHED: [&str; 3] = ["/livez", "/readyz", "/metrics"];
 
 /// The error of a request body: hyper's, or that of a body made by a test.
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -103,6 +104,8 @@ impl Pipeline {
         let context = RequestContext::received_at(received_at, request.headers(), self.settings.request_timeout);
         let span = traces::server_span(request.method(), &route.template, request.uri(), || context.remote_parent());
         let context = context.with_span(&span);
+        let prefix = Prefix::from_headers(request.headers());
+        let has_if_match = request.headers().contains_key(header::IF_MATCH);
         let log = self.access_log.start(request.method(), route, &context, received_at);
 
         let mut response = match self.answer(request, &context, received_at).instrument(span.clone()).await {
@@ -114,6 +117,9 @@ impl Pipeline {
             response = problem.render(context.request_id());
         }
 
+        if let Some(prefix) = prefix {
+            prefix.apply(response.headers_mut());
+        }
         for (name, value) in &cors_headers {
             response.headers_mut().append(name, value.clone()); // `Vary` may have a value already
         }
