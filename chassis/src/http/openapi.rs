@@ -184,6 +184,29 @@ fn required_header(description: &str, kind: Type) -> RefOr<Header> {
     header.extensions(Some([("required", true)].into_iter().collect())).build().into()
 }
 
+/// Returns each path with the methods whose call documents no query parameter. Health checks are left out: a query does no
+/// harm there, and load balancers may add one.
+pub(crate) fn calls_without_query(document: &OpenApi) -> impl Iterator<Item = (&String, Vec<Method>)> {
+    let has_query = |operation: &Operation| {
+        let mut parameters = operation.parameters.iter().flatten();
+        parameters.any(|p| matches!(p, RefOr::T(parameter) if parameter.parameter_in == ParameterIn::Query))
+    };
+    document.paths.paths.iter().map(move |(path, item)| {
+        let operations = [
+            (Method::GET, &item.get),
+            (Method::PUT, &item.put),
+            (Method::POST, &item.post),
+            (Method::DELETE, &item.delete),
+            (Method::PATCH, &item.patch),
+        ];
+        let is_resource = !NEVER_SHED.contains(&path.as_str());
+        let without_query = operations
+            .into_iter()
+            .filter(|(_, operation)| is_resource && operation.as_ref().is_some_and(|operation| !has_query(operation)));
+        (path, without_query.map(|(method, _)| method).collect())
+    })
+}
+
 fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch].into_iter().flatten()
 }

@@ -30,6 +30,8 @@ use tracing::Instrument;
 use crate::config::Settings;
 use crate::context::{RequestContext, X_REQUEST_ID};
 use crate::http::access_log::AccessLog;
+use crate::http::body;
+use crate::http::conditional;
 use crate::http::cors::{self, Cors};
 use crate::http::forwarded::Prefix;
 use crate::http::health::Draining;
@@ -152,6 +154,7 @@ impl Pipeline {
             true => (Body::empty(), received_at),
             false => (Body::from(self.read_body(&head, body).await?), Instant::now()),
         };
+        self.routes.check_query(&head)?;
         // The body has a time limit of its own, so reading it does not shorten the handler's.
         let deadline = context.deadline_after(complete_at - received_at);
         // After the body, so that a slow body holds no permit.
@@ -277,23 +280,38 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
 
 /// The routes by their templates (`/users/{id}`), which metrics, spans and log lines name.
 pub(crate) struct Routes {
-    by_template: matchit::Router<Route>,
+    by_template: matchit::Router<RouteEntry>,
     unmatched: Route,
 }
 
+struct RouteEntry {
+    route: Route,
+    /// The methods of the calls that have no query.
+    without_query: Vec<Method>,
+}
+
 impl Routes {
-    /// Builds the table. A template that conflicts with an earlier one is left out.
-    pub(crate) fn new(templates: impl IntoIterator<Item = String>) -> Self {
-        let mut routes = Self { by_template: matchit::Router::new(), unmatched: Route::new("(none)") };
-        templates.into_iter().for_each(|template| routes.add(&template));
-        routes
+    /// Returns the table of these routes. Each has a template, and the methods of its calls that have no query.
+    pub(crate) fn new(routes: impl IntoIterator<Item = (String, Vec<Method>)>) -> Self {
+        let mut table = Self { by_template: matchit::Router::new(), unmatched: Route::new("(none)") };
+        routes.into_iter().for_each(|(template, without_query)| table.add(&template, without_query));
+        table
     }
 
-    pub(crate) fn add(&mut self, template: &str) {
-        let _ = self.by_template.insert(template, Route::new(template));
+    /// Adds a route, unless its template conflicts with an earlier one.
+    pub(crate) fn add(&mut self, template: &str, without_query: Vec<Method>) {
+        let _ = self.by_template.insert(template, RouteEntry { route: Route::new(template), without_query });
     }
 
     fn find(&self, uri: &Uri) -> &Route {
-        self.by_template.at(uri.path()).map_or(&self.unmatched, |found| found.value)
+        self.by_template.at(uri.path()).map_or(&self.unmatched, |found| &found.value.route)
+    }
+
+    /// Rejects the query of a call that has none. Each other call checks its own query.
+    fn check_query(&self, Parts { method, uri, .. }: &Parts) -> Result<(), Problem> {
+        let Some(query) = uri.query() else { return Ok(()) };
+        let Ok(found) = self.by_template.at(uri.path()) else { return Ok(()) };
+        let method = if method == Method::HEAD { &Method::GET } else { method };
+        if found.value.without_query.contains(method) { body::reject_all(query) } else { Ok(()) }
     }
 }

@@ -157,6 +157,25 @@ async fn accepts_a_body_up_to_the_limit() {
 }
 
 #[tokio::test]
+async fn rejects_the_query_of_a_call_that_has_none() {
+    let client = client();
+    for (method, path) in [("GET", "/numbers/1?x=2"), ("GET", "/api/numbers/1?limit"), ("HEAD", "/numbers/1?ids[]=2&x")]
+    {
+        let response = client.request(method, path).send().await.expect(400);
+        if method == "GET" {
+            let problem = response.expect_problem(400, "invalid-request");
+            let detail = problem["errors"][0]["detail"].as_str().unwrap();
+            assert_eq!(detail, "is unknown; this call has no parameters", "{path}");
+        }
+    }
+    for path in ["/numbers/1?", "/livez?x", "/readyz?x", "/metrics?x", "/openapi.json?x", "/docs/?x"] {
+        client.get(path).await.expect(200);
+    }
+    client.get("/nowhere?x").await.expect_problem(404, "not-found");
+    client.delete("/numbers/1?x").await.expect_problem(405, "method-not-allowed");
+}
+
+#[tokio::test]
 async fn accepts_a_header_up_to_the_limit() {
     let client = client_with(&Settings { max_header_bytes: 2000, ..settings() });
     let padded = |length: usize| client.request("GET", "/numbers/1").header("x-padding", &"x".repeat(length));

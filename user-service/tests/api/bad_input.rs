@@ -316,16 +316,33 @@ async fn rejects_invalid_query_parameters() {
         println!("{query}: {why}");
         expect_bad(expect_rejected(&client, client.request("GET", &format!("/users?{query}"))).await, &parameters);
     }
-    for query in [
-        "limit=1000",
-        "after=9223372036854775807",
-        max_ids.as_str(),
-        "unknown=1&unknown=2",
-        "limit=%31",
-        "&&",
-        "%ff=%ff",
-    ] {
+    for query in ["limit=1000", "after=9223372036854775807", max_ids.as_str(), "limit=%31", "&&"] {
         client.get(&format!("/users?{query}")).await.expect(200);
+    }
+}
+
+#[tokio::test]
+async fn rejects_unknown_query_parameters_of_every_call() {
+    let client = service().await;
+    add(&client, "Ada").await;
+    for (query, unknown) in [
+        ("unknown=1&unknown=2", vec!["unknown"]),
+        ("ids[]=1&ids[]=2", vec!["ids[]"]),
+        ("Limit=1&userName=ada", vec!["Limit", "userName"]),
+        ("limit=0&x", vec!["limit", "x"]),
+        ("%ff=%ff", vec!["\u{fffd}"]),
+    ] {
+        expect_bad(expect_rejected(&client, client.request("GET", &format!("/users?{query}"))).await, &unknown);
+    }
+    let problem = client.get("/users?user=ada").await.expect_problem(400, "invalid-request");
+    assert_eq!(problem["detail"], "user: is unknown; this call has limit, after, username and ids");
+    for (method, path) in
+        [("POST", "/users?x=1"), ("GET", "/users/1?x=1"), ("PATCH", "/users/1?x=1"), ("DELETE", "/users/1?x=1")]
+    {
+        for root in ["", "/api"] {
+            let request = client.request(method, &format!("{root}{path}")).json(&json!({"name": "Eve"}));
+            expect_bad(expect_rejected(&client, request).await, &["x"]);
+        }
     }
 }
 
