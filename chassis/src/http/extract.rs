@@ -107,6 +107,8 @@ impl<S: Sync, T: FromQuery> FromRequestParts<S> for Query<T> {
 pub trait Header: Sized {
     /// The name of the header.
     const NAME: HeaderName;
+    /// Whether the value is a list. A list may be on several lines, any other header may appear once.
+    const IS_LIST: bool = false;
 
     /// Parses the value.
     ///
@@ -115,7 +117,7 @@ pub trait Header: Sized {
     fn parse(value: &str) -> Result<Self, Detail>;
 }
 
-/// The header `H`, or `None` if it is absent. A repeated header is rejected.
+/// The header `H`, or `None` if it is absent. A repeated header is rejected, unless it is a list.
 #[derive(Debug)]
 pub struct OptionalHeader<H>(pub Option<H>);
 
@@ -123,11 +125,13 @@ impl<S: Sync, H: Header> FromRequestParts<S> for OptionalHeader<H> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let mut values = parts.headers.get_all(H::NAME).iter();
-        let parsed = match (values.next(), values.next()) {
-            (None, _) => return Ok(Self(None)),
-            (Some(value), None) => value.to_str().map_err(|_| "must be ASCII".into()).and_then(H::parse),
-            (Some(_), Some(_)) => Err("is given more than once".into()),
+        let lines: Result<Vec<&str>, _> = parts.headers.get_all(H::NAME).iter().map(HeaderValue::to_str).collect();
+        let parsed = match lines.as_deref() {
+            Ok([]) => return Ok(Self(None)),
+            Ok([value]) => H::parse(value),
+            Ok(lines) if H::IS_LIST => H::parse(&lines.join(", ")),
+            Ok(_) => Err("is given more than once".into()),
+            Err(_) => Err("must be ASCII".into()),
         };
         let bad = |detail: Detail| Problem::invalid(vec![FieldError::in_parameter(H::NAME.as_str(), detail)]);
         parsed.map(|value| Self(Some(value))).map_err(bad)

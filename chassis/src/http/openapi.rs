@@ -132,18 +132,20 @@ fn complete(document: &mut OpenApi) {
     }
 }
 
-/// Documents `If-None-Match` for an operation that responds 304, and `If-Match` for one that responds 412.
+/// Documents `If-Match` and `If-None-Match` for an operation that responds 304 (a read) or 412 (a change).
 fn complete_conditional(operation: &mut Operation) {
-    for (status, header, description, example) in [
-        ("304", "if-none-match", "The `ETag` of what the client has: if it is still the same, the answer is 304", None),
-        (
-            "412",
-            "if-match",
-            "The `ETag` of what the client has seen: if it is another now, the answer is 412",
-            Some("*"),
-        ),
-    ] {
-        if operation.responses.responses.contains_key(status) {
+    let responses = &mut operation.responses.responses;
+    let is_read = responses.contains_key("304");
+    if is_read {
+        responses.insert("412".to_owned(), Response::new("").into());
+    }
+    let none_match = match is_read {
+        true => "The `ETag` of what the client has, or a list: if it is still the same, the response is 304",
+        false => "The `ETag` of a state to leave alone, or a list: if it is the current one, the response is 412",
+    };
+    let seen = "The `ETag` of what the client has seen, or a list: if it is another now, the response is 412";
+    if responses.contains_key("412") {
+        for (header, description, example) in [("if-match", seen, Some("*")), ("if-none-match", none_match, None)] {
             let parameter = ParameterBuilder::new().name(header).parameter_in(ParameterIn::Header);
             let parameter = parameter.description(Some(description)).schema(Some(Object::with_type(Type::String)));
             let parameter = parameter.example(example.map(Into::into));

@@ -35,7 +35,10 @@ use crate::http::conditional;
 use crate::http::cors::{self, Cors};
 use crate::http::forwarded::Prefix;
 use crate::http::health::Draining;
-use crate::problem::{HEADERS_TOO_LARGE, INVALID_REQUEST, OVERLOADED, PAYLOAD_TOO_LARGE, Problem, REQUEST_TIMEOUT};
+use crate::problem::{
+    DEADLINE_EXCEEDED, HEADERS_TOO_LARGE, INVALID_REQUEST, NOT_FOUND, OVERLOADED, PAYLOAD_TOO_LARGE, Problem,
+    REQUEST_TIMEOUT, TIMED_OUT,
+};
 use crate::telemetry::metrics::{Metrics, Route};
 use crate::telemetry::traces;
 
@@ -77,6 +80,7 @@ where
 {
     ServiceBuilder::new()
         .map_request(always_allow_identity)
+        .map_response(conditional::mark_coding)
         .layer(CompressionLayer::new().compress_when(SizeAbove::new(MIN_COMPRESSED_SIZE)))
         .service(service_fn(move |request| {
             let pipeline = Arc::clone(&pipeline);
@@ -114,7 +118,10 @@ impl Pipeline {
             Ok(response) => response,
             Err(problem) => problem.into_response(),
         };
-        let problem = take_problem(&mut response);
+        let mut problem = take_problem(&mut response);
+        if has_if_match && is_missing_entity(problem.as_ref(), route) {
+            problem = Some(conditional::failed("It does not exist")); // in every service and for every method
+        }
         if let Some(problem) = &problem {
             response = problem.render(context.request_id());
         }
@@ -261,6 +268,30 @@ fn check_head(Parts { version, uri, headers, .. }: &Parts, max_bytes: usize) -> 
 fn is_host(value: &HeaderValue) -> bool {
     let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte);
     !value.is_empty() && value.as_bytes().iter().all(allowed)
+}
+
+/// Turns a 503 into a 504 if the caller's own deadline has passed. The handler ran out of the caller's time, not of ours.
+fn blame_caller_for_timeout(
+    response: Result<Response<Body>, Problem>,
+    context: &RequestContext,
+) -> Result<Response<Body>, Problem> {
+    let problem = match &response {
+        Ok(response) => response.extensions().get::<Problem>(),
+        Err(problem) => Some(problem),
+    };
+    let unavailable = problem.filter(|problem| problem.kind().status == StatusCode::SERVICE_UNAVAILABLE);
+    match unavailable {
+        Some(problem) if context.caller_deadline_has_passed() => {
+            let detail = "The time that the caller gave is over. It may have been done all the same";
+            Err(Problem::new(&DEADLINE_EXCEEDED, detail).caused_by(problem.cause().unwrap_or(problem.kind().slug)))
+        }
+        _ => response,
+    }
+}
+
+/// Returns whether a call failed because there is no entity with the id in its path.
+fn is_missing_entity(problem: Option<&Problem>, route: &Route) -> bool {
+    problem.is_some_and(|problem| problem.kind() == &NOT_FOUND) && route.template.contains('{')
 }
 
 /// Returns the problem that a response carries. An error response without one comes from a library, such as axum's 404.

@@ -354,12 +354,3 @@ async fn requires_exactly_one_host() {
     expect_rejected(&client, request().header("host", "test")).await.expect_problem(400, "invalid-request");
     request().without("host").header("host", "another").send().await.expect(201);
 }
-
-#[tokio::test]
-async fn rejects_a_repeated_if_match() {
-    let client = service().await;
-    add(&client, "Ada").await;
-    let twice = |method: &str| client.request(method, "/users/1").header("if-match", "*").header("if-match", "*");
-    expect_bad(expect_rejected(&client, twice("DELETE")).await, &["if-match"]);
-    expect_bad(expect_rejected(&client, twice("PATCH").json(&json!({"name": "x"}))).await, &["if-match"]);
-}
