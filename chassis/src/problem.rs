@@ -227,6 +227,11 @@ impl Problem {
         self
     }
 
+    /// Returns whether it is a failure of the service: a 5xx, unless the caller gave too little time.
+    pub(crate) fn is_failure(&self) -> bool {
+        self.kind.status.is_server_error() && self.kind != &DEADLINE_EXCEEDED
+    }
+
     /// Returns the kind of problem.
     pub fn kind(&self) -> &'static Kind {
         self.kind

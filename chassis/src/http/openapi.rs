@@ -92,13 +92,14 @@ fn initializer(headers: &HeaderMap) -> Result<impl IntoResponse + use<>, Problem
 
 /// The errors that any request can cause. Each status is listed, and there is no `default` response, so that clients and
 /// tests can tell a documented response from an undocumented one.
-const COMMON_ERRORS: [StatusCode; 6] = [
+const COMMON_ERRORS: [StatusCode; 7] = [
     StatusCode::BAD_REQUEST,
     StatusCode::REQUEST_TIMEOUT,
     StatusCode::PAYLOAD_TOO_LARGE,
     StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
     StatusCode::INTERNAL_SERVER_ERROR,
     StatusCode::SERVICE_UNAVAILABLE,
+    StatusCode::GATEWAY_TIMEOUT,
 ];
 
 /// The names of the shared error responses.

@@ -136,7 +136,8 @@ impl Pipeline {
         if self.draining.has_begun() {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        traces::record_status(&span, response.status(), 500);
+        let is_failure = problem.as_ref().map_or(response.status().is_server_error(), Problem::is_failure);
+        traces::record_status(&span, response.status(), if is_failure { 500 } else { u16::MAX });
         log.finish(response.status(), problem.as_ref());
         response
     }
@@ -164,14 +165,19 @@ impl Pipeline {
         self.routes.check_query(&head)?;
         // The body has a time limit of its own, so reading it does not shorten the handler's.
         let deadline = context.deadline_after(complete_at - received_at);
+        if context.with_deadline(deadline).caller_deadline_has_passed() {
+            return Err(Problem::new(&DEADLINE_EXCEEDED, "The time that the caller gave is over. Nothing was done"));
+        }
         // After the body, so that a slow body holds no permit.
         let _permit = self.acquire_permit(&head.uri)?;
         let _running = self.running.token();
 
         // The handler's own calls end when nine tenths of its time are over. The rest is for its error handling.
         let reserve = deadline.saturating_duration_since(complete_at) / 10;
-        head.extensions.insert(context.with_deadline(deadline - reserve));
-        self.call_router(Request::from_parts(head, body), deadline).await
+        let context = context.with_deadline(deadline - reserve);
+        head.extensions.insert(context.clone());
+        let response = self.call_router(Request::from_parts(head, body), deadline).await;
+        blame_caller_for_timeout(response, &context)
     }
 
     /// Calls the router, with a deadline. A panic becomes a 500 and affects no other request: what the handler holds is
@@ -182,7 +188,7 @@ impl Pipeline {
             Ok(Ok(Ok(response))) => Ok(response),
             Ok(Ok(Err(never))) => match never {},
             Ok(Err(panic)) => Err(Problem::internal(format!("panic: {}", panic_message(&*panic)))),
-            Err(_) => Err(Problem::new(&OVERLOADED, "It took too long")),
+            Err(_) => Err(Problem::new(&TIMED_OUT, "It took too long. It may have been done all the same")),
         }
     }
 

@@ -44,7 +44,9 @@ async fn logs_the_message_of_a_panic_with_the_request_id() {
 #[tokio::test]
 async fn returns_503_when_the_handler_takes_too_long() {
     let client = client_with(&Settings { request_timeout: Duration::from_millis(50), ..settings() });
-    with_timeout("the end of the request", client.get("/hang")).await.expect_problem(503, "overloaded");
+    let problem = with_timeout("the response", client.get("/hang")).await.expect_problem(503, "timed-out");
+    assert!(problem["detail"].as_str().unwrap().contains("may have been done"), "{problem}");
+    with_timeout("the response", client.get("/late")).await.expect_problem(503, "store-unavailable");
 }
 
 #[tokio::test]
@@ -126,13 +128,32 @@ async fn releases_the_permit_of_a_cancelled_request() {
 async fn shortens_the_timeout_to_the_callers_deadline_but_never_extends_it() {
     let long_timeout = client_with(&settings());
     let response = long_timeout.request("GET", "/hang").header("x-deadline-ms", "20").send();
-    with_timeout("the caller's deadline", response).await.expect_problem(503, "overloaded");
+    with_timeout("the caller's deadline", response).await.expect_problem(504, "deadline-exceeded");
     let short_timeout = client_with(&Settings { request_timeout: Duration::from_millis(20), ..settings() });
     let response = short_timeout.request("GET", "/hang").header("x-deadline-ms", "3600000").send();
-    with_timeout("the service's timeout", response).await.expect_problem(503, "overloaded");
+    with_timeout("the service's timeout", response).await.expect_problem(503, "timed-out");
     for invalid in ["", "-1", "soon", "1.5"] {
         long_timeout.request("GET", "/id").header("x-deadline-ms", invalid).send().await.expect(200);
     }
+}
+
+#[tokio::test]
+async fn logs_a_callers_short_deadline_as_no_failure() {
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let client = client();
+    for (path, ms, detail) in
+        [("/id", "0", "Nothing was done"), ("/hang", "20", "may have been done"), ("/late", "20", "may have been done")]
+    {
+        let response = client.request("GET", path).header("x-deadline-ms", ms).send();
+        let problem = with_timeout("the response", response).await.expect_problem(504, "deadline-exceeded");
+        assert!(problem["detail"].as_str().unwrap().contains(detail), "{path}: {problem}");
+    }
+    let log = log.text();
+    let lines = log.lines().filter(|line| line.contains("deadline-exceeded") && line.contains(" INFO ")).count();
+    assert!(lines == 3 && !log.contains("ERROR") && !log.contains("WARN"), "{log}");
+    assert!(log.contains("it was slow"), "the cause of the third: {log}");
 }
 
 #[tokio::test]
