@@ -71,8 +71,25 @@ async fn names_each_header_that_a_preflight_asks_for() {
     let request = request.header("access-control-request-method", "PUT");
     let response = request.header("access-control-request-headers", "authorization,idempotency-key").send().await;
     assert_eq!(response.header("access-control-allow-headers"), "authorization,idempotency-key", "{response}");
+    assert_eq!(response.header("access-control-allow-methods"), "PUT", "{response}");
+    assert_eq!(response.header("access-control-allow-credentials"), "", "no credentials from every origin: {response}");
     assert_eq!(response.header("x-request-id").len(), 32, "a preflight has a request id too: {response}");
     response.expect(200);
+}
+
+#[tokio::test]
+async fn allows_credentials_from_the_configured_origins() {
+    let origins = vec!["https://shop.example".parse().unwrap()];
+    let client = client_with(&Settings { cors_allowed_origins: origins, ..settings() });
+    let preflight = client.request("OPTIONS", "/numbers/1").header("access-control-request-method", "PUT");
+    let preflight = preflight.header("access-control-request-headers", "authorization");
+    for request in [preflight, client.request("GET", "/numbers/1")] {
+        let response = request.header("origin", "https://shop.example").send().await.expect(200);
+        assert_eq!(response.header("access-control-allow-origin"), "https://shop.example", "{response}");
+        assert_eq!(response.header("access-control-allow-credentials"), "true", "{response}");
+        let stars = response.headers.iter().filter(|(name, value)| name.as_str() != "vary" && *value == "*");
+        assert_eq!(stars.count(), 0, "a star covers nothing in a request with credentials: {response}");
+    }
 }
 
 #[tokio::test]
