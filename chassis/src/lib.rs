@@ -70,10 +70,12 @@ impl App {
         let health = http::health::routes(draining.clone(), needs);
         let (router, document) = http::openapi::assemble(service, description, routes, health);
         let router = router.merge(http::metrics::routes(metrics.clone()));
-        let documented =
-            document.paths.paths.keys().flat_map(|path| [path.clone(), format!("{}{path}", http::openapi::API)]);
-        let others = ["/metrics", "/openapi.json", "/docs", "/docs/", "/docs/{*file}"].map(str::to_owned);
-        let routes = Routes::new(documented.chain(others));
+        let documented = http::openapi::calls_without_query(&document).flat_map(|(path, methods)| {
+            let under_api = format!("{}{path}", http::openapi::API);
+            [(path.clone(), methods.clone()), (under_api, methods)]
+        });
+        let others = ["/metrics", "/openapi.json", "/docs", "/docs/", "/docs/{*file}"];
+        let routes = Routes::new(documented.chain(others.map(|path| (path.to_owned(), Vec::new()))));
         let permits = Semaphore::new(settings.max_in_flight as usize);
         let running = TaskTracker::new();
         running.close(); // `wait` returns only for a closed tracker; requests can still be added
@@ -91,7 +93,7 @@ impl App {
     pub fn with_page(mut self, page: MethodRouter) -> Self {
         let pipeline = Arc::get_mut(&mut self.pipeline).expect("an app gets its page before it is cloned");
         pipeline.router = mem::take(&mut pipeline.router).route("/", page);
-        pipeline.routes.add("/");
+        pipeline.routes.add("/", Vec::new());
         self
     }
 

@@ -98,6 +98,9 @@ async fn accept(listener: &TcpListener, pipeline: &Arc<Pipeline>, connections: &
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(settings.header_timeout) // also the limit for an idle connection
+        // A client that closes its sending side still gets its response. The price: TCP does not tell it from a client that
+        // disconnects, so the handler of a lost client runs to its end.
+        .half_close(true)
         // Twice the limit, so that the pipeline can respond to a header over it. hyper would only close the connection.
         .max_buf_size((2 * settings.max_header_bytes as usize).max(MIN_BUFFER));
     let service = TowerToHyperService::new(pipeline::stack(Arc::clone(pipeline)));
