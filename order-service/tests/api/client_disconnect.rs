@@ -60,7 +60,7 @@ async fn counts_orders_of_disconnected_clients_against_the_limit() {
         request.abort();
         assert!(request.await.unwrap_err().is_cancelled());
     }
-    client.post("/orders", order(ANN, &[(PEN, 1)])).await.expect_problem(504, "deadline-exceeded");
+    client.post("/orders", order(ANN, &[(PEN, 1)])).await.expect_problem(503, "overloaded");
     world.users.read.set(StubBehaviour::Normal);
     eventually("the two orders", async || world.orders().await.len() == 2).await;
     eventually("a permit", async || client.post("/orders", order(ANN, &[(PEN, 1)])).await.status == 201).await;
@@ -70,7 +70,7 @@ async fn counts_orders_of_disconnected_clients_against_the_limit() {
 async fn does_not_start_an_order_whose_deadline_has_passed() {
     let world = World::new().await;
     let late = world.post_order(&order(ANN, &[(PEN, 1)])).header("x-deadline-ms", "0").send().await;
-    late.expect_problem(503, "overloaded");
+    late.expect_problem(504, "deadline-exceeded");
     with_timeout("the running tasks", world.placement.finish(Duration::from_secs(60))).await;
     world.expect_no_peer_calls();
 }
