@@ -208,11 +208,11 @@ async fn includes_the_statements_of_a_request_in_its_trace() {
     system.add_product("Lamp", 19.99, 50).await;
     system.orders.post("/orders", order(1, 1, 1)).await.expect(201);
     let settled = collector.find(ORDERS, "settle").await;
-    let taken = collector.find(PRODUCTS, "take").await;
+    let reserved = collector.find(PRODUCTS, "reserve").await;
     let placed = collector.find(ORDERS, "POST /orders").await;
-    assert_eq!((settled.trace(), taken.trace()), (placed.trace(), placed.trace()));
+    assert_eq!((settled.trace(), reserved.trace()), (placed.trace(), placed.trace()));
     assert_eq!(settled.span.parent_span_id, placed.span.span_id);
-    for step in [&settled, &taken] {
+    for step in [&settled, &reserved] {
         assert_eq!(
             (step.span.kind(), &*step.attribute("db.system.name")),
             (SpanKind::Client, "postgresql"),
