@@ -1,4 +1,4 @@
-//! Rebuilds the service when a migration is added: of the folder `migrate!` reports only the files that were there.
+//! Rebuilds the service when a migration is added. `migrate!` can report only the files that it found.
 
 fn main() {
     println!("cargo:rerun-if-changed=migrations");

@@ -203,8 +203,8 @@ pub fn peer_url(text: &str) -> Result<Url, String> {
     if url.scheme() != "http" || url.host().is_none() {
         return Err("must start with http:// and name a host (for TLS use a proxy)".to_owned());
     }
-    let has_user = !url.username().is_empty() || url.password().is_some();
-    if url.query().is_some() || url.fragment().is_some() || has_user {
+    let has_credentials = !url.username().is_empty() || url.password().is_some();
+    if url.query().is_some() || url.fragment().is_some() || has_credentials {
         return Err("must have only a host, a port and a path".to_owned());
     }
     Ok(url)

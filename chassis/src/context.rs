@@ -88,6 +88,11 @@ impl RequestContext {
         if self.is_caller_deadline { self.deadline } else { self.deadline + delay }
     }
 
+    /// Returns whether the caller set a deadline that has passed.
+    pub(crate) fn caller_deadline_has_passed(&self) -> bool {
+        self.is_caller_deadline && self.time_left().is_zero()
+    }
+
     /// Returns the same context with `span` as the parent of its calls, if tracing is enabled.
     pub(crate) fn with_span(mut self, span: &Span) -> Self {
         self.span = traces::span_context(span).unwrap_or(self.span);

@@ -34,6 +34,7 @@ use axum::body::Body;
 use axum::http::{Request, Response};
 use axum::routing::MethodRouter;
 use jiff::Timestamp;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
@@ -46,7 +47,7 @@ use crate::http::access_log::AccessLog;
 use crate::http::cors::Cors;
 use crate::http::health::{Draining, ReadinessChecks};
 use crate::http::pipeline::{Pipeline, Routes};
-pub use crate::http::server::{Shutdown, serve};
+pub use crate::http::server::Shutdown;
 use crate::telemetry::metrics::Metrics;
 
 /// A service that is ready to serve: its routes behind the pipeline.
@@ -69,10 +70,12 @@ impl App {
         let health = http::health::routes(draining.clone(), needs);
         let (router, document) = http::openapi::assemble(service, description, routes, health);
         let router = router.merge(http::metrics::routes(metrics.clone()));
-        let documented =
-            document.paths.paths.keys().flat_map(|path| [path.clone(), format!("{}{path}", http::openapi::API)]);
-        let others = ["/metrics", "/openapi.json", "/docs", "/docs/", "/docs/{*file}"].map(str::to_owned);
-        let routes = Routes::new(documented.chain(others));
+        let documented = http::openapi::calls_without_query(&document).flat_map(|(path, methods)| {
+            let under_api = format!("{}{path}", http::openapi::API);
+            [(path.clone(), methods.clone()), (under_api, methods)]
+        });
+        let others = ["/metrics", "/openapi.json", "/docs", "/docs/", "/docs/{*file}"];
+        let routes = Routes::new(documented.chain(others.map(|path| (path.to_owned(), Vec::new()))));
         let permits = Semaphore::new(settings.max_in_flight as usize);
         let running = TaskTracker::new();
         running.close(); // `wait` returns only for a closed tracker; requests can still be added
@@ -90,7 +93,7 @@ impl App {
     pub fn with_page(mut self, page: MethodRouter) -> Self {
         let pipeline = Arc::get_mut(&mut self.pipeline).expect("an app gets its page before it is cloned");
         pipeline.router = mem::take(&mut pipeline.router).route("/", page);
-        pipeline.routes.add("/");
+        pipeline.routes.add("/", Vec::new());
         self
     }
 
@@ -110,6 +113,17 @@ impl App {
 pub fn now() -> Timestamp {
     let now = Timestamp::now();
     now.round(jiff::Unit::Microsecond).unwrap_or(now) // rounding fails only for the last representable time
+}
+
+/// Serves `app` until `shutdown` completes, then shuts down in order:
+///
+/// 1. `/readyz` returns 503 and every response closes its connection ([`Shutdown::Drain`] only, for the drain time).
+/// 2. The listener closes.
+/// 3. Running requests are finished, within the shutdown time.
+///
+/// Returns how much of the shutdown time is left. Tests hand in the listener and the signal.
+pub async fn serve(listener: TcpListener, app: &App, shutdown: impl Future<Output = Shutdown>) -> Duration {
+    http::server::serve(listener, &app.pipeline, shutdown).await
 }
 
 /// Serves `app` until SIGTERM or Ctrl-C. It listens on `port`, or on the socket that the parent process opened (`LISTEN_FDS`, systemd's

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 
 use axum::Json;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -34,7 +34,7 @@ impl Kind {
 pub static INVALID_REQUEST: Kind = Kind::new(StatusCode::BAD_REQUEST, "invalid-request", "Invalid request");
 /// The body is not JSON.
 pub static MALFORMED_JSON: Kind = Kind::new(StatusCode::BAD_REQUEST, "malformed-json", "Malformed JSON");
-/// The media type of the body is not JSON.
+/// The media type of the body is not accepted, or the body has a content coding.
 pub static UNSUPPORTED_MEDIA_TYPE: Kind =
     Kind::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "Unsupported media type");
 /// The body is larger than the limit.
@@ -52,8 +52,12 @@ pub static REQUEST_TIMEOUT: Kind = Kind::new(StatusCode::REQUEST_TIMEOUT, "reque
 /// `If-Match` does not match the current state.
 pub static PRECONDITION_FAILED: Kind =
     Kind::new(StatusCode::PRECONDITION_FAILED, "precondition-failed", "Precondition failed");
-/// The service has too much load, or too little time for the request.
+/// The service has too much load. It has not begun with the request.
 pub static OVERLOADED: Kind = Kind::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Overloaded");
+/// The request took too long. It may have been carried out.
+pub static TIMED_OUT: Kind = Kind::new(StatusCode::SERVICE_UNAVAILABLE, "timed-out", "Timed out");
+/// The time that the caller gave is over. It may have been carried out. This is no failure of the service.
+pub static DEADLINE_EXCEEDED: Kind = Kind::new(StatusCode::GATEWAY_TIMEOUT, "deadline-exceeded", "Deadline exceeded");
 /// The service is shutting down.
 pub static DRAINING: Kind = Kind::new(StatusCode::SERVICE_UNAVAILABLE, "draining", "Draining");
 /// A peer does not answer.
@@ -81,7 +85,7 @@ struct Extra {
     errors: Vec<FieldError>,
     reasons: Vec<String>,
     retry_after: Option<u32>,
-    allow: Option<HeaderValue>,
+    headers: Vec<(HeaderName, HeaderValue)>,
     cause: Option<String>,
 }
 
@@ -186,9 +190,8 @@ impl Problem {
         let kinds = [&INVALID_REQUEST, &NOT_FOUND, &METHOD_NOT_ALLOWED, &PAYLOAD_TOO_LARGE, &UNSUPPORTED_MEDIA_TYPE];
         match kinds.into_iter().find(|kind| kind.status == status) {
             Some(kind) => {
-                let mut problem = Self::new(kind, kind.title);
-                problem.extra.allow = allow;
-                problem
+                let problem = Self::new(kind, kind.title);
+                allow.into_iter().fold(problem, |problem, allow| problem.with_header(header::ALLOW, allow))
             }
             None => Self::internal(format!("a library responded {status} without a problem")),
         }
@@ -206,6 +209,12 @@ impl Problem {
         self
     }
 
+    /// Adds a header of the response.
+    pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.extra.headers.push((name, value));
+        self
+    }
+
     /// Sets `Retry-After`, in seconds.
     pub fn retry_after(mut self, seconds: u32) -> Self {
         self.extra.retry_after = Some(seconds);
@@ -216,6 +225,11 @@ impl Problem {
     pub fn caused_by(mut self, cause: impl ToString) -> Self {
         self.extra.cause = Some(cause.to_string());
         self
+    }
+
+    /// Returns whether it is a failure of the service: a 5xx, unless the caller gave too little time.
+    pub(crate) fn is_failure(&self) -> bool {
+        self.kind.status.is_server_error() && self.kind != &DEADLINE_EXCEEDED
     }
 
     /// Returns the kind of problem.
@@ -250,9 +264,7 @@ impl Problem {
         if let Some(seconds) = self.extra.retry_after {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
-        if let Some(allow) = &self.extra.allow {
-            headers.insert(header::ALLOW, allow.clone());
-        }
+        headers.extend(self.extra.headers.iter().cloned());
         response
     }
 }

@@ -1,4 +1,5 @@
--- Orders, and the intents that may become orders: one row each. src/order.rs defines the states and the steps between them.
+-- Orders, and the intents that may become orders: one row each. src/order.rs defines the states and the steps between
+-- them.
 create table orders (
     -- UUIDv7, assigned by order-service: later orders sort after earlier ones.
     id uuid not null,
@@ -46,9 +47,9 @@ create table orders (
 create unique index orders_idempotency_key on orders (idempotency_key)
     where idempotency_key is not null and state <> 'aborting';
 
--- Pages of the visible orders: one index for each combination of filters, in the order of the page and without other rows.
--- The last one has user and status as one text, such as `7pending`. With `user_id` as a column of its own the planner might
--- sort all orders of the user instead, if it estimates that they are few.
+-- Pages of the visible orders: one index for each combination of filters, in the order of the page and without other
+-- rows. The last one has user and status as one text, such as `7pending`. With `user_id` as a column of its own the
+-- planner might sort all orders of the user instead, if it estimates that they are few.
 create index orders_visible on orders (id) where status is not null;
 create index orders_visible_by_user on orders (user_id, id) where status is not null;
 create index orders_visible_by_status on orders (status, id) where status is not null;

@@ -39,8 +39,8 @@ pub struct Fingerprint([u8; 32]);
 impl Fingerprint {
     /// Returns the fingerprint of a body.
     ///
-    /// serde_json cannot parse some valid JSON: numbers above the range of `f64`, lone surrogates, more than 128 levels. The
-    /// fingerprint of such a body is a digest of its bytes.
+    /// serde_json cannot parse some valid JSON: numbers above the range of `f64`, lone surrogates, more than 128
+    /// levels. The fingerprint of such a body is a digest of its bytes.
     pub fn of(body: &[u8]) -> Self {
         let mut text = String::new();
         match serde_json::from_slice(body) {

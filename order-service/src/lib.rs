@@ -1,7 +1,8 @@
 //! order-service owns orders: no order is lost and no unit is sold twice.
 //!
-//! Read [`placement`] first: it is how an order is placed. [`reconciler`] finishes what a crash has interrupted. [`order`] is
-//! the life cycle of an order, [`store`] keeps orders, [`peers`] calls the other services, and `routes` is the HTTP API.
+//! Read [`placement`] first: it is how an order is placed. [`reconciler`] finishes what a crash has interrupted.
+//! [`order`] is the life cycle of an order, [`store`] keeps orders, [`peers`] calls the other services, and `routes` is
+//! the HTTP API.
 
 pub mod config;
 pub mod error;

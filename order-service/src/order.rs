@@ -75,7 +75,8 @@ impl State {
 
     /// Returns the state behind a visible status.
     ///
-    /// `cancelled` may also stand for [`State::Cancelling`]. No status step leads on from either, so it makes no difference.
+    /// `cancelled` may also stand for [`State::Cancelling`]. No status step leads on from either, so it makes no
+    /// difference.
     pub const fn from_status(status: OrderStatus) -> Self {
         match status {
             OrderStatus::Pending => Self::Pending,
@@ -181,7 +182,8 @@ impl FromJson for PlaceOrder {
 }
 
 impl WantedLine {
-    /// Reads one line. `seen` holds the products of the earlier lines; for up to 100 ids a scan is faster than a hash set.
+    /// Reads one line. `seen` holds the products of the earlier lines; for up to 100 ids a scan is faster than a hash
+    /// set.
     fn from_json(line: &mut Members<'_>, seen: &mut Vec<Id>) -> Option<Self> {
         let product_id = line.required("productId", any::<Id>);
         let quantity = line.required("quantity", integer(1..=MAX_QUANTITY));

@@ -1,7 +1,7 @@
 //! `GET /`: a page that shows the three services and places orders.
 //!
-//! It is one document, embedded in the binary. This module adds what only the process knows: the addresses of the peers, and
-//! a nonce per response.
+//! It is one document, embedded in the binary. This module adds what only the process knows: the addresses of the
+//! peers, and a nonce per response.
 
 use axum::http::header;
 use axum::response::Html;

@@ -1,11 +1,12 @@
 //! How an order is placed.
 //!
-//! 1. **Intent.** The order is recorded as `placing` before any peer is called, so every attempt that has begun can be finished.
-//! 2. **Verify and reserve.** user-service is asked for the user and product-service reserves the stock, concurrently.
+//! 1. **Intent.** The order is recorded as `placing` before any peer is called. So every attempt that was started can be
+//!    finished.
+//! 2. **Verify and reserve.** user-service verifies the user and product-service reserves the stock, concurrently.
 //! 3. **Settle.** If both succeed, the intent becomes an order, provided that it was not aborted meanwhile.
 //! 4. **Abort.** Otherwise the row is aborted first, then the client gets the error. In the background the reservation is
-//!    released and the row is deleted. The release is needed even if the reservation was rejected: a duplicate of the request
-//!    may still arrive, and only an earlier release makes product-service reject it.
+//!    released and the row is deleted. This happens even if the reservation was rejected: a duplicate of its request may
+//!    still arrive, and product-service rejects it only after a release.
 //!
 //! If the process dies in between, [`crate::reconciler`] finishes the attempt. `tests/model` searches every interleaving.
 
@@ -37,7 +38,8 @@ use crate::store::{BeginOutcome, Intent, OrderStore, StoreError};
 /// Time limit for a release in the background.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(3);
 
-// Within 10 s of the last fault every order is finished. With the default settings the reconciler runs at least every 1.5 s.
+// Within 10 s of the last fault every order is finished. With the default settings the reconciler runs at least every
+// 1.5 s.
 // - An abandoned intent is aborted when it is 5 + 1 s old, so its release starts after at most 7.5 s.
 // - If a replica dies or a release fails, the claim ends after 2 s and the next release starts after at most 3.5 s; after at
 //   most 7 s if the first try did not reach product-service, because the client was still throttling calls to it.
@@ -118,8 +120,8 @@ pub enum PlaceOrderError {
 }
 
 impl Placement {
-    /// Creates a placement over this store and these peers. Each order has `timeout` to be placed; at most `max_concurrent`
-    /// orders are placed at the same time.
+    /// Creates a placement over this store and these peers. Each order has `timeout` to be placed; at most
+    /// `max_concurrent` orders are placed at the same time.
     pub fn new(
         store: Arc<dyn OrderStore>,
         users: Users,
@@ -143,8 +145,8 @@ impl Placement {
 
     /// Places an order, at most once for each key.
     ///
-    /// The attempt runs in a task of its own, so a client that disconnects does not stop it half-way. It keeps its permit until
-    /// it ends, with or without a client.
+    /// The attempt runs in a task of its own, so a client that disconnects does not stop it half-way. It keeps its permit
+    /// until it ends, with or without a client.
     pub async fn place(
         &self,
         request: PlaceOrder,
@@ -228,9 +230,9 @@ impl Placement {
 
     /// Aborts the intent in the store, so that it can never become an order, and starts the release. Returns `error`.
     ///
-    /// If the row is not an intent any more, there are two cases. It may be an order, and only the response of the store was
-    /// lost: then the order is returned. Or it is aborted already, by the reconciler or by an earlier try whose response was
-    /// lost: then it is released again, which does no harm.
+    /// If the row is not an intent any more, there are two cases. It may be an order, and only the response of the
+    /// store was lost: then the order is returned. Or it is aborted already, by the reconciler or by an earlier try
+    /// whose response was lost: then it is released again, which does no harm.
     async fn abort(&self, id: OrderId, error: PlaceOrderError) -> Result<Placed, PlaceOrderError> {
         crash_point!("abort: before");
         if !self.0.store.abort(id).await?
@@ -276,8 +278,8 @@ impl Placement {
         }
     }
 
-    /// Aborts abandoned intents, then releases the stock of up to `limit` orders that wait for it. Returns how many of them
-    /// are finished.
+    /// Aborts abandoned intents, then releases the stock of up to `limit` orders that wait for it. Returns how many of
+    /// them are finished.
     ///
     /// # Errors
     /// If the store fails. A failed release is logged and retried by a later call.

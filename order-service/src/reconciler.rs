@@ -1,4 +1,4 @@
-//! Finishes orders that a crash or an outage has left unfinished. It runs in every replica; replicas share the work by claims.
+//! Finishes orders that a crash or an outage has left unfinished. It runs in every replica; claims share the work.
 
 use std::time::Duration;
 

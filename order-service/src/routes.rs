@@ -6,7 +6,7 @@ use axum::response::Response;
 use chassis::context::RequestContext;
 use chassis::crash_point;
 use chassis::http::body::{FromQuery, QueryParams};
-use chassis::http::conditional::{self, IfMatch};
+use chassis::http::conditional::{self, Preconditions};
 use chassis::http::extract::{Json, OptionalHeader, Path, Query};
 use chassis::http::page::Page;
 use shared::orders::{Order, OrderStatus};
@@ -95,20 +95,24 @@ async fn read(State(app): State<AppState>, Path(id): Path<OrderId>, headers: Hea
 
 /// Takes a status step: pending → confirmed → shipped → delivered, or pending or confirmed → cancelled.
 ///
-/// The units of a cancelled order return to the stock within seconds.
+/// The status that the order has already is 200 and changes nothing. The units of a cancelled order return to the stock within
+/// seconds.
 #[utoipa::path(patch, path = "/orders/{id}", tag = "orders", params(("id" = OrderId, Path)),
     request_body = UpdateOrder, responses((status = OK, body = Order, headers(("etag" = String))), (status = NOT_FOUND),
         (status = CONFLICT, description = "`illegal-status-step`"), (status = PRECONDITION_FAILED)))]
 async fn update(
     State(app): State<AppState>,
     Path(id): Path<OrderId>,
-    OptionalHeader(if_match): OptionalHeader<IfMatch>,
+    preconditions: Preconditions,
     Json(UpdateOrder { status }): Json<UpdateOrder>,
 ) -> Result<Response, Error> {
     let store = app.placement.store();
     loop {
         let order = store.by_id(id).await?.ok_or(Error::NotFound)?;
-        conditional::check_if_match(if_match.as_ref(), &order).map_err(Error::Problem)?;
+        preconditions.check(Some(&order)).map_err(Error::Problem)?;
+        if order.status == status {
+            return Ok(conditional::respond(&order, &HeaderMap::new())); // a repeated step changes nothing
+        }
         let next = OrderState::from_status(order.status).step(status);
         let next = next.ok_or(Error::IllegalStep(order.status, status))?;
         crash_point!("cancel: before");

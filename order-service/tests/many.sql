@@ -1,6 +1,7 @@
--- Inserts orders `many.first` to `many.last` into an empty database that gets `many.rows` orders in total. The distribution is
--- the worst case for the planner: most orders were delivered long ago, and the others are the last ones. Half belong to user 1,
--- user 2 has only some of the last orders, the others have a few each. A third have a key. A few wait for the reconciler.
+-- Inserts orders `many.first` to `many.last` into an empty database that gets `many.rows` orders in total. The
+-- distribution is the worst case for the planner: most orders were delivered long ago, and the others are the last
+-- ones. Half belong to user 1, user 2 has only some of the last orders, the others have a few each. A third have a key.
+-- A few wait for the reconciler.
 insert into orders (id, user_id, state, lines, total, idempotency_key, fingerprint, created_at)
 select
     overlay(md5(n::text) placing '0' || to_hex(1577836800000 + n * 180000) || '7' from 1 for 13)::uuid, -- UUIDv7

@@ -9,9 +9,9 @@ use chassis::context::RequestContext;
 use chassis::crash_point;
 use chassis::http::body::values::{self, Detail};
 use chassis::http::body::{FromQuery, QueryParams};
-use chassis::http::conditional::{self, IfMatch};
+use chassis::http::conditional::{self, Preconditions};
 use chassis::http::entity::Entity;
-use chassis::http::extract::{Json, JsonList, OptionalHeader, Path, Query};
+use chassis::http::extract::{Json, JsonList, Path, Query};
 use chassis::http::page::{self, Page, Rows};
 use chassis::problem::{self, Problem};
 use serde::Serialize;
@@ -109,19 +109,19 @@ async fn read(State(app): State<AppState>, Path(id): Path<Id>, headers: HeaderMa
 async fn update(
     State(app): State<AppState>,
     Path(id): Path<Id>,
-    OptionalHeader(if_match): OptionalHeader<IfMatch>,
+    preconditions: Preconditions,
     Json(change): Json<UpdateProduct>,
 ) -> Result<Response, Error> {
-    if if_match.is_none() {
+    if preconditions.is_empty() {
         let updated = app.store.update(id, &change).await?.ok_or(Error::ProductNotFound)?;
         return Ok(conditional::respond(&updated, &HeaderMap::new()));
     }
     loop {
         let current = app.store.by_id(id).await?.ok_or(Error::ProductNotFound)?;
-        conditional::check_if_match(if_match.as_ref(), &current)?;
+        preconditions.check(Some(&current))?;
         let mut changed = ProductRecord::clone(&current);
         change.apply(&mut changed);
-        // If another request changed the product in between, the new state is checked against `If-Match` again.
+        // If another request changed the product in between, the new state is checked against the preconditions again.
         if let Some(updated) = app.store.replace(current.version, changed).await? {
             return Ok(conditional::respond(&updated, &HeaderMap::new()));
         }
@@ -134,15 +134,15 @@ async fn update(
 async fn delete(
     State(app): State<AppState>,
     Path(id): Path<Id>,
-    OptionalHeader(if_match): OptionalHeader<IfMatch>,
+    preconditions: Preconditions,
 ) -> Result<StatusCode, Error> {
-    if if_match.is_none() {
+    if preconditions.is_empty() {
         let removed = app.store.remove(id, None).await?;
         return if removed { Ok(StatusCode::NO_CONTENT) } else { Err(Error::ProductNotFound) };
     }
     loop {
         let current = app.store.by_id(id).await?.ok_or(Error::ProductNotFound)?;
-        conditional::check_if_match(if_match.as_ref(), &current)?;
+        preconditions.check(Some(&current))?;
         if app.store.remove(id, Some(current.version)).await? {
             return Ok(StatusCode::NO_CONTENT);
         }
@@ -176,20 +176,35 @@ async fn users(
 #[utoipa::path(put, path = "/reservations/{orderId}", tag = "reservations", params(("orderId" = OrderId, Path)), request_body = ReservationLines,
     responses((status = CREATED, body = Reserved, description = "Reserved"), (status = OK, body = Reserved, description = "Reserved before"),
         (status = BAD_REQUEST, description = "`invalid-request` or `product-not-found`"),
-        (status = CONFLICT, description = "`insufficient-stock`, `reservation-released` or `reservation-mismatch`")))]
+        (status = CONFLICT, description = "`insufficient-stock`, `reservation-released` or `reservation-mismatch`"),
+        (status = PRECONDITION_FAILED)))]
 async fn reserve(
     State(app): State<AppState>,
     Path(order_id): Path<OrderId>,
+    preconditions: Preconditions,
     Json(lines): Json<ReservationLines>,
 ) -> Result<Response, Error> {
+    check_reservation(&app, order_id, &preconditions).await?;
     crash_point!("reserve: before");
     let outcome = app.store.reserve(order_id, &lines).await?;
     crash_point!("reserve: done");
     match outcome {
         ReservationOutcome::Created(reserved) => Ok((StatusCode::CREATED, JsonResponse(reserved)).into_response()),
+        ReservationOutcome::Existing(_) if preconditions.requires_absence() => {
+            Err(conditional::failed("Another request has just made this reservation").into())
+        }
         ReservationOutcome::Existing(reserved) => Ok(JsonResponse(reserved).into_response()),
         ReservationOutcome::Rejected(error) => Err(error.into()),
     }
+}
+
+/// Checks the preconditions of a change of a reservation. A reservation that was checked can change only by its release.
+async fn check_reservation(app: &AppState, order_id: OrderId, preconditions: &Preconditions) -> Result<(), Error> {
+    if !preconditions.is_empty() {
+        let current = app.store.reservation(order_id).await?.map(Entity::new);
+        preconditions.check(current.as_ref())?;
+    }
+    Ok(())
 }
 
 /// The response to one item of a batch: what a request for this item alone would have returned.
@@ -271,13 +286,9 @@ fn item_problem(problem: &Problem, context: &RequestContext) -> BatchItemRespons
 async fn release(
     State(app): State<AppState>,
     Path(order_id): Path<OrderId>,
-    OptionalHeader(if_match): OptionalHeader<IfMatch>,
+    preconditions: Preconditions,
 ) -> Result<StatusCode, Error> {
-    if if_match.is_some() {
-        // A reservation changes only once, by its release. So the state that was checked still holds, or it is released.
-        let current = app.store.reservation(order_id).await?;
-        conditional::check_if_match(if_match.as_ref(), &Entity::new(current))?;
-    }
+    check_reservation(&app, order_id, &preconditions).await?;
     crash_point!("release reservation: before");
     app.store.release(order_id).await?;
     crash_point!("release reservation: done");

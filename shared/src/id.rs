@@ -11,7 +11,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 /// A whole number from 1 to `i64::MAX`.
 ///
-/// Its JSON is an integer. It is also read from a string of decimal digits, because clients of one tutorial keep ids in
+/// Its JSON is an integer, which may be written `7`, `7.0` or `7e0`. It is also read from a string of decimal digits, because clients of one tutorial keep ids in
 /// strings. `0`, signs, leading zeros and fractions are rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id(i64);
@@ -71,6 +71,13 @@ impl<'de> Deserialize<'de> for Id {
                 id.ok_or_else(|| E::invalid_value(Unexpected::Unsigned(number), &self))
             }
 
+            /// `7.0` and `7e0` are integers too. From 2^53 on, a double may stand for another integer than the text.
+            fn visit_f64<E: de::Error>(self, number: f64) -> Result<Id, E> {
+                const LIMIT: f64 = 9_007_199_254_740_992.0; // 2^53
+                let whole = (number.fract() == 0.0 && number.abs() < LIMIT).then_some(number as i64);
+                whole.and_then(Id::new).ok_or_else(|| E::invalid_value(Unexpected::Float(number), &self))
+            }
+
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Id, E> {
                 text.parse().map_err(|_| E::invalid_value(Unexpected::Str(text), &self))
             }
@@ -105,8 +112,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_an_id_from_an_integer_or_from_a_string_of_digits() {
-        for json in ["7", "\"7\""] {
+    fn reads_an_id_from_a_whole_number_or_from_a_string_of_digits() {
+        for json in ["7", "7.0", "7e0", "0.7e1", "\"7\""] {
             assert_eq!(serde_json::from_str::<Id>(json).expect(json), Id(7));
         }
         assert_eq!(serde_json::to_string(&Id(7)).expect("an id is JSON"), "7");
@@ -114,7 +121,20 @@ mod tests {
 
     #[test]
     fn rejects_other_values_as_an_id() {
-        let bad = ["0", "-1", "1.0", "1e3", "9223372036854775808", "true", "null", "[1]", "{}"];
+        let bad = [
+            "0",
+            "-1",
+            "1.5",
+            "0.0",
+            "-1.0",
+            "9007199254740993.0",
+            "1e300",
+            "9223372036854775808",
+            "true",
+            "null",
+            "[1]",
+            "{}",
+        ];
         let quoted = ["\"\"", "\"0\"", "\"01\"", "\"+1\"", "\"-1\"", "\" 1\"", "\"1.0\"", "\"9223372036854775808\""];
         for json in bad.into_iter().chain(quoted) {
             let read = serde_json::from_str::<Id>(json);

@@ -9,9 +9,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-/// A UUID in its hyphenated form, the only form that is read and written. `Display` writes it in lower case.
+/// A UUID in hyphenated form, the only form that is accepted. It is written in lower case.
 ///
-/// order-service assigns version 7, so that later orders sort after earlier ones.
+/// order-service assigns version 7, so later orders sort after earlier ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, ToSchema)]
 #[serde(transparent)]
 #[schema(value_type = String, format = Uuid, example = "019a2b3c-4d5e-7f60-8a9b-0c1d2e3f4a5b")]

@@ -63,7 +63,8 @@ impl Target<'_> {
         let line = |line: &str| format!("{line}\r\nHost: test\r\n\r\n");
         vec![
             row("no Host", "GET /livez HTTP/1.1\r\n\r\n", one(400)),
-            row("no Host, in HTTP/1.0", "GET /livez HTTP/1.0\r\n\r\n", one(400)),
+            row("no Host, in HTTP/1.0", "GET /livez HTTP/1.0\r\n\r\n", one(200)),
+            row("two Hosts, in HTTP/1.0", line("GET /livez HTTP/1.0\r\nHost: test"), one(400)),
             row("two Hosts", with("Host: test\r\n"), one(400)),
             row("an empty Host", "GET /livez HTTP/1.1\r\nHost:\r\n\r\n", one(400)),
             row("an invalid Host", "GET /livez HTTP/1.1\r\nHost: test@test/\r\n\r\n", one(400)),

@@ -5,8 +5,8 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use chassis::http::body::values::{self, Detail};
 use chassis::http::body::{FromQuery, QueryParams};
-use chassis::http::conditional::{self, IfMatch};
-use chassis::http::extract::{Json, OptionalHeader, Path, Query};
+use chassis::http::conditional::{self, Preconditions};
+use chassis::http::extract::{Json, Path, Query};
 use chassis::http::page::{Page, Rows};
 use shared::users::User;
 use shared::{Id, MAX_BATCH};
@@ -93,16 +93,16 @@ async fn read(State(app): State<AppState>, Path(id): Path<Id>, headers: HeaderMa
 async fn update(
     State(app): State<AppState>,
     Path(id): Path<Id>,
-    OptionalHeader(if_match): OptionalHeader<IfMatch>,
+    preconditions: Preconditions,
     Json(mut change): Json<UpdateUser>,
 ) -> Result<Response, Error> {
     let password = app.hasher.hash_optional(change.password.take()).await?;
     loop {
         let current = app.store.by_id(id).await?.ok_or(Error::NotFound)?;
-        conditional::check_if_match(if_match.as_ref(), &current)?;
+        preconditions.check(Some(&current))?;
         let mut changed = UserRecord::clone(&current);
         change.apply(&mut changed, password.as_ref());
-        // If another request changed the user in between, the new state is checked against `If-Match` again.
+        // If another request changed the user in between, the new state is checked against the preconditions again.
         if let Some(updated) = app.store.replace(current.version, changed).await? {
             return Ok(conditional::respond(&updated, &HeaderMap::new()));
         }
@@ -115,11 +115,11 @@ async fn update(
 async fn delete(
     State(app): State<AppState>,
     Path(id): Path<Id>,
-    OptionalHeader(if_match): OptionalHeader<IfMatch>,
+    preconditions: Preconditions,
 ) -> Result<StatusCode, Error> {
     loop {
         let current = app.store.by_id(id).await?.ok_or(Error::NotFound)?;
-        conditional::check_if_match(if_match.as_ref(), &current)?;
+        preconditions.check(Some(&current))?;
         if app.store.remove(id, current.version).await? {
             return Ok(StatusCode::NO_CONTENT);
         }

@@ -93,9 +93,10 @@ impl RequestLog<'_> {
         }
         let (method, route) = (method.as_str(), &*route.template);
         let (request_id, trace_id) = (context.request_id(), &*context.trace_id());
+        let is_failure = problem.map_or(status.is_server_error(), Problem::is_failure);
         let (status, ms) = (status.as_u16(), duration.as_micros() as f64 / 1000.0);
         let (problem, cause) = (problem.map(|p| p.kind().slug), problem.and_then(Problem::cause));
-        if status >= 500 {
+        if is_failure {
             tracing::error!(method, route, status, ms, request_id, trace_id, problem, cause, "request");
         } else {
             tracing::info!(method, route, status, ms, request_id, trace_id, problem, cause, "request");

@@ -8,7 +8,7 @@ use std::future::ready;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header};
 use tower::{Layer, ServiceExt, service_fn};
-use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 
 use crate::context::X_REQUEST_ID;
 
@@ -30,20 +30,20 @@ pub(crate) struct Cors {
 }
 
 impl Cors {
-    /// Allows pages of these origins to call; `*` allows those of every origin.
+    /// Allows pages of these origins to call, also with credentials. `*` allows pages of every origin, without credentials.
     pub(crate) fn new(origins: &[HeaderValue]) -> Self {
-        let (mut allow_origin, mut without_origin) = (AllowOrigin::any(), HeaderMap::new());
+        // No stars: a star never covers `Authorization`, and covers nothing in a request with credentials.
+        let mut layer = CorsLayer::new()
+            .allow_origin(AllowOrigin::any())
+            .allow_methods(AllowMethods::mirror_request())
+            .allow_headers(AllowHeaders::mirror_request())
+            .expose_headers(EXPOSED);
+        let mut without_origin = HeaderMap::new();
         if origins.iter().all(|origin| origin != "*") {
-            allow_origin = AllowOrigin::list(origins.to_vec());
+            layer = layer.allow_origin(AllowOrigin::list(origins.to_vec())).allow_credentials(true);
             // A shared cache must not hand such a response to a page.
             without_origin.insert(header::VARY, HeaderValue::from_static("origin"));
         }
-        let layer = CorsLayer::new()
-            .allow_origin(allow_origin)
-            .allow_methods(Any)
-            // Not a star, which never covers `Authorization`.
-            .allow_headers(AllowHeaders::mirror_request())
-            .expose_headers(EXPOSED);
         Self { layer, without_origin }
     }
 

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 
@@ -13,7 +13,7 @@ use crate::http::body::values::Detail;
 use crate::http::body::{self, FromJson, FromQuery};
 use crate::problem::{FieldError, Problem, UNSUPPORTED_MEDIA_TYPE};
 
-/// A body that is a JSON object, with the media type `application/json` or `application/…+json`.
+/// A body that is a JSON object. Its media type is one of [`accepted_media_types`].
 #[derive(Debug)]
 pub struct Json<T>(pub T);
 
@@ -38,18 +38,41 @@ impl<S: Send + Sync, T: FromJson, const MAX: usize> FromRequest<S> for JsonList<
 }
 
 async fn json_bytes(request: Request) -> Result<Bytes, Problem> {
-    if !is_json(request.headers()) {
-        return Err(Problem::new(&UNSUPPORTED_MEDIA_TYPE, "The body must be sent as application/json"));
-    }
+    check_encoding(request.headers())?;
+    check_media_type(request.method(), request.headers())?;
     // The pipeline has already read the whole body, within its limits.
     Ok(request.into_body().collect().await.map_err(Problem::internal)?.to_bytes())
 }
 
-fn is_json(headers: &HeaderMap) -> bool {
+/// Rejects a body with a content coding. A decompressed body could be far larger than the limit.
+fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
+    let lines = headers.get_all(header::CONTENT_ENCODING).iter().map(|line| line.to_str().unwrap_or("?"));
+    let mut codings = lines.flat_map(|line| line.split(',')).map(str::trim);
+    if codings.all(|coding| coding.is_empty() || coding.eq_ignore_ascii_case("identity")) {
+        return Ok(());
+    }
+    let problem =
+        Problem::new(&UNSUPPORTED_MEDIA_TYPE, "The body must not have a Content-Encoding other than identity");
+    Err(problem.with_header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity")))
+}
+
+fn check_media_type(method: &Method, headers: &HeaderMap) -> Result<(), Problem> {
     let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let essence = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    let subtype = essence.strip_prefix("application/");
-    subtype.is_some_and(|subtype| subtype == "json" || subtype.ends_with("+json"))
+    let essence = media_type.split(';').next().unwrap_or_default().trim();
+    let accepted = accepted_media_types(method);
+    if accepted.iter().any(|accepted| essence.eq_ignore_ascii_case(accepted)) {
+        return Ok(());
+    }
+    let problem = Problem::new(&UNSUPPORTED_MEDIA_TYPE, format!("The body must be {}", accepted.join(" or ")));
+    let name = if method == Method::PATCH { HeaderName::from_static("accept-patch") } else { header::ACCEPT };
+    let list = HeaderValue::from_str(&accepted.join(", ")).map_err(Problem::internal)?;
+    Err(problem.with_header(name, list))
+}
+
+/// Returns the media types of a body that a call with this method accepts. A PATCH is a JSON Merge Patch (RFC 7396).
+pub(crate) fn accepted_media_types(method: &Method) -> &'static [&'static str] {
+    const MEDIA_TYPES: [&str; 2] = ["application/json", "application/merge-patch+json"];
+    if method == Method::PATCH { &MEDIA_TYPES } else { &MEDIA_TYPES[..1] }
 }
 
 /// The one parameter of the path.
@@ -80,10 +103,12 @@ impl<S: Sync, T: FromQuery> FromRequestParts<S> for Query<T> {
     }
 }
 
-/// A request header that may appear once.
+/// A request header.
 pub trait Header: Sized {
     /// The name of the header.
     const NAME: HeaderName;
+    /// Whether the value is a list. A list may be on several lines, any other header may appear once.
+    const IS_LIST: bool = false;
 
     /// Parses the value.
     ///
@@ -92,7 +117,7 @@ pub trait Header: Sized {
     fn parse(value: &str) -> Result<Self, Detail>;
 }
 
-/// The header `H`, or `None` if it is absent. A repeated header is rejected.
+/// The header `H`, or `None` if it is absent. A repeated header is rejected, unless it is a list.
 #[derive(Debug)]
 pub struct OptionalHeader<H>(pub Option<H>);
 
@@ -100,11 +125,13 @@ impl<S: Sync, H: Header> FromRequestParts<S> for OptionalHeader<H> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let mut values = parts.headers.get_all(H::NAME).iter();
-        let parsed = match (values.next(), values.next()) {
-            (None, _) => return Ok(Self(None)),
-            (Some(value), None) => value.to_str().map_err(|_| "must be ASCII".into()).and_then(H::parse),
-            (Some(_), Some(_)) => Err("is given more than once".into()),
+        let lines: Result<Vec<&str>, _> = parts.headers.get_all(H::NAME).iter().map(HeaderValue::to_str).collect();
+        let parsed = match lines.as_deref() {
+            Ok([]) => return Ok(Self(None)),
+            Ok([value]) => H::parse(value),
+            Ok(lines) if H::IS_LIST => H::parse(&lines.join(", ")),
+            Ok(_) => Err("is given more than once".into()),
+            Err(_) => Err("must be ASCII".into()),
         };
         let bad = |detail: Detail| Problem::invalid(vec![FieldError::in_parameter(H::NAME.as_str(), detail)]);
         parsed.map(|value| Self(Some(value))).map_err(bad)
@@ -113,22 +140,71 @@ impl<S: Sync, H: Header> FromRequestParts<S> for OptionalHeader<H> {
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
+    use futures_util::FutureExt;
+
     use super::*;
+    use crate::http::body::Members;
+
+    #[derive(Debug)]
+    struct Anything;
+
+    impl FromJson for Anything {
+        fn from_json(_: &mut Members<'_>) -> Option<Self> {
+            Some(Self)
+        }
+    }
+
+    /// Returns why the body `{}` with these headers is rejected.
+    fn rejection(method: &Method, headers: &[(HeaderName, &'static str)]) -> Option<Problem> {
+        let mut request = Request::new(Body::from("{}"));
+        *request.method_mut() = method.clone();
+        request
+            .headers_mut()
+            .extend(headers.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))));
+        Json::<Anything>::from_request(request, &()).now_or_never().expect("the body is in memory").err()
+    }
 
     #[test]
     fn accepts_only_json_media_types() {
-        let accepts = |media_type: &str| {
-            let value = header::HeaderValue::from_str(media_type).unwrap();
-            is_json(&HeaderMap::from_iter([(header::CONTENT_TYPE, value)]))
+        const MERGE_PATCH: &str = "Application/Merge-Patch+JSON";
+        let rejects = |method: &Method, media_type| rejection(method, &[(header::CONTENT_TYPE, media_type)]).is_some();
+        for json in ["application/json", "Application/JSON", "application/json; charset=utf-8", "application/json ;x"] {
+            for method in [Method::POST, Method::PUT, Method::PATCH] {
+                assert!(!rejects(&method, json), "{method} {json}");
+            }
+        }
+        for other in ["", "text/plain", "text/json", "application/jsonp", "application/vnd.api+json", "*/*", "json"] {
+            assert!(rejects(&Method::POST, other) && rejects(&Method::PATCH, other), "{other}");
+        }
+        assert!(rejection(&Method::POST, &[]).is_some());
+        assert!(rejects(&Method::POST, MERGE_PATCH) && !rejects(&Method::PATCH, MERGE_PATCH));
+    }
+
+    #[test]
+    fn names_the_accepted_media_types() {
+        let response = |method| rejection(&method, &[]).expect("no media type").render("");
+        let detail = |method| rejection(&method, &[]).expect("no media type").body("").detail;
+        assert_eq!(detail(Method::POST), "The body must be application/json");
+        assert_eq!(detail(Method::PATCH), "The body must be application/json or application/merge-patch+json");
+        assert_eq!(response(Method::PUT).headers()["accept"], "application/json");
+        assert_eq!(response(Method::PATCH).headers()["accept-patch"], "application/json, application/merge-patch+json");
+    }
+
+    #[test]
+    fn rejects_an_encoded_body_and_asks_for_identity() {
+        let send = |codings: &[&'static str]| {
+            let codings = codings.iter().map(|coding| (header::CONTENT_ENCODING, *coding));
+            let media_type = (header::CONTENT_TYPE, "application/json");
+            rejection(&Method::POST, &[media_type].into_iter().chain(codings).collect::<Vec<_>>())
         };
-        for json in
-            ["application/json", "Application/JSON", "application/json; charset=utf-8", "application/merge-patch+json"]
-        {
-            assert!(accepts(json), "{json}");
+        for plain in [&["identity"][..], &["Identity, identity"], &["identity", ""], &[""], &[]] {
+            assert!(send(plain).is_none(), "{plain:?}");
         }
-        for other in ["", "text/plain", "text/json", "application/jsonp", "application/x-www-form-urlencoded", "json"] {
-            assert!(!accepts(other), "{other}");
+        for encoded in [&["gzip"][..], &["br"], &["x"], &["identity, gzip"], &["identity", "deflate"]] {
+            let problem = send(encoded).expect("an encoded body");
+            assert_eq!(problem.kind(), &UNSUPPORTED_MEDIA_TYPE, "{encoded:?}");
+            assert_eq!(problem.render("").headers()["accept-encoding"], "identity", "{encoded:?}");
         }
-        assert!(!is_json(&HeaderMap::new()));
     }
 }

@@ -9,6 +9,7 @@ pub mod conditional;
 pub(crate) mod cors;
 pub mod entity;
 pub mod extract;
+pub(crate) mod forwarded;
 pub mod health;
 pub(crate) mod listener;
 pub(crate) mod metrics;

@@ -3,8 +3,12 @@
 //! Handlers describe only what is special about them. This module adds what holds for every operation: both path
 //! families, conditional requests, the errors that any request can cause, and a description of each response.
 
-use axum::Router;
-use axum::http::StatusCode;
+use std::sync::Arc;
+
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use axum::{Json, Router};
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::{Operation, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::{
@@ -15,7 +19,9 @@ use utoipa::{PartialSchema, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
-use crate::problem::{self, Body, FieldError};
+use crate::http::forwarded::Prefix;
+use crate::http::pipeline::NEVER_SHED;
+use crate::problem::{self, Body, FieldError, Problem};
 
 /// The prefix of the second path family, the same API under `/api`.
 pub(crate) const API: &str = "/api";
@@ -50,19 +56,50 @@ pub(crate) fn assemble(
 /// Serves `/openapi.json`, and `/docs` from files inside the binary. The page loads nothing from another host. By default
 /// Swagger UI would load a badge from its makers' validator.
 fn docs(document: OpenApi) -> Router {
-    let config = Config::from("/openapi.json").validator_url("none");
-    SwaggerUi::new("/docs").url("/openapi.json", document).config(config).into()
+    let document = Arc::new(document);
+    let page: Router = SwaggerUi::new("/docs").config(docs_config(DOCUMENT.to_owned())).into();
+    page.route(DOCUMENT, get(async move |headers: HeaderMap| served_document(&document, &headers)))
+        .route(&format!("/docs/{INITIALIZER}"), get(async |headers: HeaderMap| initializer(&headers)))
+}
+
+const DOCUMENT: &str = "/openapi.json";
+/// The script that tells Swagger UI which document to load.
+const INITIALIZER: &str = "swagger-initializer.js";
+
+fn docs_config(document: String) -> Config<'static> {
+    Config::from(document).validator_url("none")
+}
+
+/// Returns the document. Behind a proxy that strips a path, its servers are those that clients of the proxy know.
+fn served_document(document: &OpenApi, headers: &HeaderMap) -> Json<OpenApi> {
+    let mut document = document.clone();
+    if let Some(prefix) = Prefix::from_headers(headers) {
+        let of_health = document.paths.paths.values_mut().filter_map(|item| item.servers.as_mut());
+        for server in of_health.chain(document.servers.as_mut()).flatten() {
+            server.url = prefix.before(&server.url);
+        }
+    }
+    Json(document)
+}
+
+fn initializer(headers: &HeaderMap) -> Result<impl IntoResponse + use<>, Problem> {
+    let prefix = Prefix::from_headers(headers);
+    let document = prefix.map_or_else(|| DOCUMENT.to_owned(), |prefix| prefix.before(DOCUMENT));
+    let file = utoipa_swagger_ui::serve(INITIALIZER, Arc::new(docs_config(document))).map_err(Problem::internal)?;
+    let file = file.ok_or_else(|| Problem::internal("Swagger UI has no initializer"))?;
+    Ok(([(header::CONTENT_TYPE, file.content_type)], file.bytes.into_owned()))
 }
 
 /// The errors that any request can cause. Each status is listed, and there is no `default` response, so that clients and
 /// tests can tell a documented response from an undocumented one.
-const COMMON_ERRORS: [StatusCode; 6] = [
+const COMMON_ERRORS: [StatusCode; 7] = [
     StatusCode::BAD_REQUEST,
     StatusCode::REQUEST_TIMEOUT,
     StatusCode::PAYLOAD_TOO_LARGE,
     StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
     StatusCode::INTERNAL_SERVER_ERROR,
     StatusCode::SERVICE_UNAVAILABLE,
+    StatusCode::GATEWAY_TIMEOUT,
 ];
 
 /// The names of the shared error responses.
@@ -96,18 +133,20 @@ fn complete(document: &mut OpenApi) {
     }
 }
 
-/// Documents `If-None-Match` for an operation that responds 304, and `If-Match` for one that responds 412.
+/// Documents `If-Match` and `If-None-Match` for an operation that responds 304 (a read) or 412 (a change).
 fn complete_conditional(operation: &mut Operation) {
-    for (status, header, description, example) in [
-        ("304", "if-none-match", "The `ETag` of what the client has: if it is still the same, the answer is 304", None),
-        (
-            "412",
-            "if-match",
-            "The `ETag` of what the client has seen: if it is another now, the answer is 412",
-            Some("*"),
-        ),
-    ] {
-        if operation.responses.responses.contains_key(status) {
+    let responses = &mut operation.responses.responses;
+    let is_read = responses.contains_key("304");
+    if is_read {
+        responses.insert("412".to_owned(), Response::new("").into());
+    }
+    let none_match = match is_read {
+        true => "The `ETag` of what the client has, or a list: if it is still the same, the response is 304",
+        false => "The `ETag` of a state to leave alone, or a list: if it is the current one, the response is 412",
+    };
+    let seen = "The `ETag` of what the client has seen, or a list: if it is another now, the response is 412";
+    if responses.contains_key("412") {
+        for (header, description, example) in [("if-match", seen, Some("*")), ("if-none-match", none_match, None)] {
             let parameter = ParameterBuilder::new().name(header).parameter_in(ParameterIn::Header);
             let parameter = parameter.description(Some(description)).schema(Some(Object::with_type(Type::String)));
             let parameter = parameter.example(example.map(Into::into));
@@ -146,6 +185,29 @@ fn required_header(description: &str, kind: Type) -> RefOr<Header> {
     let header = HeaderBuilder::new().description(Some(description)).schema(Some(Object::with_type(kind)));
     // utoipa has no field for `required`, but writes extensions as they are.
     header.extensions(Some([("required", true)].into_iter().collect())).build().into()
+}
+
+/// Returns each path with the methods whose call documents no query parameter. Health checks are left out: a query does no
+/// harm there, and load balancers may add one.
+pub(crate) fn calls_without_query(document: &OpenApi) -> impl Iterator<Item = (&String, Vec<Method>)> {
+    let has_query = |operation: &Operation| {
+        let mut parameters = operation.parameters.iter().flatten();
+        parameters.any(|p| matches!(p, RefOr::T(parameter) if parameter.parameter_in == ParameterIn::Query))
+    };
+    document.paths.paths.iter().map(move |(path, item)| {
+        let operations = [
+            (Method::GET, &item.get),
+            (Method::PUT, &item.put),
+            (Method::POST, &item.post),
+            (Method::DELETE, &item.delete),
+            (Method::PATCH, &item.patch),
+        ];
+        let is_resource = !NEVER_SHED.contains(&path.as_str());
+        let without_query = operations
+            .into_iter()
+            .filter(|(_, operation)| is_resource && operation.as_ref().is_some_and(|operation| !has_query(operation)));
+        (path, without_query.map(|(method, _)| method).collect())
+    })
 }
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, Request, Response, Uri, header};
+use axum::http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use axum::response::IntoResponse;
 use bytes::{Buf, Bytes};
 use futures_util::FutureExt;
@@ -30,9 +30,15 @@ use tracing::Instrument;
 use crate::config::Settings;
 use crate::context::{RequestContext, X_REQUEST_ID};
 use crate::http::access_log::AccessLog;
+use crate::http::body;
+use crate::http::conditional;
 use crate::http::cors::{self, Cors};
+use crate::http::forwarded::Prefix;
 use crate::http::health::Draining;
-use crate::problem::{HEADERS_TOO_LARGE, INVALID_REQUEST, OVERLOADED, PAYLOAD_TOO_LARGE, Problem, REQUEST_TIMEOUT};
+use crate::problem::{
+    DEADLINE_EXCEEDED, HEADERS_TOO_LARGE, INVALID_REQUEST, NOT_FOUND, OVERLOADED, PAYLOAD_TOO_LARGE, Problem,
+    REQUEST_TIMEOUT, TIMED_OUT,
+};
 use crate::telemetry::metrics::{Metrics, Route};
 use crate::telemetry::traces;
 
@@ -40,7 +46,7 @@ use crate::telemetry::traces;
 const MIN_COMPRESSED_SIZE: u64 = 1024;
 
 /// Paths that are served under any load. Otherwise a busy service would look dead.
-const NEVER_SHED: [&str; 3] = ["/livez", "/readyz", "/metrics"];
+pub(crate) const NEVER_SHED: [&str; 3] = ["/livez", "/readyz", "/metrics"];
 
 /// The error of a request body: hyper's, or that of a body made by a test.
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -74,6 +80,7 @@ where
 {
     ServiceBuilder::new()
         .map_request(always_allow_identity)
+        .map_response(conditional::mark_coding)
         .layer(CompressionLayer::new().compress_when(SizeAbove::new(MIN_COMPRESSED_SIZE)))
         .service(service_fn(move |request| {
             let pipeline = Arc::clone(&pipeline);
@@ -103,17 +110,25 @@ impl Pipeline {
         let context = RequestContext::received_at(received_at, request.headers(), self.settings.request_timeout);
         let span = traces::server_span(request.method(), &route.template, request.uri(), || context.remote_parent());
         let context = context.with_span(&span);
+        let prefix = Prefix::from_headers(request.headers());
+        let has_if_match = request.headers().contains_key(header::IF_MATCH);
         let log = self.access_log.start(request.method(), route, &context, received_at);
 
         let mut response = match self.answer(request, &context, received_at).instrument(span.clone()).await {
             Ok(response) => response,
             Err(problem) => problem.into_response(),
         };
-        let problem = take_problem(&mut response);
+        let mut problem = take_problem(&mut response);
+        if has_if_match && is_missing_entity(problem.as_ref(), route) {
+            problem = Some(conditional::failed("It does not exist")); // in every service and for every method
+        }
         if let Some(problem) = &problem {
             response = problem.render(context.request_id());
         }
 
+        if let Some(prefix) = prefix {
+            prefix.apply(response.headers_mut());
+        }
         for (name, value) in &cors_headers {
             response.headers_mut().append(name, value.clone()); // `Vary` may have a value already
         }
@@ -121,7 +136,8 @@ impl Pipeline {
         if self.draining.has_begun() {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        traces::record_status(&span, response.status(), 500);
+        let is_failure = problem.as_ref().map_or(response.status().is_server_error(), Problem::is_failure);
+        traces::record_status(&span, response.status(), if is_failure { 500 } else { u16::MAX });
         log.finish(response.status(), problem.as_ref());
         response
     }
@@ -137,7 +153,7 @@ impl Pipeline {
         B: http_body::Body<Data: Buf, Error: Into<BoxError>>,
     {
         let (mut head, body) = request.into_parts();
-        check_head(&head.uri, &head.headers, self.settings.max_header_bytes as usize)?;
+        check_head(&head, self.settings.max_header_bytes as usize)?;
         if cors::is_preflight(&head.method, &head.headers) {
             return Ok(Response::default());
         }
@@ -146,16 +162,22 @@ impl Pipeline {
             true => (Body::empty(), received_at),
             false => (Body::from(self.read_body(&head, body).await?), Instant::now()),
         };
+        self.routes.check_query(&head)?;
         // The body has a time limit of its own, so reading it does not shorten the handler's.
         let deadline = context.deadline_after(complete_at - received_at);
+        if context.with_deadline(deadline).caller_deadline_has_passed() {
+            return Err(Problem::new(&DEADLINE_EXCEEDED, "The time that the caller gave is over. Nothing was done"));
+        }
         // After the body, so that a slow body holds no permit.
         let _permit = self.acquire_permit(&head.uri)?;
         let _running = self.running.token();
 
         // The handler's own calls end when nine tenths of its time are over. The rest is for its error handling.
         let reserve = deadline.saturating_duration_since(complete_at) / 10;
-        head.extensions.insert(context.with_deadline(deadline - reserve));
-        self.call_router(Request::from_parts(head, body), deadline).await
+        let context = context.with_deadline(deadline - reserve);
+        head.extensions.insert(context.clone());
+        let response = self.call_router(Request::from_parts(head, body), deadline).await;
+        blame_caller_for_timeout(response, &context)
     }
 
     /// Calls the router, with a deadline. A panic becomes a 500 and affects no other request: what the handler holds is
@@ -166,7 +188,7 @@ impl Pipeline {
             Ok(Ok(Ok(response))) => Ok(response),
             Ok(Ok(Err(never))) => match never {},
             Ok(Err(panic)) => Err(Problem::internal(format!("panic: {}", panic_message(&*panic)))),
-            Err(_) => Err(Problem::new(&OVERLOADED, "It took too long")),
+            Err(_) => Err(Problem::new(&TIMED_OUT, "It took too long. It may have been done all the same")),
         }
     }
 
@@ -226,11 +248,13 @@ async fn discard<B: http_body::Body<Data: Buf>>(body: B) {
 }
 
 /// Checks the parts of a request that no handler looks at: host, transfer coding and size of the header.
-fn check_head(uri: &Uri, headers: &HeaderMap, max_bytes: usize) -> Result<(), Problem> {
+fn check_head(Parts { version, uri, headers, .. }: &Parts, max_bytes: usize) -> Result<(), Problem> {
     let mut hosts = headers.get_all(header::HOST).iter();
-    let host = hosts.next().filter(|_| hosts.next().is_none());
-    if !is_host(host.ok_or_else(|| Problem::new(&INVALID_REQUEST, "A request has one Host header"))?) {
-        return Err(Problem::new(&INVALID_REQUEST, "The Host header names no host"));
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) if is_host(host) => {}
+        (Some(_), None) => return Err(Problem::new(&INVALID_REQUEST, "The Host header names no host")),
+        (None, _) if *version < Version::HTTP_11 => {} // load balancers send such health checks
+        _ => return Err(Problem::new(&INVALID_REQUEST, "A request has one Host header")),
     }
     // hyper accepts every list that ends in `chunked`, and does not decode the other codings.
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter().enumerate();
@@ -252,6 +276,30 @@ fn is_host(value: &HeaderValue) -> bool {
     !value.is_empty() && value.as_bytes().iter().all(allowed)
 }
 
+/// Turns a 503 into a 504 if the caller's own deadline has passed. The handler ran out of the caller's time, not of ours.
+fn blame_caller_for_timeout(
+    response: Result<Response<Body>, Problem>,
+    context: &RequestContext,
+) -> Result<Response<Body>, Problem> {
+    let problem = match &response {
+        Ok(response) => response.extensions().get::<Problem>(),
+        Err(problem) => Some(problem),
+    };
+    let unavailable = problem.filter(|problem| problem.kind().status == StatusCode::SERVICE_UNAVAILABLE);
+    match unavailable {
+        Some(problem) if context.caller_deadline_has_passed() => {
+            let detail = "The time that the caller gave is over. It may have been done all the same";
+            Err(Problem::new(&DEADLINE_EXCEEDED, detail).caused_by(problem.cause().unwrap_or(problem.kind().slug)))
+        }
+        _ => response,
+    }
+}
+
+/// Returns whether a call failed because there is no entity with the id in its path.
+fn is_missing_entity(problem: Option<&Problem>, route: &Route) -> bool {
+    problem.is_some_and(|problem| problem.kind() == &NOT_FOUND) && route.template.contains('{')
+}
+
 /// Returns the problem that a response carries. An error response without one comes from a library, such as axum's 404.
 fn take_problem(response: &mut Response<Body>) -> Option<Problem> {
     let status = response.status();
@@ -269,23 +317,38 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
 
 /// The routes by their templates (`/users/{id}`), which metrics, spans and log lines name.
 pub(crate) struct Routes {
-    by_template: matchit::Router<Route>,
+    by_template: matchit::Router<RouteEntry>,
     unmatched: Route,
 }
 
+struct RouteEntry {
+    route: Route,
+    /// The methods of the calls that have no query.
+    without_query: Vec<Method>,
+}
+
 impl Routes {
-    /// Builds the table. A template that conflicts with an earlier one is left out.
-    pub(crate) fn new(templates: impl IntoIterator<Item = String>) -> Self {
-        let mut routes = Self { by_template: matchit::Router::new(), unmatched: Route::new("(none)") };
-        templates.into_iter().for_each(|template| routes.add(&template));
-        routes
+    /// Returns the table of these routes. Each has a template, and the methods of its calls that have no query.
+    pub(crate) fn new(routes: impl IntoIterator<Item = (String, Vec<Method>)>) -> Self {
+        let mut table = Self { by_template: matchit::Router::new(), unmatched: Route::new("(none)") };
+        routes.into_iter().for_each(|(template, without_query)| table.add(&template, without_query));
+        table
     }
 
-    pub(crate) fn add(&mut self, template: &str) {
-        let _ = self.by_template.insert(template, Route::new(template));
+    /// Adds a route, unless its template conflicts with an earlier one.
+    pub(crate) fn add(&mut self, template: &str, without_query: Vec<Method>) {
+        let _ = self.by_template.insert(template, RouteEntry { route: Route::new(template), without_query });
     }
 
     fn find(&self, uri: &Uri) -> &Route {
-        self.by_template.at(uri.path()).map_or(&self.unmatched, |found| found.value)
+        self.by_template.at(uri.path()).map_or(&self.unmatched, |found| &found.value.route)
+    }
+
+    /// Rejects the query of a call that has none. Each other call checks its own query.
+    fn check_query(&self, Parts { method, uri, .. }: &Parts) -> Result<(), Problem> {
+        let Some(query) = uri.query() else { return Ok(()) };
+        let Ok(found) = self.by_template.at(uri.path()) else { return Ok(()) };
+        let method = if method == Method::HEAD { &Method::GET } else { method };
+        if found.value.without_query.contains(method) { body::reject_all(query) } else { Ok(()) }
     }
 }

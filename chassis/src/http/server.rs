@@ -20,8 +20,7 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::App;
-use crate::http::pipeline;
+use crate::http::pipeline::{self, Pipeline};
 
 /// Pause after an accept error. The usual cause, no free file descriptors, lasts a while.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -44,19 +43,17 @@ struct Connections {
     closing: CancellationToken,
 }
 
-/// Serves until `shutdown` completes, then shuts down in order:
-///
-/// 1. `/readyz` returns 503 and every response closes its connection ([`Shutdown::Drain`] only, for the drain time).
-/// 2. The listener closes.
-/// 3. Running requests are finished, within the shutdown time.
-///
-/// Returns how much of the shutdown time is left.
-pub async fn serve(listener: TcpListener, app: &App, shutdown: impl Future<Output = Shutdown>) -> Duration {
+/// Implements [`crate::serve`].
+pub(crate) async fn serve(
+    listener: TcpListener,
+    pipeline: &Arc<Pipeline>,
+    shutdown: impl Future<Output = Shutdown>,
+) -> Duration {
     let connections = Connections::default();
-    let settings = &app.pipeline.settings;
+    let settings = &pipeline.settings;
     let drained = async {
         let shutdown = shutdown.await;
-        app.pipeline.draining.begin();
+        pipeline.draining.begin();
         if shutdown == Shutdown::Drain {
             tracing::info!(seconds = settings.drain.as_secs_f64(), "shutdown requested; draining");
             time::sleep(settings.drain).await;
@@ -64,13 +61,13 @@ pub async fn serve(listener: TcpListener, app: &App, shutdown: impl Future<Outpu
         shutdown
     };
     let shutdown = tokio::select! {
-        never = accept(&listener, app, &connections) => match never {},
+        never = accept(&listener, pipeline, &connections) => match never {},
         shutdown = drained => shutdown,
     };
     drop(listener);
     let closed_at = Instant::now();
-    if time::timeout(settings.shutdown, finish(shutdown, app, &connections)).await.is_err() {
-        let running = app.pipeline.running.len();
+    if time::timeout(settings.shutdown, finish(shutdown, pipeline, &connections)).await.is_err() {
+        let running = pipeline.running.len();
         tracing::warn!(running, "shutdown timed out; some requests are unfinished");
     }
     settings.shutdown.saturating_sub(closed_at.elapsed())
@@ -78,8 +75,8 @@ pub async fn serve(listener: TcpListener, app: &App, shutdown: impl Future<Outpu
 
 /// Closes the open connections. A request whose body was read gets its response, however long that takes. An incomplete
 /// request, and a client that does not read its response, get the linger time.
-async fn finish(shutdown: Shutdown, app: &App, connections: &Connections) {
-    let linger = app.pipeline.settings.linger;
+async fn finish(shutdown: Shutdown, pipeline: &Arc<Pipeline>, connections: &Connections) {
+    let linger = pipeline.settings.linger;
     connections.tasks.close();
     if shutdown == Shutdown::Drain {
         // The clients of the latest connections are about to send a request. It would fail if they were closed now.
@@ -87,23 +84,26 @@ async fn finish(shutdown: Shutdown, app: &App, connections: &Connections) {
     }
     connections.closing.cancel();
     loop {
-        app.pipeline.running.wait().await;
+        pipeline.running.wait().await;
         let all_closed = time::timeout(linger, connections.tasks.wait()).await.is_ok();
-        if all_closed || app.pipeline.running.is_empty() {
+        if all_closed || pipeline.running.is_empty() {
             return;
         }
     }
 }
 
-async fn accept(listener: &TcpListener, app: &App, connections: &Connections) -> Infallible {
-    let settings = &app.pipeline.settings;
+async fn accept(listener: &TcpListener, pipeline: &Arc<Pipeline>, connections: &Connections) -> Infallible {
+    let settings = &pipeline.settings;
     let permits = Arc::new(Semaphore::new(connection_limit(settings.max_connections as usize)));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(settings.header_timeout) // also the limit for an idle connection
+        // A client that closes its sending side still gets its response. The price: TCP does not tell it from a client that
+        // disconnects, so the handler of a lost client runs to its end.
+        .half_close(true)
         // Twice the limit, so that the pipeline can respond to a header over it. hyper would only close the connection.
         .max_buf_size((2 * settings.max_header_bytes as usize).max(MIN_BUFFER));
-    let service = TowerToHyperService::new(pipeline::stack(Arc::clone(&app.pipeline)));
+    let service = TowerToHyperService::new(pipeline::stack(Arc::clone(pipeline)));
     loop {
         // The permit first: connections over the limit wait in the kernel's queue and cost this process nothing.
         let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
@@ -118,7 +118,7 @@ async fn accept(listener: &TcpListener, app: &App, connections: &Connections) ->
         };
         let stream = TokioIo::new(with_write_timeout(stream, settings.header_timeout));
         let (http, service, closing) = (http.clone(), service.clone(), connections.closing.clone());
-        let open = app.pipeline.metrics.connections.clone();
+        let open = pipeline.metrics.connections.clone();
         open.inc();
         connections.tasks.spawn(async move {
             // Built inside the task: a connection that is moved into it takes its memory twice.

@@ -38,7 +38,7 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    /// Opens no connection yet: each is opened when it is first needed.
+    /// Returns connections that are opened when they are first needed.
     pub(super) fn new(
         connect_options: PgConnectOptions,
         max_connections: u32,

@@ -22,14 +22,15 @@ const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
 ///
 /// It needs a connection of its own: those of the pool have statement and lock timeouts, which may be too short here.
 pub(super) async fn run(options: &PgConnectOptions, migrations: &Migrator) -> Result<(), String> {
-    // Not one notice per object that "already exists, skipping".
+    // Otherwise PostgreSQL sends a notice for each object that exists already, and sqlx logs it.
     let mut connection = connect(&options.clone().options([("client_min_messages", "warning")])).await?;
     let mut migrator = Migrator::with_migrations(migrations.iter().cloned().collect());
     // A release that is rolled back finds the migrations of the newer one. It still runs, because migrations only add.
     migrator.set_ignore_missing(true);
     let migrated = time::timeout(MIGRATION_TIMEOUT, migrator.run(&mut connection)).await;
     let migrated = migrated.map_err(|_| {
-        "cannot migrate the database: timed out, another replica migrates or the database does not answer".to_owned()
+        "cannot migrate the database: timed out; another replica may be migrating, or the database does not answer"
+            .to_owned()
     })?;
     migrated.map_err(|error| format!("cannot migrate the database: {error}"))?;
     let _ = connection.close().await; // a failure changes nothing: the migrations are committed

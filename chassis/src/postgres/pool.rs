@@ -27,6 +27,8 @@ const LOCK_TIMEOUT_SHARE: f64 = 0.4;
 const SHORT_LOCK_TIMEOUT: Duration = Duration::from_millis(10);
 
 /// A pool of connections to the database of the service. It is an [`Executor`], so statements run on it as on sqlx's pool.
+///
+/// A step is the work of one store call, usually one statement. It is the unit of retries, metrics and traces.
 #[derive(Clone, Debug)]
 pub struct Pool {
     pub(super) connections: Arc<Connections>,

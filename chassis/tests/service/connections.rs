@@ -173,7 +173,8 @@ async fn rejects_a_request_without_exactly_one_host() {
     let server = start().await;
     for (request, why) in [
         ("GET /numbers/1 HTTP/1.1\r\n\r\n", "none"),
-        ("GET /numbers/1 HTTP/1.0\r\n\r\n", "none, HTTP/1.0"),
+        ("GET /numbers/1 HTTP/1.0\r\nhost: a\r\nhost: b\r\n\r\n", "two, HTTP/1.0"),
+        ("GET /numbers/1 HTTP/1.0\r\nhost: a b\r\n\r\n", "two in one, HTTP/1.0"),
         ("GET /numbers/1 HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", "two"),
         ("GET /numbers/1 HTTP/1.1\r\nhost: a\r\nhost: a\r\n\r\n", "the same twice"),
         ("GET /numbers/1 HTTP/1.1\r\nhost:\r\n\r\n", "without a name"),
@@ -186,6 +187,18 @@ async fn rejects_a_request_without_exactly_one_host() {
         let response = connection.response().await;
         assert_eq!(response.status, StatusCode::BAD_REQUEST, "{why}: {response}");
         response.expect_problem(400, "invalid-request");
+    }
+}
+
+/// Health checks of load balancers are such requests.
+#[tokio::test]
+async fn accepts_http_1_0_without_a_host() {
+    let server = start().await;
+    for path in ["/numbers/1", "/readyz"] {
+        let mut connection = server.connect().await;
+        connection.send(format!("GET {path} HTTP/1.0\r\n\r\n")).await;
+        connection.response().await.expect(200);
+        connection.closed().await;
     }
 }
 
@@ -254,6 +267,35 @@ async fn sends_no_body_in_the_response_to_head() {
 }
 
 #[tokio::test]
+async fn answers_a_client_that_closes_its_sending_side() {
+    let (app, gate) = sample_service::service(&settings());
+    let server = Server::start(app).await;
+    let mut running = server.connect().await;
+    running.send_get("/wait").await;
+    gate.entered().await;
+    running.close_sending_side().await;
+    assert!(!running.receives_something().await, "the server closed the connection of a running request");
+    gate.open();
+    assert_eq!(running.response().await.expect(200).body, "through");
+    running.closed().await;
+
+    let mut sent = server.connect().await;
+    sent.send(format!("{ECHO}content-length: 5\r\n\r\nhello{ECHO}content-length: 2\r\n\r\nho")).await;
+    sent.close_sending_side().await;
+    for body in ["hello", "ho"] {
+        assert_eq!(sent.response().await.expect(200).body, body);
+    }
+    sent.closed().await;
+
+    let mut half_sent = server.connect().await;
+    half_sent.send(format!("{ECHO}content-length: 10\r\n\r\nhalf")).await;
+    half_sent.close_sending_side().await;
+    half_sent.response().await.expect_problem(400, "invalid-request");
+    half_sent.closed().await;
+}
+
+/// TCP does not tell a client that disconnects from one that only closes its sending side.
+#[tokio::test]
 async fn survives_clients_that_disconnect() {
     let (app, gate) = sample_service::service(&settings());
     let server = Server::start(app).await;
@@ -261,8 +303,9 @@ async fn survives_clients_that_disconnect() {
     connection.send_get("/wait").await;
     gate.entered().await;
     drop(connection);
-    eventually("the request to be counted as 499", async || {
-        server.get("/metrics").await.expect(200).to_string().contains(r#"status="499"} 1"#)
+    gate.open();
+    eventually("the end of the request", async || {
+        server.get("/metrics").await.expect(200).to_string().contains("http_requests_in_flight 1")
     })
     .await;
     let mut half_sent = server.connect().await;

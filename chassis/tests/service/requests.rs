@@ -44,7 +44,9 @@ async fn logs_the_message_of_a_panic_with_the_request_id() {
 #[tokio::test]
 async fn returns_503_when_the_handler_takes_too_long() {
     let client = client_with(&Settings { request_timeout: Duration::from_millis(50), ..settings() });
-    with_timeout("the end of the request", client.get("/hang")).await.expect_problem(503, "overloaded");
+    let problem = with_timeout("the response", client.get("/hang")).await.expect_problem(503, "timed-out");
+    assert!(problem["detail"].as_str().unwrap().contains("may have been done"), "{problem}");
+    with_timeout("the response", client.get("/late")).await.expect_problem(503, "store-unavailable");
 }
 
 #[tokio::test]
@@ -69,8 +71,25 @@ async fn names_each_header_that_a_preflight_asks_for() {
     let request = request.header("access-control-request-method", "PUT");
     let response = request.header("access-control-request-headers", "authorization,idempotency-key").send().await;
     assert_eq!(response.header("access-control-allow-headers"), "authorization,idempotency-key", "{response}");
+    assert_eq!(response.header("access-control-allow-methods"), "PUT", "{response}");
+    assert_eq!(response.header("access-control-allow-credentials"), "", "no credentials from every origin: {response}");
     assert_eq!(response.header("x-request-id").len(), 32, "a preflight has a request id too: {response}");
     response.expect(200);
+}
+
+#[tokio::test]
+async fn allows_credentials_from_the_configured_origins() {
+    let origins = vec!["https://shop.example".parse().unwrap()];
+    let client = client_with(&Settings { cors_allowed_origins: origins, ..settings() });
+    let preflight = client.request("OPTIONS", "/numbers/1").header("access-control-request-method", "PUT");
+    let preflight = preflight.header("access-control-request-headers", "authorization");
+    for request in [preflight, client.request("GET", "/numbers/1")] {
+        let response = request.header("origin", "https://shop.example").send().await.expect(200);
+        assert_eq!(response.header("access-control-allow-origin"), "https://shop.example", "{response}");
+        assert_eq!(response.header("access-control-allow-credentials"), "true", "{response}");
+        let stars = response.headers.iter().filter(|(name, value)| name.as_str() != "vary" && *value == "*");
+        assert_eq!(stars.count(), 0, "a star covers nothing in a request with credentials: {response}");
+    }
 }
 
 #[tokio::test]
@@ -126,13 +145,32 @@ async fn releases_the_permit_of_a_cancelled_request() {
 async fn shortens_the_timeout_to_the_callers_deadline_but_never_extends_it() {
     let long_timeout = client_with(&settings());
     let response = long_timeout.request("GET", "/hang").header("x-deadline-ms", "20").send();
-    with_timeout("the caller's deadline", response).await.expect_problem(503, "overloaded");
+    with_timeout("the caller's deadline", response).await.expect_problem(504, "deadline-exceeded");
     let short_timeout = client_with(&Settings { request_timeout: Duration::from_millis(20), ..settings() });
     let response = short_timeout.request("GET", "/hang").header("x-deadline-ms", "3600000").send();
-    with_timeout("the service's timeout", response).await.expect_problem(503, "overloaded");
+    with_timeout("the service's timeout", response).await.expect_problem(503, "timed-out");
     for invalid in ["", "-1", "soon", "1.5"] {
         long_timeout.request("GET", "/id").header("x-deadline-ms", invalid).send().await.expect(200);
     }
+}
+
+#[tokio::test]
+async fn logs_a_callers_short_deadline_as_no_failure() {
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let client = client();
+    for (path, ms, detail) in
+        [("/id", "0", "Nothing was done"), ("/hang", "20", "may have been done"), ("/late", "20", "may have been done")]
+    {
+        let response = client.request("GET", path).header("x-deadline-ms", ms).send();
+        let problem = with_timeout("the response", response).await.expect_problem(504, "deadline-exceeded");
+        assert!(problem["detail"].as_str().unwrap().contains(detail), "{path}: {problem}");
+    }
+    let log = log.text();
+    let lines = log.lines().filter(|line| line.contains("deadline-exceeded") && line.contains(" INFO ")).count();
+    assert!(lines == 3 && !log.contains("ERROR") && !log.contains("WARN"), "{log}");
+    assert!(log.contains("it was slow"), "the cause of the third: {log}");
 }
 
 #[tokio::test]
@@ -154,6 +192,25 @@ async fn accepts_a_body_up_to_the_limit() {
     echo(limit + 1).await.expect_problem(413, "payload-too-large");
     let declared = client.request("POST", "/echo").header("content-length", "2001").bytes("text/plain", "short");
     declared.send().await.expect_problem(413, "payload-too-large");
+}
+
+#[tokio::test]
+async fn rejects_the_query_of_a_call_that_has_none() {
+    let client = client();
+    for (method, path) in [("GET", "/numbers/1?x=2"), ("GET", "/api/numbers/1?limit"), ("HEAD", "/numbers/1?ids[]=2&x")]
+    {
+        let response = client.request(method, path).send().await.expect(400);
+        if method == "GET" {
+            let problem = response.expect_problem(400, "invalid-request");
+            let detail = problem["errors"][0]["detail"].as_str().unwrap();
+            assert_eq!(detail, "is unknown; this call has no parameters", "{path}");
+        }
+    }
+    for path in ["/numbers/1?", "/livez?x", "/readyz?x", "/metrics?x", "/openapi.json?x", "/docs/?x"] {
+        client.get(path).await.expect(200);
+    }
+    client.get("/nowhere?x").await.expect_problem(404, "not-found");
+    client.delete("/numbers/1?x").await.expect_problem(405, "method-not-allowed");
 }
 
 #[tokio::test]

@@ -14,8 +14,10 @@ use chassis::config::{Settings, defaults};
 use chassis::context::RequestContext;
 use chassis::http::extract::Path;
 use chassis::http::health::ReadinessChecks;
+use chassis::problem::Problem;
 use testing::with_timeout;
 use tokio::sync::Semaphore;
+use tokio::time;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -95,9 +97,16 @@ pub(crate) fn service_with(dependencies: Dependencies, settings: &Settings) -> (
         .route("/id", get(async |context: RequestContext| context.request_id().to_owned()))
         .route("/wait", get(wait))
         .route("/hang", get(async || future::pending::<()>().await))
+        .route("/late", get(late))
         .route("/panic", get(async || -> () { panic!("{PANIC}") }))
         .route("/bare", get(async || StatusCode::BAD_GATEWAY));
     (App::new("sample", "A service for tests.", routes, Arc::new(dependencies), settings), gate)
+}
+
+/// Waits for something until its time is over.
+async fn late(context: RequestContext) -> Problem {
+    time::sleep(context.time_left()).await;
+    Problem::store_unavailable("it was slow")
 }
 
 #[utoipa::path(get, path = "/numbers/{n}", params(("n" = u32, Path)), responses((status = OK, body = String)))]

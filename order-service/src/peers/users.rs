@@ -71,8 +71,8 @@ impl BatchEndpoint for UserLookup {
         }
     }
 
-    /// A user in the list exists. A user who is missing is looked up alone, because another implementation may not support
-    /// `ids` and return a list of other users.
+    /// A user in the list exists. A user who is missing is looked up alone, because another implementation may not
+    /// support `ids` and return a list of other users.
     async fn call_many(
         &self,
         ids: &[(&Id, &RequestContext)],

@@ -35,8 +35,8 @@ struct Tables {
 struct Indexes {
     /// The row that holds each idempotency key.
     keys: HashMap<Key, OrderId>,
-    /// The visible rows by user, status and id. Each row has two entries, one of them without its user, so each combination
-    /// of filters is at most one range per status.
+    /// The visible rows by user, status and id. Each row has two entries, one of them without its user, so each
+    /// combination of filters is at most one range per status.
     visible: BTreeSet<(Option<Id>, OrderStatus, OrderId)>,
     /// The rows that are placing, aborting or cancelling, and the end of each claim.
     unfinished: BTreeMap<OrderId, Timestamp>,

@@ -53,23 +53,23 @@ pub trait OrderStore: Send + Sync {
     /// Moves the order from the status that the client saw to the state `to`. `None` if its status is another now.
     async fn step(&self, id: OrderId, from: OrderStatus, to: State) -> Result<Option<Entity<Order>>, StoreError>;
 
-    /// Records that the stock is released: deletes an aborting row, and turns a cancelling order into a cancelled one. Rows
-    /// in other states do not change.
+    /// Records that the stock is released: deletes an aborting row, and turns a cancelling order into a cancelled one.
+    /// Rows in other states do not change.
     async fn finish_release(&self, id: OrderId) -> Result<(), StoreError>;
 
     /// Returns the order, if clients may see it.
     async fn by_id(&self, id: OrderId) -> Result<Option<Entity<Order>>, StoreError>;
 
-    /// Returns a page of the visible orders that match the filter, by ascending id. The cost does not depend on the position
-    /// of the page or on the number of matches.
+    /// Returns a page of the visible orders that match the filter, by ascending id. The cost does not depend on the
+    /// position of the page or on the number of matches.
     async fn page(&self, page: Page<OrderId>, filter: Filter) -> Result<Rows<Entity<Order>>, StoreError>;
 
-    /// Aborts the intents that were created before `abandoned_before`, and claims up to `limit` orders that wait for their
-    /// release. No other call returns a claimed order until `now + lease`.
+    /// Aborts the intents that were created before `abandoned_before`, and claims up to `limit` orders that wait for
+    /// their release. No other call returns a claimed order until `now + lease`.
     ///
-    /// Orders that were never claimed come first, then those whose claim is the oldest: an order whose release always fails
-    /// delays no other. A claim only saves work: two replicas may release the same order. The call is atomic for each order,
-    /// not as a whole: it may fail after it has aborted some intents and before it has claimed an order.
+    /// Orders that were never claimed come first, then those whose claim is the oldest: an order whose release always
+    /// fails delays no other. A claim only saves work: two replicas may release the same order. The call is atomic for
+    /// each order, not as a whole: it may fail after it has aborted some intents and before it has claimed an order.
     async fn claim(
         &self,
         now: Timestamp,

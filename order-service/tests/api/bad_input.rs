@@ -41,7 +41,7 @@ async fn points_to_every_bad_member() {
         (r#"{"productId":null,"quantity":1}"#, "missing product", "/products/0/productId"),
         (r#"{"productId":0,"quantity":1}"#, "ids start at 1", "/products/0/productId"),
         (r#"{"productId":-1,"quantity":1}"#, "negative", "/products/0/productId"),
-        (r#"{"productId":1.0,"quantity":1}"#, "a fraction", "/products/0/productId"),
+        (r#"{"productId":1.5,"quantity":1}"#, "a fraction", "/products/0/productId"),
         (r#"{"productId":"01","quantity":1}"#, "a leading zero", "/products/0/productId"),
         (r#"{"productId":"","quantity":1}"#, "empty", "/products/0/productId"),
         (r#"{"productId":[1],"quantity":1}"#, "a list", "/products/0/productId"),
@@ -135,8 +135,8 @@ async fn accepts_values_at_the_limits() {
     let last = i64::MAX;
     world.products.set_product(last, "The last thing", 100_000_000, 1);
     world.place(json!({"userId": ANN, "products": [{"productId": last, "quantity": 1, "price": 1_000_000}]})).await;
-    let nobody = json!({"userId": last.to_string(), "products": [{"productId": PEN, "quantity": 1}]});
-    world.client.post("/orders", nobody).await.expect_problem(400, "user-not-found");
+    let unknown_user = json!({"userId": last.to_string(), "products": [{"productId": PEN, "quantity": 1}]});
+    world.client.post("/orders", unknown_user).await.expect_problem(400, "user-not-found");
 }
 
 #[tokio::test]
@@ -262,6 +262,7 @@ async fn rejects_bad_query_parameters() {
         ("limit=x", "not a number", vec!["limit"]),
         ("after=1", "not a UUID", vec!["after"]),
         ("after=", "empty", vec!["after"]),
+        ("user_id=1", "unknown parameter", vec!["user_id"]),
         ("limit=0&after=x&userId=x&status=x", "all at once", vec!["limit", "after", "userId", "status"]),
     ] {
         println!("{query}: {why}");
@@ -269,7 +270,7 @@ async fn rejects_bad_query_parameters() {
             expect_bad(world.client.get(&format!("{path}?{query}")).await, &pointer);
         }
     }
-    for good in ["", "limit=1000", "after=00000000-0000-0000-0000-000000000000", "color=red&color=blue"] {
+    for good in ["", "limit=1000", "after=00000000-0000-0000-0000-000000000000"] {
         assert_eq!(world.client.get(&format!("/orders?{good}")).await.expect(200).json(), json!([placed]), "{good}");
     }
 }

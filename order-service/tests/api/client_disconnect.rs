@@ -60,7 +60,7 @@ async fn counts_orders_of_disconnected_clients_against_the_limit() {
         request.abort();
         assert!(request.await.unwrap_err().is_cancelled());
     }
-    client.post("/orders", order(ANN, &[(PEN, 1)])).await.expect_problem(503, "overloaded");
+    client.post("/orders", order(ANN, &[(PEN, 1)])).await.expect_problem(504, "deadline-exceeded");
     world.users.read.set(StubBehaviour::Normal);
     eventually("the two orders", async || world.orders().await.len() == 2).await;
     eventually("a permit", async || client.post("/orders", order(ANN, &[(PEN, 1)])).await.status == 201).await;
@@ -75,7 +75,7 @@ async fn does_not_start_an_order_whose_deadline_has_passed() {
     world.expect_no_peer_calls();
 }
 
-/// Polls a future up to `polls` times, with a pause for other tasks before each, then drops it.
+/// Polls a future up to `polls` times, lets other tasks run after each poll, then drops it.
 async fn drop_after(polls: usize, future: impl Future) {
     let mut future = pin!(future);
     for _ in 0..polls {

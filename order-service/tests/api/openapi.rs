@@ -40,7 +40,7 @@ async fn documents_every_call_with_its_responses() {
     };
     assert_eq!(parameters("/orders", "get"), ["limit", "after", "userId", "status"]);
     assert_eq!(parameters("/orders", "post"), ["idempotency-key"]);
-    assert_eq!(parameters("/orders/{id}", "patch"), ["id", "if-match"]);
+    assert_eq!(parameters("/orders/{id}", "patch"), ["id", "if-match", "if-none-match"]);
 }
 
 #[tokio::test]

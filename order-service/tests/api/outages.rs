@@ -156,7 +156,8 @@ async fn returns_503_within_the_timeout_when_a_peer_hangs() {
 
 #[tokio::test]
 async fn reserves_nothing_when_the_request_arrives_after_its_release() {
-    let world = World::with(Timeouts { call: HOUR, order: MEDIUM_TIMEOUT }).await; // enough for the reservation request to be sent
+    // The timeout is long enough for the reservation request to be sent.
+    let world = World::with(Timeouts { call: HOUR, order: MEDIUM_TIMEOUT }).await;
     world.products.reserve.set(StubBehaviour::Hanging);
     let response = with_timeout("503", world.client.post("/orders", order(ANN, &[(LAPTOP, 5)]))).await;
     expect_peer_problem(response, "product-service");

@@ -107,7 +107,7 @@ async fn retries_a_failed_release_once_product_service_recovers() {
         assert_eq!(another.reconcile(BATCH).await, Ok(3), "the row stays until the release is acknowledged");
         assert!(waiting.iter().all(|id| world.products.status(id) == "released"));
         world.wait_until_settled().await;
-        assert_eq!(world.products.stocks(), world.stocks, "given back once");
+        assert_eq!(world.products.stocks(), world.stocks, "released once");
         let orders = world.orders().await;
         assert_eq!(orders.len(), 2);
         assert!(orders.iter().all(|order| order["status"] == "cancelled"), "{orders:?}");
@@ -127,7 +127,7 @@ async fn retries_a_release_that_timed_out() {
     world.products.release.set(StubBehaviour::Normal); // the first request is handled now, late
     assert_eq!(world.placement.reconcile(BATCH).await, Ok(1));
     world.wait_until_settled().await;
-    assert_eq!(world.products.stocks(), world.stocks, "given back once");
+    assert_eq!(world.products.stocks(), world.stocks, "released once");
 }
 
 #[tokio::test]
@@ -194,8 +194,8 @@ async fn leaves_orders_claimed_by_another_replica_alone() {
     world.expect_nothing_sold().await;
 }
 
-/// Every order must be finished within 10 s of the last fault. That includes time for a second release that fails, because
-/// the client may still throttle calls to product-service.
+/// Every order must be finished within 10 s of the last fault. That includes time for a second release that fails,
+/// because the client may still throttle calls to product-service.
 #[tokio::test]
 async fn ends_a_claim_within_2_s_after_a_failed_release() {
     let world = World::with(Timeouts { call: HOUR, order: Duration::from_secs(5) }).await;

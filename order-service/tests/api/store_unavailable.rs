@@ -56,7 +56,8 @@ async fn returns_503_without_the_cause_when_the_store_is_unavailable() {
     world.client.get("/readyz").await.expect(200);
 }
 
-/// In the end either the order exists with its reservation, or neither does. An attempt with a 4xx never becomes an order.
+/// In the end either the order exists with its reservation, or neither does. An attempt with a 4xx never becomes an
+/// order.
 #[tokio::test]
 async fn places_an_order_completely_or_not_at_all_whichever_step_fails() {
     for steps in [&["begin"][..], &["settle"], &["abort"], &["settle", "abort"], &["settle", "abort", "by_id"]] {

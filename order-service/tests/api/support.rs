@@ -146,8 +146,9 @@ impl World {
         self.client.patch(&format!("/orders/{id}"), json!({"status": status})).await
     }
 
-    /// Waits until no row is placing, aborting or cancelling. Call it when no order is being placed any more: an intent that is
-    /// left is aborted here and never released, so the wait fails. (It does not see a row with an unexpired claim.)
+    /// Waits until no row is placing, aborting or cancelling. Call it when no order is being placed any more: an intent
+    /// that is left is aborted here and never released, so the wait fails. (It does not see a row with an unexpired
+    /// claim.)
     ///
     /// If enough time has passed for a release to time out on a slow machine, another replica releases what is left.
     /// Otherwise every release that was started must have finished without help.
@@ -176,8 +177,8 @@ impl World {
         replica.reconcile(1000).await.expect("the store answers");
     }
 
-    /// Checks, after a rejected request, that no order exists and that all units are back in stock. Each reservation must be
-    /// released for good, also one that was never created: a duplicate of its request may still arrive.
+    /// Checks, after a rejected request, that no order exists and that all units are back in stock. Each reservation
+    /// must be released for good, also one that was never created: a duplicate of its request may still arrive.
     pub(crate) async fn expect_nothing_sold(&self) {
         assert_eq!(self.orders().await, [] as [Value; 0]);
         self.wait_until_settled().await;
@@ -228,8 +229,8 @@ fn new_placement(
 
 /// Returns a client of order-service with this placement.
 pub(crate) fn client(placement: Placement) -> Client {
-    // A request that hangs by mistake ends with this timeout, after the deadline of the test. With a shorter one the 503 would
-    // look as if another timeout had worked.
+    // A request that hangs by mistake ends with this timeout, after the deadline of the test. With a shorter one the
+    // 503 would look as if another timeout had worked.
     let settings = Settings { request_timeout: 2 * DEADLINE, ..defaults() };
     Client::new(app(AppState::new(placement), &settings))
 }

@@ -1,11 +1,11 @@
 //! A model of order placement as a state machine, and an exhaustive search of its states.
 //!
-//! A few attempts place one order with the same idempotency key, while other customers buy the same stock. Messages are late,
-//! duplicated or lost, order-service dies at any step, and the reconciler acts at any moment. [`world`] is the state and its
-//! invariants, [`steps`] are the transitions, and [`search`] visits every reachable state.
+//! A few attempts place one order with the same idempotency key, while other customers buy the same stock. Messages are
+//! late, duplicated or lost, order-service dies at any step, and the reconciler acts at any moment. [`world`] is the
+//! state and its invariants, [`steps`] are the transitions, and [`search`] visits every reachable state.
 //!
-//! Rows move only by the functions of `State`, reservations only by those of `ReservationStatus`. The services use the same
-//! functions, so the model checks the rules that really run.
+//! Rows move only by the functions of `State`, reservations only by those of `ReservationStatus`. The services use the
+//! same functions, so the model checks the rules that really run.
 
 mod search;
 mod steps;

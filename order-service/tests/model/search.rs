@@ -71,7 +71,8 @@ impl<const N: usize> Search<N> {
 
     /// Returns the shortest path to a world, one step per line.
     ///
-    /// The search has sorted the attempts of each world. The path is replayed without sorting, so that each attempt keeps its name.
+    /// The search has sorted the attempts of each world. The path is replayed without sorting, so that each attempt
+    /// keeps its name.
     pub(crate) fn path(&self, to: usize) -> String {
         let back = |at: &usize| (*at > 0).then(|| self.previous[*at] as usize);
         let mut codes: Vec<_> = iter::successors(Some(to), back).map(|at| self.worlds[at].code()).collect();

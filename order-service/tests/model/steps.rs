@@ -81,8 +81,8 @@ impl<const N: usize> World<N> {
     }
 }
 
-/// The steps. Each is at most one statement in one store, with the message that triggers it or that it sends. It is never two
-/// statements, because anything may happen between them. `None` if the step is impossible.
+/// The steps. Each is at most one statement in one store, with the message that triggers it or that it sends. It is
+/// never two statements, because anything may happen between them. `None` if the step is impossible.
 impl<const N: usize> World<N> {
     fn other_customer_buys(self) -> Option<Self> {
         Some(Self { free: self.free.checked_sub(1)?, sold_to_others: self.sold_to_others + 1, ..self })
@@ -252,8 +252,8 @@ impl<const N: usize> World<N> {
         Some(self)
     }
 
-    /// Only after the acknowledgement, because the row is the only record of the reservation. A row may be finished twice: by two
-    /// replicas, or by the reconciler and the task of the attempt.
+    /// Only after the acknowledgement, because the row is the only record of the reservation. A row may be finished
+    /// twice: by two replicas, or by the reconciler and the task of the attempt.
     fn row_is_finished(mut self, at: usize) -> Option<Self> {
         self.with_release(at, &[Release::Acknowledged])?.finish();
         Some(self)

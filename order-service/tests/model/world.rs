@@ -47,9 +47,10 @@ pub(crate) struct Attempt {
     pub(crate) row: Option<State>,
     /// The reservation in the store of product-service.
     pub(crate) reservation: Option<ReservationStatus>,
-    /// A reservation request is in transit. It stays so after it has arrived, because it may be duplicated, until it is lost.
+    /// A reservation request is in transit. It stays so after it has arrived, because it may be duplicated, until it is
+    /// lost.
     pub(crate) reserve_sent: bool,
-    /// A release is in transit, likewise.
+    /// A release is in transit, in the same sense.
     pub(crate) release_sent: bool,
     pub(crate) release: Release,
     /// A client has got 201 with this order.
@@ -120,8 +121,8 @@ impl<const N: usize> World<N> {
         self.attempts.iter().all(Attempt::is_settled)
     }
 
-    /// Returns the same world with its attempts sorted. Attempts are interchangeable, so the search visits only one of the worlds
-    /// that differ in their order.
+    /// Returns the same world with its attempts sorted. Attempts are interchangeable, so the search visits only one of
+    /// the worlds that differ in their order.
     pub(crate) fn sorted(mut self) -> Self {
         self.attempts.sort_unstable_by_key(Attempt::code);
         self

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{LAPTOP, PHONE, Shop, expect_bad, ids, lines, order};
+use crate::support::{LAPTOP, PHONE, Shop, expect_bad, lines, order};
 
 /// Bodies that are not valid for a product: the body, the members to blame, and why.
 fn bad_products() -> Vec<(Value, Vec<&'static str>, &'static str)> {
@@ -133,8 +133,63 @@ async fn rejects_a_bad_product_query() {
         expect_bad(shop.get(&format!("/products?{query}")).await, &[parameter]);
     }
     expect_bad(shop.get("/products?limit=0&after=0&ids=").await, &["limit", "after", "ids"]);
-    let unknown = shop.get("/products?colour=red&colour=blue&&=").await.expect(200);
-    assert_eq!(ids(&unknown), [1, 2], "unknown parameters are ignored");
+}
+
+#[tokio::test]
+async fn rejects_unknown_query_parameters_of_every_call() {
+    let shop = Shop::seeded().await;
+    let inventory = shop.inventory().await;
+    for (query, unknown) in [
+        ("ids[]=2&ids[]=9", vec!["ids[]"]),
+        ("colour=red&colour=blue&&=", vec!["colour", ""]),
+        ("Name=lap&limit=0", vec!["limit", "Name"]),
+    ] {
+        expect_bad(shop.get(&format!("/products?{query}")).await, &unknown);
+    }
+    let problem = shop.get("/products?names=lap").await.expect_problem(400, "invalid-request");
+    assert_eq!(problem["detail"], "names: is unknown; this call has limit, after, name and ids");
+    let reservation = format!("/reservations/{}", order(1));
+    for (method, path) in [
+        ("POST", "/products"),
+        ("GET", "/products/1"),
+        ("PATCH", "/products/1"),
+        ("DELETE", "/products/1"),
+        ("PUT", &reservation),
+        ("GET", &reservation),
+        ("DELETE", &reservation),
+        ("POST", "/reservations"),
+        ("DELETE", "/reservations"),
+    ] {
+        for root in ["", "/api"] {
+            let query = match (method, path) {
+                ("DELETE", "/reservations") => format!("x=1&ids={}", order(1)),
+                _ => "x=1".to_owned(),
+            };
+            let request = shop.request(method, &format!("{root}{path}?{query}"));
+            expect_bad(request.json(&json!({"lines": lines(&[(LAPTOP, 1)])})).send().await, &["x"]);
+        }
+    }
+    assert_eq!(shop.inventory().await, inventory);
+    assert_eq!(shop.status(&order(1)).await, "", "no reservation, and no tombstone");
+}
+
+/// JSON Schema calls `1.0` an integer.
+#[tokio::test]
+async fn accepts_a_whole_number_in_each_of_its_forms() {
+    let shop = Shop::seeded().await;
+    for (n, (id, units)) in [("1", "1"), ("1.0", "1.0"), ("1e0", "0.1E1"), ("\"1\"", "10e-1")].into_iter().enumerate() {
+        let body = format!(r#"{{"lines": [{{"productId": {id}, "quantity": {units}}}]}}"#);
+        shop.send("PUT", &format!("/reservations/{}", order(n as u128)), &*body).await.expect(201);
+        let item = format!(r#"[{{"orderId": "{}", {}]"#, order(10 + n as u128), &body[1..]);
+        let answer = shop.send("POST", "/reservations", item).await.expect(200).json();
+        assert_eq!(answer[0]["status"], 201, "{answer}");
+        let added =
+            shop.send("POST", "/products", format!(r#"{{"name": "Lamp", "stock": {units}}}"#)).await.expect(201);
+        assert_eq!(added.json()["stock"], 1, "{units}");
+        let changed = shop.send("PATCH", "/products/2", format!(r#"{{"stock": {units}}}"#)).await.expect(200);
+        assert_eq!(changed.json()["stock"], 1, "{units}");
+    }
+    assert_eq!(shop.stock(LAPTOP).await, 50 - 8);
 }
 
 /// Bodies that are not valid for a reservation: the body, the members to blame, and why.

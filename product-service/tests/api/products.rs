@@ -95,7 +95,8 @@ async fn returns_404_for_an_unknown_product() {
         expect_not_found(shop.get(&path).await);
         expect_not_found(shop.patch(&path, json!({"name": "Lamp"})).await);
         expect_not_found(shop.delete(&path).await);
-        expect_not_found(shop.request("DELETE", &path).header("if-match", "*").send().await);
+        let expected = shop.request("DELETE", &path).header("if-match", "*").send().await;
+        expected.expect_problem(412, "precondition-failed");
     }
     assert_eq!(shop.inventory().await, inventory);
 }

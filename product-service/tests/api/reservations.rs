@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{LAPTOP, PHONE, Shop, UNKNOWN, order};
+use crate::support::{LAPTOP, PHONE, Shop, UNKNOWN, lines, order};
 
 /// Returns the expected response for [`WANTED`] in a seeded shop.
 fn reserved(order: &str) -> Value {
@@ -191,6 +191,42 @@ async fn releases_only_if_the_etag_matches() {
     release(&taken).await.expect(204);
     assert_eq!(shop.reservation(&order(1)).await.json()["status"], "released");
     release(&taken).await.expect_problem(412, "precondition-failed");
+}
+
+#[tokio::test]
+async fn leaves_no_trace_of_an_order_that_a_precondition_expects() {
+    let shop = Shop::seeded().await;
+    let path = format!("/reservations/{}", order(1));
+    for tag in ["*", "\"0123456789abcdef\""] {
+        for method in ["GET", "PUT", "DELETE"] {
+            let request = shop.request(method, &path).header("if-match", tag).json(&json!({"lines": lines(&WANTED)}));
+            request.send().await.expect_problem(412, "precondition-failed");
+        }
+    }
+    shop.reservation(&order(1)).await.expect_problem(404, "not-found");
+    shop.reserve(&order(1), &WANTED).await.expect(201);
+}
+
+#[tokio::test]
+async fn reserves_and_releases_only_if_the_preconditions_hold() {
+    let shop = Shop::seeded().await;
+    let path = format!("/reservations/{}", order(1));
+    let call = async |method: &str, header: &'static str, tag: &str| {
+        let request = shop.request(method, &path).header(header, tag).json(&json!({"lines": lines(&WANTED)}));
+        request.send().await
+    };
+    call("PUT", "if-none-match", "*").await.expect(201);
+    call("PUT", "if-none-match", "*").await.expect_problem(412, "precondition-failed");
+    let taken = shop.reservation(&order(1)).await.header("etag").to_owned();
+    for (header, tag) in [("if-none-match", "*"), ("if-none-match", &*taken), ("if-match", "\"other\"")] {
+        for method in ["PUT", "DELETE"] {
+            call(method, header, tag).await.expect_problem(412, "precondition-failed");
+        }
+    }
+    call("PUT", "if-match", &taken).await.expect(200);
+    call("PUT", "if-none-match", "\"other\"").await.expect(200);
+    call("DELETE", "if-none-match", "\"other\"").await.expect(204);
+    assert_eq!(shop.status(&order(1)).await, "released");
 }
 
 #[tokio::test]

@@ -52,6 +52,13 @@ async fn shop_with_users<R: IntoResponse>(
 }
 
 #[tokio::test]
+async fn leaves_it_to_user_service_which_parameters_exist() {
+    let (shop, requests) = shop_with_users(|| "[]").await;
+    shop.get("/users?future=1").await.expect(200);
+    assert_eq!(requests.take_one().0, "/users?future=1");
+}
+
+#[tokio::test]
 async fn returns_the_rows_byte_for_byte() {
     let deep = format!("[{}{}]", "[".repeat(30_000), "]".repeat(30_000));
     for rows in [

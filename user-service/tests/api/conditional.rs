@@ -44,15 +44,80 @@ async fn returns_304_for_a_known_etag() {
 }
 
 #[tokio::test]
-async fn returns_404_for_a_removed_user_whatever_the_etag() {
+async fn returns_404_for_a_removed_user_but_412_if_the_client_expects_it() {
     let (client, tag) = service_with_ada().await;
     client.delete("/users/1").await.expect(204);
     for known in [tag.as_str(), "*"] {
-        let read = client.request("GET", "/users/1").header("if-none-match", known).send().await;
-        read.expect_problem(404, "not-found");
-        let removed = client.request("DELETE", "/users/1").header("if-match", known).send().await;
-        removed.expect_problem(404, "not-found");
+        for method in ["GET", "PATCH", "DELETE"] {
+            let call = |header| client.request(method, "/users/1").header(header, known).json(&json!({"name": "Eve"}));
+            call("if-none-match").send().await.expect_problem(404, "not-found");
+            call("if-match").send().await.expect_problem(412, "precondition-failed");
+        }
     }
+    let nowhere = client.request("GET", "/nowhere").header("if-match", "*").send().await;
+    nowhere.expect_problem(404, "not-found");
+}
+
+#[tokio::test]
+async fn reads_if_match_on_several_lines_as_one_list() {
+    let (client, tag) = service_with_ada().await;
+    let call = |method: &str, lines: &[&str]| {
+        let request = client.request(method, "/users/1").json(&json!({"name": "Eve"}));
+        lines.iter().fold(request, |request, line| request.header("if-match", line))
+    };
+    for method in ["PATCH", "DELETE", "GET"] {
+        expect_rejected(&client, call(method, &["\"a\"", "\"b,c\", d"]))
+            .await
+            .expect_problem(412, "precondition-failed");
+    }
+    let changed = call("PATCH", &["\"other, one\"", &tag]).send().await.expect(200).header("etag").to_owned();
+    call("GET", &["\"other\"", &changed]).send().await.expect(200);
+    call("DELETE", &["\"other\"", "*"]).send().await.expect(204);
+}
+
+#[tokio::test]
+async fn does_not_change_a_state_that_if_none_match_rules_out() {
+    let (client, tag) = service_with_ada().await;
+    let call = |method: &str, known: &str| {
+        client.request(method, "/users/1").header("if-none-match", known).json(&json!({"name": "Eve"}))
+    };
+    for method in ["PATCH", "DELETE"] {
+        for known in [&tag, "*", &format!("W/{tag}"), &format!("\"other\", {tag}")] {
+            expect_rejected(&client, call(method, known)).await.expect_problem(412, "precondition-failed");
+        }
+    }
+    call("PATCH", "\"other\"").send().await.expect(200);
+    call("DELETE", &tag).send().await.expect(204); // it has another tag now
+}
+
+/// A user is compressed only if it is larger than 1 KiB.
+#[tokio::test]
+async fn gives_a_compressed_user_a_tag_of_its_own_that_works_like_the_other() {
+    let client = service().await;
+    client
+        .post(
+            "/users",
+            json!({"name": "ж".repeat(200), "username": "ж".repeat(64), "email": format!("{}@x", "ж".repeat(240))}),
+        )
+        .await
+        .expect(201);
+    let get =
+        |name, value: &str| client.request("GET", "/users/1").header("accept-encoding", "gzip").header(name, value);
+    let plain = client.get("/users/1").await.expect(200);
+    let packed = get("x-any", "").send().await.expect(200);
+    assert_eq!(packed.header("content-encoding"), "gzip", "{packed}");
+    let (plain_tag, packed_tag) = (plain.header("etag"), packed.header("etag"));
+    assert!(packed_tag.starts_with('"') && packed_tag != plain_tag, "{packed_tag}");
+    for (tag, vary) in [(plain_tag, plain.header("vary")), (packed_tag, packed.header("vary"))] {
+        let unchanged = get("if-none-match", tag).send().await.expect(304);
+        assert_eq!((unchanged.header("etag"), unchanged.header("vary")), (tag, vary));
+        assert!(unchanged.header("vary").contains("accept-encoding"), "{unchanged}");
+        get("if-match", tag).send().await.expect(200);
+    }
+    let change = client.request("PATCH", "/users/1").header("if-match", packed_tag).json(&json!({"name": "Ada"}));
+    change.send().await.expect(200);
+    let stale = client.request("DELETE", "/users/1").header("if-match", packed_tag);
+    expect_rejected(&client, stale).await.expect_problem(412, "precondition-failed");
 }
 
 #[tokio::test]

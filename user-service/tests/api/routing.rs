@@ -215,6 +215,29 @@ async fn counts_requests_by_route() {
 }
 
 #[tokio::test]
+async fn puts_the_prefix_of_a_proxy_before_its_paths() {
+    let client = service().await;
+    add_many(&client, 2).await;
+    let call = |method: &str, path: &str| client.request(method, path).header("x-forwarded-prefix", "/shop/");
+    let created = call("POST", "/api/users").json(&json!({"name": "Ada"})).send().await.expect(201);
+    assert_eq!(created.header("location"), "/shop/api/users/3");
+    let page = call("GET", "/users?limit=1").send().await.expect(200);
+    assert_eq!(page.header("link"), "</shop/users?limit=1&after=1>; rel=\"next\"");
+    assert_eq!(call("GET", "/docs").send().await.header("location"), "/shop/docs/");
+    let script = call("GET", "/docs/swagger-initializer.js").send().await.expect(200).to_string();
+    assert!(script.contains("\"/shop/openapi.json\"") && script.contains("javascript"), "{script}");
+    let document = call("GET", "/openapi.json").send().await.expect(200).json();
+    let servers: Vec<_> = document["servers"].as_array().unwrap().iter().map(|server| &server["url"]).collect();
+    assert_eq!(servers, ["/shop/", "/shop/api"]);
+    assert_eq!(document["paths"]["/livez"]["servers"][0]["url"], "/shop/");
+
+    for bad in ["//evil.example", "https://evil.example", "/a>; rel=\"x\"", "/.."] {
+        let page = client.request("GET", "/users?limit=1").header("x-forwarded-prefix", bad).send().await;
+        assert_eq!(page.expect(200).header("link"), "</users?limit=1&after=1>; rel=\"next\"", "{bad}");
+    }
+}
+
+#[tokio::test]
 async fn serves_the_docs_without_other_hosts() {
     let client = service().await;
     let redirect = client.get("/docs").await;

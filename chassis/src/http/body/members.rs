@@ -140,15 +140,35 @@ pub(super) fn items<'a>(json: &'a RawValue, length: &RangeInclusive<usize>) -> R
     Ok(items)
 }
 
-/// Turns serde_json's "invalid type: …, expected a string at line …" into "must be a string".
+/// Turns serde_json's "invalid type: …, expected a string at line …" into "must be a string". Rust types become JSON types.
 ///
 /// The value is left out because it may be a password, the position because it counts from the start of the value.
 fn expected_type(error: &serde_json::Error) -> Detail {
     let text = error.to_string();
     let text = text.rsplit_once(" at line ").map_or(&*text, |(text, _)| text);
     match text.rsplit_once(", expected ") {
-        Some((_, expected)) => format!("must be {expected}").into(),
+        Some((_, expected)) => format!("must be {}", json_type(expected)).into(),
+        // How serde_json reports a value of another type for an enum.
+        None if matches!(text, "expected value" | "trailing characters") => "must be a string".into(),
+        None if text == "number out of range" => "must be a smaller number".into(),
         None => text.to_owned().into(),
+    }
+}
+
+/// Returns the JSON type that serde calls by the name of a Rust type. Other names are kept: a type may describe itself.
+fn json_type(expected: &str) -> &str {
+    match expected {
+        "u8" | "u16" | "u32" | "u64" | "u128" | "usize" | "i8" | "i16" | "i32" | "i64" | "i128" | "isize" => {
+            "an integer"
+        }
+        "f32" | "f64" => "a number",
+        "a sequence" => "an array",
+        "a map" => "an object",
+        "a character" | "string or map" | "variant identifier" | "a borrowed string" => "a string",
+        _ if expected.starts_with("struct ") => "an object",
+        _ if expected.starts_with("a tuple ") => "an array",
+        _ if expected.starts_with("enum ") => "a string",
+        _ => expected,
     }
 }
 
@@ -259,7 +279,7 @@ mod tests {
         let expected = [
             ("/buyer", "is required"),
             ("/note", "must be a string"),
-            ("/lines/0/item", "must be u32"),
+            ("/lines/0/item", "must be an integer"),
             ("/lines/0/count", "is required"),
             ("/lines/1/count", "must be positive"),
         ];
@@ -304,6 +324,41 @@ mod tests {
         for secret in ["1234567890", "[\"1234567890\"]", "{\"1234567890\": 1}", "1234567890.5"] {
             let mistakes = mistakes(read::<Change>(&format!(r#"{{"note": {secret}}}"#)));
             assert_eq!(mistakes, [("/note".to_owned(), "must be a string".to_owned())], "{secret}");
+        }
+    }
+
+    #[test]
+    fn names_json_types_and_no_rust_types() {
+        fn detail<T: DeserializeOwned>(json: &str) -> String {
+            serde_json::from_str::<T>(json).map_or_else(|error| expected_type(&error).into_owned(), |_| String::new())
+        }
+
+        #[derive(serde::Deserialize)]
+        struct Point {
+            #[expect(dead_code)]
+            x: u8,
+        }
+        #[derive(serde::Deserialize)]
+        enum Colour {
+            #[serde(rename = "red")]
+            Red,
+        }
+
+        assert_eq!(detail::<u32>("\"x\""), "must be an integer");
+        assert_eq!(detail::<u32>("-1"), "must be an integer");
+        assert_eq!(detail::<i64>("1e300"), "must be an integer");
+        assert_eq!(detail::<u64>("18446744073709551616"), "must be an integer");
+        assert_eq!(detail::<i8>("300"), "must be an integer");
+        assert_eq!(detail::<f64>("true"), "must be a number");
+        assert_eq!(detail::<String>("1"), "must be a string");
+        assert_eq!(detail::<bool>("1"), "must be a boolean");
+        assert_eq!(detail::<Vec<u8>>("1"), "must be an array");
+        assert_eq!(detail::<(u8, u8)>("1"), "must be an array");
+        assert_eq!(detail::<std::collections::BTreeMap<String, u8>>("1"), "must be an object");
+        assert_eq!(detail::<Point>("1"), "must be an object");
+        assert_eq!(detail::<Colour>("\"blue\""), "must be `red`");
+        for json in ["1", "{}", "[]"] {
+            assert_eq!(detail::<Colour>(json), "must be a string", "{json}");
         }
     }
 }

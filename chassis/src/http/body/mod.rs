@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 
 pub use self::members::Members;
 pub use self::query::QueryParams;
+pub(crate) use self::query::reject_all;
 use crate::problem::{FieldError, MALFORMED_JSON, Problem};
 
 /// A type that is read from a JSON object.
@@ -54,10 +55,11 @@ pub fn read_list<T: FromJson>(body: &Bytes, length: RangeInclusive<usize>) -> Re
 /// Reads a query string.
 ///
 /// # Errors
-/// If a parameter is invalid: one [`FieldError`] for each mistake.
+/// If a parameter is invalid, or if `T` does not read it: one [`FieldError`] for each mistake.
 pub fn read_query<T: FromQuery>(query: &str) -> Result<T, Problem> {
     let mut params = QueryParams::new(query);
-    finish(T::from_query(&mut params), params.errors)
+    let value = T::from_query(&mut params);
+    finish(value, params.finish())
 }
 
 fn parse(body: &Bytes) -> Result<&RawValue, Problem> {

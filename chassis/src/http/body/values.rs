@@ -28,14 +28,21 @@ pub fn text(length: RangeInclusive<usize>) -> impl Fn(String) -> Result<String, 
     }
 }
 
-/// Accepts an integer in `range`. Rejects a number with a fraction and digits in quotes.
+/// Accepts an integer in `range`, also as `1.0` or `1e0`. Rejects a number with a fraction and digits in quotes.
 pub fn integer<T: TryFrom<i64> + Into<i64> + Copy>(range: RangeInclusive<T>) -> impl Fn(Value) -> Result<T, Detail> {
     let (min, max) = ((*range.start()).into(), (*range.end()).into());
     move |value| {
-        let integer = value.as_i64().filter(|integer| (min..=max).contains(integer));
+        let integer =
+            value.as_i64().or_else(|| value.as_f64().and_then(whole)).filter(|integer| (min..=max).contains(integer));
         let integer = integer.and_then(|integer| T::try_from(integer).ok());
         integer.ok_or_else(|| format!("must be an integer from {min} to {max}").into())
     }
+}
+
+/// Returns the integer that a double is. `None` if it has a fraction, or is so large that it may stand for another integer.
+fn whole(number: f64) -> Option<i64> {
+    const LIMIT: f64 = 9_007_199_254_740_992.0; // 2^53
+    (number.fract() == 0.0 && number.abs() < LIMIT).then_some(number as i64)
 }
 
 /// Parses a `T` from a string.
@@ -85,9 +92,23 @@ mod tests {
     fn accepts_only_an_integer_in_the_range() {
         let good = |value: Value| integer(1..=10_u32)(value).is_ok();
         assert!(good(json!(1)) && good(json!(10)));
-        for bad in [json!(0), json!(-1), json!(11), json!(1.5), json!(1.0), json!("1"), json!(null), json!(u64::MAX)] {
+        for bad in [json!(0), json!(-1), json!(11), json!(1.5), json!("1"), json!(null), json!(u64::MAX)] {
             let detail = integer(1..=10_u32)(bad.clone()).expect_err("no such integer");
             assert_eq!(detail, "must be an integer from 1 to 10", "{bad}");
+        }
+    }
+
+    /// JSON Schema calls `1.0` an integer.
+    #[test]
+    fn accepts_a_whole_number_in_each_of_its_forms() {
+        let read = |json: &str| integer(-20..=i64::MAX)(serde_json::from_str(json).unwrap()).ok();
+        for (json, number) in [("7", 7), ("7.0", 7), ("7e0", 7), ("0.7E1", 7), ("70e-1", 7), ("-2.0", -2), ("-0.0", 0)]
+        {
+            assert_eq!(read(json), Some(number), "{json}");
+        }
+        // A double with a larger value may stand for another integer than the text.
+        for bad in ["7.5", "1e-3", "9007199254740993.0", "1e16", "1e300", "-21.0", "\"7\""] {
+            assert_eq!(read(bad), None, "{bad}");
         }
     }
 }

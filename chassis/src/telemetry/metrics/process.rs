@@ -19,7 +19,7 @@ impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         if let Some(seconds) = cpu_seconds() {
             let counter = ConstCounter::new(seconds);
-            let help = "User and system CPU time used, in seconds";
+            let help = "CPU time used by the process and its kernel calls, in seconds";
             counter.encode(encoder.encode_descriptor("process_cpu_seconds", help, None, counter.metric_type())?)?;
         }
         let mut gauge = |name, help, value: Option<u64>| {

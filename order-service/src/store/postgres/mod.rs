@@ -1,8 +1,8 @@
 //! Orders in PostgreSQL.
 //!
-//! Each step is one statement, so no transaction stays open while a task waits. Each step is safe to repeat: when a connection
-//! breaks, the statement may be done and its response lost; the next try then finds the step done and reports success.
-//! Concurrent steps of the same kind share one statement ([`batched`]).
+//! Each step is one statement, so no transaction stays open while a task waits. Each step is safe to repeat: when a
+//! connection breaks, the statement may be done and its response lost; the next try then finds the step done and
+//! reports success. Concurrent steps of the same kind share one statement ([`batched`]).
 
 mod batched;
 #[cfg(test)]
@@ -137,8 +137,9 @@ impl PostgresStore {
 
     /// Returns the order that a step has moved.
     ///
-    /// If the statement found the order in another state, an earlier try whose response was lost may have moved it. That is
-    /// so if `is_done` holds for the order. (Another request may have made the same step; the order then is where it should be.)
+    /// If the statement found the order in another state, an earlier try whose response was lost may have moved it.
+    /// That is so if `is_done` holds for the order. (Another request may have made the same step; the order then is
+    /// where it should be.)
     async fn moved(
         &self,
         id: OrderId,
@@ -209,8 +210,8 @@ impl OrderStore for PostgresStore {
         Ok(Rows::cut(orders.into_iter(), page.limit))
     }
 
-    /// Two statements, because the second must also see the rows that the first one aborts. Both skip locked rows: another
-    /// replica is settling, aborting or claiming those.
+    /// Two statements, because the second must also see the rows that the first one aborts. Both skip locked rows:
+    /// another replica is settling, aborting or claiming those.
     async fn claim(
         &self,
         now: Timestamp,
@@ -302,8 +303,8 @@ fn finish_release(ids: &[&OrderId]) -> PgQuery {
 /// Returns the query for up to `limit + 1` orders after `after`.
 ///
 /// Each combination of filters has its own index in the order of the page. Filter and id are compared and sorted as one
-/// value, so that only that index fits. For `where status = 'pending' order by id` the planner could walk all orders by id
-/// and skip the others, although the pending ones are the last of millions.
+/// value, so that only that index fits. For `where status = 'pending' order by id` the planner could walk all orders by
+/// id and skip the others, although the pending ones are the last of millions.
 fn page_query(page: Page<OrderId>, filter: Filter) -> PgQuery {
     const ALL: &str = r"
         select id, user_id, lines, total, status, created_at from orders

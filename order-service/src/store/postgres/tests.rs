@@ -238,7 +238,8 @@ async fn fails_only_the_step_that_the_database_rejects() {
 #[tokio::test]
 async fn fails_only_the_step_whose_row_is_locked_too_long() {
     let Some(database) = database().await else { return };
-    let settings = DatabaseSettings { database_statement: Duration::from_secs(5), ..generous_timeouts() }; // of which 2 s for a lock
+    // The statement timeout of 5 s allows 2 s of waiting for a lock.
+    let settings = DatabaseSettings { database_statement: Duration::from_secs(5), ..generous_timeouts() };
     let store = PostgresStore::open(&database, &settings).await.unwrap();
     let intents = recorded(&store, 0..9).await;
     let mut connection = database.connect().await.unwrap();
