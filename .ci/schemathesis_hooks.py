@@ -8,7 +8,7 @@ LINES = {"POST /orders": "products", "PUT /reservations/{orderId}": "lines"}
 
 # Valid requests that are rejected because of the stored data: a schema describes only the request.
 STATE = {
-    "urn:problem-type:precondition-failed": {"PATCH", "DELETE"},
+    "urn:problem-type:precondition-failed": {"GET", "PUT", "PATCH", "DELETE"},
     "urn:problem-type:user-not-found": {"POST /orders"},
     "urn:problem-type:product-not-found": set(LINES),
     "urn:problem-type:idempotency-key-reused": {"POST /orders"},
@@ -48,7 +48,7 @@ def filter_failure(context, failure, case, response):
 
 
 def whole(value):
-    """Returns the value with 2.0 as 2, which is an integer in JSON Schema but not for the services."""
+    """Returns the value with 2.0 as 2, so that `is_id` recognises it."""
     if isinstance(value, dict):
         return {name: whole(member) for name, member in value.items()}
     if isinstance(value, list):
