@@ -11,13 +11,11 @@ use std::convert::Infallible;
 use axum::body::Body;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use crate::http::body::values::Detail;
 use crate::http::entity::Entity;
-use crate::http::extract::Header;
 use crate::problem::{PRECONDITION_FAILED, Problem};
 
 /// The preconditions of a request: `If-Match` and `If-None-Match`.
@@ -163,48 +161,11 @@ pub(super) fn mark_coding<B>(mut response: Response<B>) -> Response<B> {
     response
 }
 
-/// The header `If-Match`: the tags of the states in which the client allows a change.
-#[derive(Debug)]
-pub struct IfMatch(Preconditions);
-
-impl Header for IfMatch {
-    const NAME: HeaderName = header::IF_MATCH;
-    const IS_LIST: bool = true;
-
-    fn parse(value: &str) -> Result<Self, Detail> {
-        let value = HeaderValue::from_str(value).map_err(|_| "must be ASCII")?;
-        Ok(Self(Preconditions { if_match: Some(Tags::parse([&value].into_iter())), if_none_match: None }))
-    }
-}
-
-/// Checks `If-Match` before a change. A request without the header passes.
-///
-/// # Errors
-/// 412 unless the header names the tag of `entity` or is `*`.
-pub fn check_if_match<T: Serialize>(if_match: Option<&IfMatch>, entity: &Entity<T>) -> Result<(), Problem> {
-    check_tag(if_match, &entity.etag())
-}
-
 /// Returns the response with one entity and its `ETag`: 200, or what the preconditions of the request demand.
 ///
 /// That is 412 if `If-Match` does not name the tag, or else 304 if `If-None-Match` names it, compared weakly, or is `*`.
 pub fn respond<T: Serialize>(entity: &Entity<T>, request: &HeaderMap) -> Response {
-    respond_with(entity.json().clone(), entity.etag(), request)
-}
-
-/// Returns the response to a creation: 201 with the entity, its `ETag` and its path in `Location`.
-///
-/// # Errors
-/// If `location` is not a valid header value.
-pub fn respond_created<T: Serialize>(entity: &Entity<T>, location: &str) -> Result<Response, Problem> {
-    mark_created(respond(entity, &HeaderMap::new()), location)
-}
-
-pub(super) fn check_tag(if_match: Option<&IfMatch>, current: &HeaderValue) -> Result<(), Problem> {
-    if_match.map_or(Ok(()), |IfMatch(preconditions)| preconditions.check_if_match(Some(current)))
-}
-
-pub(super) fn respond_with(json: impl Into<Body>, tag: HeaderValue, request: &HeaderMap) -> Response {
+    let tag = entity.etag();
     let preconditions = Preconditions::from_headers(request);
     if let Err(problem) = preconditions.check_if_match(Some(&tag)) {
         return problem.into_response();
@@ -218,13 +179,18 @@ pub(super) fn respond_with(json: impl Into<Body>, tag: HeaderValue, request: &He
         }
     }
     let json_type = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    let mut response = Response::new(json.into());
+    let mut response = Response::new(Body::from(entity.json().clone()));
     response.headers_mut().extend([json_type, (header::ETAG, tag), vary]);
     response
 }
 
-pub(super) fn mark_created(mut response: Response, location: &str) -> Result<Response, Problem> {
+/// Returns the response to a creation: 201 with the entity, its `ETag` and its path in `Location`.
+///
+/// # Errors
+/// If `location` is not a valid header value.
+pub fn respond_created<T: Serialize>(entity: &Entity<T>, location: &str) -> Result<Response, Problem> {
     let location = HeaderValue::from_str(location).map_err(Problem::internal)?;
+    let mut response = respond(entity, &HeaderMap::new());
     *response.status_mut() = StatusCode::CREATED;
     response.headers_mut().insert(header::LOCATION, location);
     Ok(response)
@@ -232,6 +198,8 @@ pub(super) fn mark_created(mut response: Response, location: &str) -> Result<Res
 
 #[cfg(test)]
 mod tests {
+    use axum::http::HeaderName;
+
     use super::*;
 
     fn tag_of(value: impl Serialize) -> String {
@@ -241,7 +209,7 @@ mod tests {
     #[test]
     fn allows_a_change_only_with_the_tag_of_the_current_state() {
         let tag = tag_of("x");
-        let allows = |header: &str| check_if_match(IfMatch::parse(header).ok().as_ref(), &Entity::new("x")).is_ok();
+        let allows = |value: &str| preconditions(&[(header::IF_MATCH, value)]).check(Some(&Entity::new("x"))).is_ok();
         for good in [tag.clone(), "*".to_owned(), format!("\"other\", {tag}"), format!("{tag},\"other\"")] {
             assert!(allows(&good), "{good}");
         }

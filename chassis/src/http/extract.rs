@@ -107,8 +107,6 @@ impl<S: Sync, T: FromQuery> FromRequestParts<S> for Query<T> {
 pub trait Header: Sized {
     /// The name of the header.
     const NAME: HeaderName;
-    /// Whether the value is a list. A list may be on several lines, any other header may appear once.
-    const IS_LIST: bool = false;
 
     /// Parses the value.
     ///
@@ -129,7 +127,6 @@ impl<S: Sync, H: Header> FromRequestParts<S> for OptionalHeader<H> {
         let parsed = match lines.as_deref() {
             Ok([]) => return Ok(Self(None)),
             Ok([value]) => H::parse(value),
-            Ok(lines) if H::IS_LIST => H::parse(&lines.join(", ")),
             Ok(_) => Err("is given more than once".into()),
             Err(_) => Err("must be ASCII".into()),
         };

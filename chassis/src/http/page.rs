@@ -65,7 +65,7 @@ impl<T> Rows<T> {
     /// Returns the `Link` header to the next page of `uri`, or `None` if this is the last page.
     ///
     /// The link keeps the query of `uri`, except that it starts after the last row's key.
-    pub(super) fn next_link<'a, K: fmt::Display>(
+    fn next_link<'a, K: fmt::Display>(
         &'a self,
         uri: &Uri,
         key: impl Fn(&'a T) -> K,
@@ -92,15 +92,11 @@ impl<T: Serialize> Rows<Entity<T>> {
             json.extend_from_slice(row.json());
         }
         json.push(b']');
-        respond_with(json.into(), self.next_link(uri, |row| key(row)))
+        let mut response = Response::new(Body::from(json));
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response.headers_mut().extend(self.next_link(uri, |row| key(row)));
+        response
     }
-}
-
-pub(super) fn respond_with(json: Body, link: Option<(HeaderName, HeaderValue)>) -> Response {
-    let mut response = Response::new(json);
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response.headers_mut().extend(link);
-    response
 }
 
 /// Returns the `Link` header to the next page, or `None` if path and query are not a valid header value.

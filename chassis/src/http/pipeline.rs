@@ -105,7 +105,8 @@ impl Pipeline {
         B: http_body::Body<Data: Buf, Error: Into<BoxError>>,
     {
         let received_at = Instant::now();
-        let route = self.routes.find(request.uri());
+        let entry = self.routes.find(request.uri());
+        let route = &entry.route;
         let cors_headers = self.cors.response_headers(request.method(), request.headers()).await;
         let context = RequestContext::received_at(received_at, request.headers(), self.settings.request_timeout);
         let span = traces::server_span(request.method(), &route.template, request.uri(), || context.remote_parent());
@@ -114,7 +115,7 @@ impl Pipeline {
         let has_if_match = request.headers().contains_key(header::IF_MATCH);
         let log = self.access_log.start(request.method(), route, &context, received_at);
 
-        let mut response = match self.answer(request, &context, received_at).instrument(span.clone()).await {
+        let mut response = match self.answer(request, entry, &context, received_at).instrument(span.clone()).await {
             Ok(response) => response,
             Err(problem) => problem.into_response(),
         };
@@ -146,6 +147,7 @@ impl Pipeline {
     async fn answer<B>(
         &self,
         request: Request<B>,
+        entry: &RouteEntry,
         context: &RequestContext,
         received_at: Instant,
     ) -> Result<Response<Body>, Problem>
@@ -162,7 +164,7 @@ impl Pipeline {
             true => (Body::empty(), received_at),
             false => (Body::from(self.read_body(&head, body).await?), Instant::now()),
         };
-        self.routes.check_query(&head)?;
+        entry.check_query(&head)?;
         // The body has a time limit of its own, so reading it does not shorten the handler's.
         let deadline = context.deadline_after(complete_at - received_at);
         if context.with_deadline(deadline).caller_deadline_has_passed() {
@@ -318,7 +320,7 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
 /// The routes by their templates (`/users/{id}`), which metrics, spans and log lines name.
 pub(crate) struct Routes {
     by_template: matchit::Router<RouteEntry>,
-    unmatched: Route,
+    unmatched: RouteEntry,
 }
 
 struct RouteEntry {
@@ -330,7 +332,8 @@ struct RouteEntry {
 impl Routes {
     /// Returns the table of these routes. Each has a template, and the methods of its calls that have no query.
     pub(crate) fn new(routes: impl IntoIterator<Item = (String, Vec<Method>)>) -> Self {
-        let mut table = Self { by_template: matchit::Router::new(), unmatched: Route::new("(none)") };
+        let unmatched = RouteEntry { route: Route::new("(none)"), without_query: Vec::new() };
+        let mut table = Self { by_template: matchit::Router::new(), unmatched };
         routes.into_iter().for_each(|(template, without_query)| table.add(&template, without_query));
         table
     }
@@ -340,15 +343,16 @@ impl Routes {
         let _ = self.by_template.insert(template, RouteEntry { route: Route::new(template), without_query });
     }
 
-    fn find(&self, uri: &Uri) -> &Route {
-        self.by_template.at(uri.path()).map_or(&self.unmatched, |found| &found.value.route)
+    fn find(&self, uri: &Uri) -> &RouteEntry {
+        self.by_template.at(uri.path()).map_or(&self.unmatched, |found| found.value)
     }
+}
 
+impl RouteEntry {
     /// Rejects the query of a call that has none. Each other call checks its own query.
     fn check_query(&self, Parts { method, uri, .. }: &Parts) -> Result<(), Problem> {
         let Some(query) = uri.query() else { return Ok(()) };
-        let Ok(found) = self.by_template.at(uri.path()) else { return Ok(()) };
         let method = if method == Method::HEAD { &Method::GET } else { method };
-        if found.value.without_query.contains(method) { body::reject_all(query) } else { Ok(()) }
+        if self.without_query.contains(method) { body::reject_all(query) } else { Ok(()) }
     }
 }

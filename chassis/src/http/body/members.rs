@@ -21,7 +21,7 @@ pub struct Members<'a> {
 }
 
 impl<'a> Members<'a> {
-    pub(super) fn of_body(body: &'a Bytes) -> Self {
+    pub(super) fn from_body(body: &'a Bytes) -> Self {
         Self { pointer: Pointer::Root, members: Vec::new(), errors: Vec::new(), body }
     }
 
@@ -98,7 +98,7 @@ impl<'a> Members<'a> {
         let mut values = Vec::with_capacity(items.len());
         let mut errors = Vec::new();
         for (index, item) in items.into_iter().enumerate() {
-            let mut members = Members { pointer: Pointer::Item(&array, index), ..Members::of_body(self.body) };
+            let mut members = Members { pointer: Pointer::Item(&array, index), ..Members::from_body(self.body) };
             if members.open(item) {
                 values.extend(read(&mut members));
             }

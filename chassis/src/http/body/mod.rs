@@ -36,7 +36,7 @@ pub trait FromQuery: Sized {
 /// If the body is not JSON, or if a member is invalid: one [`FieldError`] for each mistake.
 pub fn read_object<T: FromJson>(body: &Bytes) -> Result<T, Problem> {
     let json = parse(body)?;
-    let mut members = Members::of_body(body);
+    let mut members = Members::from_body(body);
     let value = if members.open(json) { T::from_json(&mut members) } else { None };
     finish(value, members.errors)
 }
