@@ -99,8 +99,8 @@ impl App {
 
     /// Returns the response to one request that passes through the whole pipeline, without a connection.
     pub async fn call(&self, request: Request<Body>) -> Response<Body> {
-        let Ok(response) = http::pipeline::stack(Arc::clone(&self.pipeline)).oneshot(request).await;
-        response.map(Body::new)
+        let Ok(response) = http::pipeline::service(Arc::clone(&self.pipeline)).oneshot(request).await;
+        response
     }
 
     /// Returns the OpenAPI document.
