@@ -7,7 +7,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection, Error};
 use tokio::time::{self, Instant};
 
-use super::retry::{is_transient, timed_out};
+use super::retry::{is_misconfigured, is_transient, timed_out};
 
 /// How long a service waits for its database at the start. Both may be started together.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -44,7 +44,9 @@ async fn connect(options: &PgConnectOptions) -> Result<PgConnection, String> {
         match connected.unwrap_or_else(|_| Err(timed_out())) {
             Ok(connection) => return Ok(connection),
             Err(error)
-                if started.elapsed() < START_TIMEOUT && (is_transient(&error) || matches!(error, Error::Io(_))) =>
+                if started.elapsed() < START_TIMEOUT
+                    && !is_misconfigured(&error)
+                    && (is_transient(&error) || matches!(error, Error::Io(_))) =>
             {
                 tracing::warn!(%error, "connecting to the database failed; will retry");
                 time::sleep(CONNECT_INTERVAL).await;

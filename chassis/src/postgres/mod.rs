@@ -7,6 +7,9 @@ mod pool;
 mod retry;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tls;
+mod url;
 
 use sqlx::ConnectOptions;
 use sqlx::migrate::Migrator;
@@ -28,7 +31,8 @@ pub async fn open(
     migrations: &Migrator,
 ) -> Result<Pool, String> {
     // The caller of a failed statement logs it.
-    let options = url.clone().application_name(service).disable_statement_logging();
+    let options = url.clone().disable_statement_logging();
+    let options = if options.get_application_name().is_some() { options } else { options.application_name(service) };
     migrate::run(&options, migrations).await?;
     Ok(Pool::new(options, settings))
 }

@@ -77,6 +77,15 @@ pub(super) fn invalidates_connections(error: &Error) -> bool {
     matches!(error, Error::Io(_) | Error::Protocol(_)) || sql_state(error).is_some_and(|code| code.starts_with("57P"))
 }
 
+/// Returns whether connecting failed because of a setting or a certificate, so that waiting does not help. rustls reports a
+/// rejected certificate as an I/O error.
+pub(super) fn is_misconfigured(error: &Error) -> bool {
+    match error {
+        Error::Io(error) => error.kind() == io::ErrorKind::InvalidData,
+        error => matches!(error, Error::Tls(_) | Error::Configuration(_)),
+    }
+}
+
 /// Returns the error of an answer that did not come in time.
 pub(super) fn timed_out() -> Error {
     Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the database does not answer"))
