@@ -258,14 +258,19 @@ async fn is_alive_but_not_ready_without_its_store() {
     assert_eq!(client.get("/livez").await.expect(200).json(), json!({"status": "alive"}));
 }
 
-/// A peer that responds, even with 500, is up.
+/// A peer that responds, even with 500, is up. With 502 to 504 a gateway says that it is not.
 #[tokio::test]
 async fn is_ready_when_a_peer_is_down_and_reports_it() {
     let peer = |name, url| Peer::new(name, url, &defaults()).unwrap();
     let failing = axum::Router::new().fallback(async || axum::http::StatusCode::INTERNAL_SERVER_ERROR);
-    let peers = vec![peer("failing", stub_peer(failing).await), peer("dead", dead_peer().await)];
+    let gateway = axum::Router::new().fallback(async || axum::http::StatusCode::BAD_GATEWAY);
+    let peers = vec![
+        peer("failing", stub_peer(failing).await),
+        peer("behind-gateway", stub_peer(gateway).await),
+        peer("dead", dead_peer().await),
+    ];
     let client = Client::new(sample_service::service_with(Dependencies { store: Ok(()), peers }, &settings()).0);
-    let ready = json!({"status": "ready", "peers": {"failing": "up", "dead": "down"}});
+    let ready = json!({"status": "ready", "peers": {"failing": "up", "behind-gateway": "down", "dead": "down"}});
     let is_ready = async || client.get("/readyz").await.expect(200).json() == ready;
     eventually(&ready.to_string(), is_ready).await; // a ping may time out on a busy machine
 }
