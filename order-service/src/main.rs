@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 
 use chassis::telemetry;
-use clap::Parser;
 use mimalloc::MiMalloc;
 use order_service::config::Config;
 use order_service::peers::{Products, Users};
@@ -16,7 +15,7 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    chassis::exit(start(Config::parse()).await)
+    chassis::exit(start(chassis::config::parse()).await)
 }
 
 async fn start(config: Config) -> Result<(), String> {

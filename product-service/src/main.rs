@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 
 use chassis::telemetry;
-use clap::Parser;
 use mimalloc::MiMalloc;
 use product_service::config::Config;
 use product_service::peers::Users;
@@ -15,7 +14,7 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    chassis::exit(start(Config::parse()).await)
+    chassis::exit(start(chassis::config::parse()).await)
 }
 
 async fn start(config: Config) -> Result<(), String> {

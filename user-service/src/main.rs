@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 
 use chassis::telemetry;
-use clap::Parser;
 use mimalloc::MiMalloc;
 use user_service::config::Config;
 use user_service::password::Hasher;
@@ -15,7 +14,7 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    chassis::exit(start(Config::parse()).await)
+    chassis::exit(start(chassis::config::parse()).await)
 }
 
 async fn start(config: Config) -> Result<(), String> {
