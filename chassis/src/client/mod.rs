@@ -231,12 +231,10 @@ impl Peer {
         self.call(&Call { method: Method::DELETE, path, json: None }, context).await
     }
 
-    /// Returns whether the peer answers, with any status that a gateway does not use for a dead service. The throttle and the
-    /// limits do not apply.
+    /// Returns whether the peer answers at all, with any status. The throttle and the limits do not apply.
     pub async fn is_up(&self) -> bool {
         let probe = Call { method: Method::GET, path: "/livez", json: None };
-        let outcome = self.send(&probe, &RequestContext::background(PROBE_TIMEOUT)).await;
-        outcome.is_ok_and(|response| !matches!(response.status.as_u16(), 502..=504))
+        self.send(&probe, &RequestContext::background(PROBE_TIMEOUT)).await.is_ok()
     }
 
     /// Makes one call, with retries, within the deadline of `context`.
