@@ -18,6 +18,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::client::Peer;
+use crate::postgres::READ_ONLY;
 use crate::problem::{DRAINING, Problem};
 
 /// A report is used again for this time. Many checks per second then cost the store and the peers two.
@@ -141,9 +142,15 @@ async fn readyz(State(health): State<Health>) -> Response {
     let report = if health.draining.has_begun() { None } else { Some(health.report().await) };
     match report.filter(|_| !health.draining.has_begun()) {
         Some(Ok(peers)) => Json(Ready { status: "ready", peers }).into_response(),
-        Some(Err(reason)) => Problem::store_unavailable(reason)
-            .with_reasons(vec!["the store does not answer".to_owned()])
-            .into_response(),
+        Some(Err(reason)) => {
+            let reasons = vec![public_reason(&reason).to_owned()];
+            Problem::store_unavailable(reason).with_reasons(reasons).into_response()
+        }
         None => Problem::new(&DRAINING, "Going down").with_reasons(vec!["draining".to_owned()]).into_response(),
     }
+}
+
+/// Returns the part of a reason that clients may see: it names no host and no role.
+fn public_reason(reason: &str) -> &'static str {
+    if reason.contains(READ_ONLY) { READ_ONLY } else { "the store does not answer" }
 }

@@ -1,6 +1,8 @@
 //! The PostgreSQL database of a service: migrations at the start, a pool with a timeout on every wait, and retries.
 
 mod connections;
+#[cfg(test)]
+mod faults;
 mod metrics;
 mod migrate;
 mod pool;
@@ -15,8 +17,8 @@ use sqlx::ConnectOptions;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::PgConnectOptions;
 
-pub use self::pool::Pool;
-pub use self::retry::is_row_error;
+pub use self::pool::{Pool, READ_ONLY};
+pub use self::retry::{Failure, is_row_error};
 use crate::config::DatabaseSettings;
 
 /// Connects to the database at `url` and runs the `migrations` that it lacks. When several replicas start together, one
