@@ -1,8 +1,8 @@
 //! `GET /livez`: whether the process is alive. `GET /readyz`: whether load balancers should send requests to it.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use axum::Json;
@@ -47,15 +47,34 @@ impl Draining {
     }
 }
 
+/// What the service waits for before it can do its work, in a few words; `None` afterwards.
+#[derive(Clone, Debug, Default)]
+pub struct Starting(Arc<Mutex<Option<&'static str>>>);
+
+impl Starting {
+    pub(crate) fn set(&self, waits_for: Option<&'static str>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = waits_for;
+    }
+
+    fn get(&self) -> Option<&'static str> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 #[derive(Clone)]
 struct Health {
     draining: Draining,
+    starting: Starting,
     checks: Arc<dyn ReadinessChecks>,
 }
 
 /// Returns the routes `/livez` and `/readyz`.
-pub(crate) fn routes(draining: Draining, checks: Arc<dyn ReadinessChecks>) -> OpenApiRouter {
-    OpenApiRouter::new().routes(routes!(livez)).routes(routes!(readyz)).with_state(Health { draining, checks })
+pub(crate) fn routes(draining: Draining, starting: Starting, checks: Arc<dyn ReadinessChecks>) -> OpenApiRouter {
+    OpenApiRouter::new().routes(routes!(livez)).routes(routes!(readyz)).with_state(Health {
+        draining,
+        starting,
+        checks,
+    })
 }
 
 /// A process that answers.
@@ -82,11 +101,16 @@ struct Ready {
     peers: BTreeMap<&'static str, &'static str>,
 }
 
-/// Whether to send requests here: 503 with the reasons while draining or without the store.
+/// Whether to send requests here: 503 with the reasons while starting, while draining or without the store.
 #[utoipa::path(get, path = "/readyz", tag = "health", responses((status = OK, body = Ready)))]
 async fn readyz(State(health): State<Health>) -> Response {
     if health.draining.has_begun() {
         return Problem::new(&DRAINING, "Going down").with_reasons(vec!["draining".to_owned()]).into_response();
+    }
+    if let Some(waits_for) = health.starting.get() {
+        return Problem::store_unavailable(waits_for)
+            .with_reasons(vec!["starting".to_owned(), waits_for.to_owned()])
+            .into_response();
     }
     if let Err(reason) = health.checks.store().await {
         return Problem::store_unavailable(reason)

@@ -1,34 +1,13 @@
-//! The PostgreSQL database of a service: migrations at the start, a pool with a timeout on every wait, and retries.
+//! The PostgreSQL database of a service: opened at the start, a pool with a timeout on every wait, and retries.
 
 mod connections;
 mod metrics;
-mod migrate;
+mod opening;
 mod pool;
 mod retry;
 #[cfg(test)]
 mod tests;
 
-use sqlx::ConnectOptions;
-use sqlx::migrate::Migrator;
-use sqlx::postgres::PgConnectOptions;
-
+pub use self::opening::Storage;
 pub use self::pool::Pool;
 pub use self::retry::is_row_error;
-use crate::config::DatabaseSettings;
-
-/// Connects to the database at `url` and runs the `migrations` that it lacks. When several replicas start together, one
-/// migrates and the others wait.
-///
-/// # Errors
-/// If the database does not answer for 30 seconds, or a migration fails.
-pub async fn open(
-    service: &str,
-    url: &PgConnectOptions,
-    settings: &DatabaseSettings,
-    migrations: &Migrator,
-) -> Result<Pool, String> {
-    // The caller of a failed statement logs it.
-    let options = url.clone().application_name(service).disable_statement_logging();
-    migrate::run(&options, migrations).await?;
-    Ok(Pool::new(options, settings))
-}

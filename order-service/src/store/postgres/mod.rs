@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use chassis::config::DatabaseSettings;
 use chassis::http::entity::Entity;
 use chassis::http::page::{Page, Rows};
-use chassis::postgres::{self, Pool};
+use chassis::postgres::{Pool, Storage};
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
 use serde::{Deserialize, Serialize};
@@ -79,14 +79,11 @@ struct Line {
 }
 
 impl PostgresStore {
-    /// Opens the store in the database at `url`, after running the migrations.
-    ///
-    /// # Errors
-    /// If the database does not answer for half a minute, or a migration fails.
-    pub async fn open(url: &PgConnectOptions, settings: &DatabaseSettings) -> Result<Self, String> {
+    /// Returns the store in the database at `url`. Its calls fail until the database is open.
+    pub fn new(url: &PgConnectOptions, settings: &DatabaseSettings) -> Self {
         // A generic plan that was made while the table was small must not scan it when it is large.
         let plans = ["enable_seqscan", "enable_hashjoin", "enable_mergejoin"].map(|scans| (scans, "off"));
-        let pool = postgres::open(SERVICE, &url.clone().options(plans), settings, &MIGRATIONS).await?;
+        let pool = Pool::new(SERVICE, &url.clone().options(plans), settings, &MIGRATIONS);
         let (id, item_bytes, read) = (|id: &OrderId| *id, |_: &OrderId| 0, |_: &PgRow| Ok(()));
         let insert = StatementSpec {
             name: "insert",
@@ -104,13 +101,28 @@ impl PostgresStore {
         };
         let abort = StatementSpec { name: "abort", id, item_bytes, statement: abort, read };
         let release = StatementSpec { name: "finish_release", id, item_bytes, statement: finish_release, read };
-        Ok(Self {
+        Self {
             inserts: BatchedStatement::new(&pool, insert),
             settlements: BatchedStatement::new(&pool, settle),
             aborts: BatchedStatement::new(&pool, abort),
             releases: BatchedStatement::new(&pool, release),
             pool,
-        })
+        }
+    }
+
+    /// Returns the store, after one attempt to open its database.
+    ///
+    /// # Errors
+    /// If the database cannot be opened or migrated.
+    pub async fn open(url: &PgConnectOptions, settings: &DatabaseSettings) -> Result<Self, String> {
+        let store = Self::new(url, settings);
+        store.pool.open().await?;
+        Ok(store)
+    }
+
+    /// Returns the database of this store.
+    pub fn storage(&self) -> Storage {
+        Storage::Postgres(self.pool.clone())
     }
 
     /// Returns the outcome for an intent that could not be inserted. `None` if the conflicting row is gone.
