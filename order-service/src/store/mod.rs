@@ -60,19 +60,13 @@ pub trait OrderStore: Send + Sync {
     /// position of the page or on the number of matches.
     async fn page(&self, page: Page<OrderId>, filter: Filter) -> Result<Rows<Entity<Order>>, StoreError>;
 
-    /// Aborts the intents that were created before `abandoned_before`, and claims up to `limit` orders that wait for
-    /// their release. No other call returns a claimed order until `now + lease`.
+    /// Aborts the intents that are at least `abandon_after` old, and claims up to `limit` orders that wait for their
+    /// release. No other call returns a claimed order until the lease ends. All replicas use the clock of the store.
     ///
     /// Orders that were never claimed come first, then those whose claim is the oldest: an order whose release always
     /// fails delays no other. A claim only saves work: two replicas may release the same order. The call is atomic for
     /// each order, not as a whole: it may fail after it has aborted some intents and before it has claimed an order.
-    async fn claim(
-        &self,
-        now: Timestamp,
-        abandoned_before: Timestamp,
-        lease: Duration,
-        limit: usize,
-    ) -> Result<Vec<OrderId>, StoreError>;
+    async fn claim(&self, abandon_after: Duration, lease: Duration, limit: usize) -> Result<Vec<OrderId>, StoreError>;
 
     /// Returns how many orders were claimed and still wait for their release, at most 1,000.
     async fn unsettled(&self) -> Result<i64, StoreError>;

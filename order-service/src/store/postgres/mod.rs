@@ -17,7 +17,6 @@ use chassis::config::DatabaseSettings;
 use chassis::http::entity::Entity;
 use chassis::http::page::{Page, Rows};
 use chassis::postgres::{Pool, Storage};
-use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
 use serde::{Deserialize, Serialize};
 use shared::orders::{Order, OrderLine, OrderStatus};
@@ -224,32 +223,23 @@ impl OrderStore for PostgresStore {
 
     /// Two statements, because the second must also see the rows that the first one aborts. Both skip locked rows:
     /// another replica is settling, aborting or claiming those.
-    async fn claim(
-        &self,
-        now: Timestamp,
-        abandoned_before: Timestamp,
-        lease: Duration,
-        limit: usize,
-    ) -> Result<Vec<OrderId>, StoreError> {
+    async fn claim(&self, abandon_after: Duration, lease: Duration, limit: usize) -> Result<Vec<OrderId>, StoreError> {
         const ABORT_ABANDONED: &str = r"
             with abandoned as materialized
-                (select id from orders where state = 'placing' and created_at < $1
-                order by created_at limit 1000 for update skip locked)
+                (select id from orders where state = 'placing' and begun_at <= now() - $1 * interval '1 second'
+                order by begun_at limit 1000 for update skip locked)
             update orders set state = 'aborting' from abandoned where orders.id = abandoned.id";
         const CLAIM: &str = r"
             with waiting as materialized
-                (select id from orders where state in ('aborting', 'cancelling') and claimed_until <= $1
-                order by claimed_until, id limit $3 for update skip locked),
+                (select id from orders where state in ('aborting', 'cancelling') and claimed_until <= now()
+                order by claimed_until, id limit $2 for update skip locked),
             claimed as
-                (update orders set claimed_until = $2 from waiting where orders.id = waiting.id returning orders.id)
+                (update orders set claimed_until = now() + $1 * interval '1 second' from waiting
+                where orders.id = waiting.id returning orders.id)
             select id from claimed order by id";
-        let abort = || query(ABORT_ABANDONED).bind(abandoned_before.to_sqlx()).execute(&self.pool);
+        let abort = || query(ABORT_ABANDONED).bind(abandon_after.as_secs_f64()).execute(&self.pool);
         self.pool.retry_idempotent("abort_abandoned", abort).await?;
-        let until = now.checked_add(lease).unwrap_or(Timestamp::MAX);
-        let claim = || {
-            let claim = query_scalar(CLAIM).bind(now.to_sqlx()).bind(until.to_sqlx()).bind(sql_limit(limit));
-            claim.fetch_all(&self.pool)
-        };
+        let claim = || query_scalar(CLAIM).bind(lease.as_secs_f64()).bind(sql_limit(limit)).fetch_all(&self.pool);
         Ok(self.pool.retry_idempotent("claim", claim).await?.into_iter().map(OrderId).collect())
     }
 
