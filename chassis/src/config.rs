@@ -14,7 +14,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use axum::http::HeaderValue;
-use clap::builder::RangedU64ValueParser;
+use clap::builder::{BoolishValueParser, RangedU64ValueParser};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, ValueEnum};
 use url::Url;
@@ -141,6 +141,11 @@ pub struct DatabaseSettings {
     /// memory, and a restart loses all rows
     #[arg(long, env, hide_env_values = true)]
     pub database_url: Option<DatabaseUrl>,
+
+    /// Runs the migrations that the database lacks, and exits. The role needs the privileges to create tables; then the role of
+    /// the service needs none
+    #[arg(long, env, value_parser = BoolishValueParser::new())]
+    pub migrate_only: bool,
 
     /// Maximum connections in the pool. Two more are opened when needed: one for the check of /readyz, one to retry statements
     /// whose rows are locked

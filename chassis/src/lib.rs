@@ -2,13 +2,14 @@
 //!
 //! The life of a process, in the order of each `main`:
 //!
-//! 1. [`config`] reads the settings. [`telemetry`] starts the log and the traces.
-//! 2. The service opens its store and builds its [`App`]: its routes, the health checks, the metrics and the OpenAPI document,
+//! 1. [`Signals`] are caught. [`config`] reads the settings. [`telemetry`] starts the log and the traces.
+//! 2. The service creates its store and its [`App`]: its routes, the health checks, the metrics and the OpenAPI document,
 //!    behind one pipeline.
-//! 3. [`run`] opens the listener and writes the start-up line.
-//! 4. [`serve`] accepts connections until a signal arrives. Then it drains: it finishes the requests in flight.
-//! 5. The service finishes its own work. Telemetry exports the last spans and writes the last log lines.
-//! 6. [`exit`] returns the exit code.
+//! 3. [`run`] opens the listener and writes the start-up line. The service is alive, but not ready.
+//! 4. [`run`] opens the database, as soon as the database answers. The service is ready.
+//! 5. [`serve`] accepts connections until a signal arrives. Then it drains: it finishes the requests in flight.
+//! 6. The service finishes its own work. Telemetry exports the last spans and writes the last log lines.
+//! 7. [`exit`] ends the process.
 //!
 //! [`http`] reads requests and writes responses; each error response is a [`problem`]. [`client`] calls other services and passes on
 //! the [`context`] of the request. [`batch`] joins concurrent calls into one.
@@ -23,20 +24,23 @@ pub mod postgres;
 pub mod problem;
 pub mod telemetry;
 
-use std::future::Future;
+use std::future::{self, Future};
 use std::io;
 use std::mem;
-use std::process::ExitCode;
+use std::pin::Pin;
+use std::process;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{Request, Response};
 use axum::routing::MethodRouter;
+use futures_util::FutureExt;
 use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 use utoipa::openapi::OpenApi;
@@ -45,9 +49,10 @@ use utoipa_axum::router::OpenApiRouter;
 use crate::config::Settings;
 use crate::http::access_log::AccessLog;
 use crate::http::cors::Cors;
-use crate::http::health::{Draining, ReadinessChecks};
+use crate::http::health::{Draining, ReadinessChecks, Starting};
 use crate::http::pipeline::{Pipeline, Routes};
 pub use crate::http::server::Shutdown;
+use crate::postgres::Storage;
 use crate::telemetry::metrics::Metrics;
 
 /// A service that is ready to serve: its routes behind the pipeline.
@@ -55,6 +60,9 @@ use crate::telemetry::metrics::Metrics;
 pub struct App {
     pipeline: Arc<Pipeline>,
     document: Arc<OpenApi>,
+    starting: Starting,
+    /// Cancelled when the drain begins.
+    stopping: CancellationToken,
 }
 
 impl App {
@@ -66,8 +74,8 @@ impl App {
         needs: Arc<dyn ReadinessChecks>,
         settings: &Settings,
     ) -> Self {
-        let (draining, metrics) = (Draining::default(), Metrics::new(service));
-        let health = http::health::routes(draining.clone(), needs);
+        let (draining, starting, metrics) = (Draining::default(), Starting::default(), Metrics::new(service));
+        let health = http::health::routes(draining.clone(), starting.clone(), needs);
         let (router, document) = http::openapi::assemble(service, description, routes, health);
         let router = router.merge(http::metrics::routes(metrics.clone()));
         let documented = http::openapi::calls_without_query(&document).flat_map(|(path, methods)| {
@@ -82,7 +90,12 @@ impl App {
         let access_log = AccessLog::new(metrics.clone(), settings.log_requests_per_second);
         let (cors, settings) = (Cors::new(&settings.cors_allowed_origins), settings.clone());
         let pipeline = Pipeline { router, routes, cors, metrics, access_log, draining, settings, permits, running };
-        Self { pipeline: Arc::new(pipeline), document: Arc::new(document) }
+        Self {
+            pipeline: Arc::new(pipeline),
+            document: Arc::new(document),
+            starting,
+            stopping: CancellationToken::new(),
+        }
     }
 
     /// Returns the app with a web page at `/`. The page is not part of the API: it is neither under `/api` nor in the document.
@@ -101,6 +114,12 @@ impl App {
     pub async fn call(&self, request: Request<Body>) -> Response<Body> {
         let Ok(response) = http::pipeline::service(Arc::clone(&self.pipeline)).oneshot(request).await;
         response
+    }
+
+    /// Starts work in the background when the storage is open, and drops it when the drain begins.
+    pub fn spawn_while_serving(&self, storage: &Storage, work: impl Future<Output = ()> + Send + 'static) {
+        let (opened, stopping) = (storage.clone().opened(), self.stopping.clone());
+        tokio::spawn(stopping.run_until_cancelled_owned(opened.then(|()| work)));
     }
 
     /// Returns the OpenAPI document.
@@ -127,60 +146,99 @@ pub async fn serve(listener: TcpListener, app: &App, shutdown: impl Future<Outpu
 }
 
 /// Serves `app` until SIGTERM or Ctrl-C. It listens on `port`, or on the socket that the parent process opened (`LISTEN_FDS`, systemd's
-/// socket activation).
+/// socket activation). Meanwhile it opens the storage, with retries for ever. Until that is open, `/readyz` and the calls that need the
+/// store return 503.
 ///
 /// The start-up line on stdout is `<service> listens on http://<address>, <about>`. Returns the time left for the service to finish
 /// its own work.
 ///
 /// # Errors
-/// If the service cannot listen, or if it was stopped by a second signal.
-pub async fn run(service: &str, port: u16, about: &str, app: &App) -> Result<Duration, String> {
-    // Signals are caught before the start-up line: a supervisor may send one as soon as it has read the line.
-    let failed = |error: io::Error| format!("cannot catch signals: {error}");
-    let (stop, second) = (stop_signal().map_err(failed)?, second_signal().map_err(failed)?);
+/// If the service cannot listen, if its database can never be used, or if it was stopped by a second signal.
+pub async fn run(
+    service: &str,
+    port: u16,
+    about: &str,
+    app: &App,
+    storage: &Storage,
+    signals: Signals,
+) -> Result<Duration, String> {
+    app.starting.set(matches!(storage, Storage::Postgres(_)).then_some("the database does not answer"));
     let listener = http::listener::open(app.pipeline.settings.host, port).await?;
     let address = listener.local_addr().map_err(|error| format!("cannot read the address of the listener: {error}"))?;
     let message = format!("{service} listens on http://{address}, {about}");
     telemetry::log_start_up(&app.pipeline.settings, &message);
+    let stop = signals.first.inspect(|_| app.stopping.cancel());
+    let cannot_open = async {
+        match storage.open(|waits_for| app.starting.set(Some(waits_for))).await {
+            Err(reason) if !app.stopping.is_cancelled() => return reason,
+            Err(_) => {}
+            Ok(()) => app.starting.set(None),
+        }
+        future::pending().await
+    };
     tokio::select! {
         left = serve(listener, app, stop) => Ok(left),
-        () = second => Err("stopped by a second signal; requests in flight were not finished".to_owned()),
+        () = signals.second => Err("stopped by a second signal; requests in flight were not finished".to_owned()),
+        reason = cannot_open => Err(reason),
     }
 }
 
-/// Returns the exit code of `main`, and prints an error on stderr.
+/// Runs the migrations of the storage instead of the service (`--migrate-only`).
+///
+/// # Errors
+/// If there is no database, if it cannot be migrated, or if a signal stopped the migrations.
+pub async fn migrate(storage: &Storage, signals: Signals) -> Result<(), String> {
+    tokio::select! {
+        migrated = storage.migrate() => migrated,
+        _ = signals.first => Err("stopped by a signal; the migrations are not finished".to_owned()),
+    }
+}
+
+/// Ends the process, and prints an error on stderr.
+///
+/// It does not wait for threads that are blocked, for example by a DNS server that does not answer.
 #[expect(clippy::print_stderr, reason = "a service that cannot start may have no log yet")]
-pub fn exit(result: Result<(), String>) -> ExitCode {
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(reason) => {
+pub fn exit(result: Result<(), String>) -> ! {
+    let code = result.map_or_else(
+        |reason| {
             eprintln!("error: {reason}");
-            ExitCode::FAILURE
-        }
+            1
+        },
+        |()| 0,
+    );
+    process::exit(code)
+}
+
+/// SIGTERM and Ctrl-C, caught since the start of the process: a supervisor may send one at any time.
+pub struct Signals {
+    first: Pin<Box<dyn Future<Output = Shutdown> + Send>>,
+    /// Completes at the second signal, which ends the process without draining.
+    second: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl Signals {
+    /// Catches the signals. Call it before all else.
+    ///
+    /// # Errors
+    /// If the operating system refuses.
+    pub fn catch() -> Result<Self, String> {
+        let next = || -> io::Result<_> {
+            let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+            Ok(async move || {
+                tokio::select! {
+                    _ = terminate.recv() => Shutdown::Drain,
+                    _ = interrupt.recv() => Shutdown::Immediate,
+                }
+            })
+        };
+        let failed = |error: io::Error| format!("cannot catch signals: {error}");
+        let (mut first, mut second) = (next().map_err(failed)?, next().map_err(failed)?);
+        Ok(Self {
+            first: Box::pin(async move { first().await }),
+            second: Box::pin(async move {
+                second().await;
+                second().await;
+            }),
+        })
     }
-}
-
-fn stop_signal() -> io::Result<impl Future<Output = Shutdown>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => Shutdown::Drain,
-            _ = interrupt.recv() => Shutdown::Immediate,
-        }
-    })
-}
-
-/// Completes at the second signal, which ends the process without draining.
-fn second_signal() -> io::Result<impl Future<Output = ()>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
-        for _ in 0..2 {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        }
-    })
 }

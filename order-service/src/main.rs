@@ -1,8 +1,6 @@
-//! The process: settings, telemetry, store, peers, app, reconciler, serve.
+//! The process: signals, settings, telemetry, store, peers, app, reconciler, serve.
 
-use std::process::ExitCode;
-
-use chassis::telemetry;
+use chassis::{Signals, telemetry};
 use mimalloc::MiMalloc;
 use order_service::config::Config;
 use order_service::peers::{Products, Users};
@@ -14,23 +12,28 @@ use order_service::{AppState, SERVICE, app, reconciler, store};
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 #[tokio::main]
-async fn main() -> ExitCode {
-    chassis::exit(start(chassis::config::parse()).await)
+async fn main() {
+    chassis::exit(start().await)
 }
 
-async fn start(config: Config) -> Result<(), String> {
+async fn start() -> Result<(), String> {
+    let signals = Signals::catch()?;
+    let config: Config = chassis::config::parse();
     let telemetry = telemetry::start(SERVICE, &config.settings)?;
-    let (store, kind) = store::open(&config.database).await?;
+    let (store, storage) = store::open(&config.database)?;
+    if config.database.migrate_only {
+        return chassis::migrate(&storage, signals).await;
+    }
     let users = Users::new(config.user_service_url.clone(), &config.peers).map_err(|error| error.to_string())?;
     let products =
         Products::new(config.product_service_url.clone(), &config.peers).map_err(|error| error.to_string())?;
     let max_concurrent = config.settings.max_in_flight as usize;
     let placement = Placement::new(store, users, products, config.order_timeout, max_concurrent);
     let app = app(AppState::new(placement.clone()), &config.settings);
-    tokio::spawn(reconciler::run(placement.clone(), config.reconcile));
+    app.spawn_while_serving(&storage, reconciler::run(placement.clone(), config.reconcile));
     let (users, products) = (&config.user_service_url, &config.product_service_url);
-    let about = format!("store: {kind}, peers: user-service {users}, product-service {products}");
-    let time_left = chassis::run(SERVICE, config.port, &about, &app).await?;
+    let about = format!("store: {storage}, peers: user-service {users}, product-service {products}");
+    let time_left = chassis::run(SERVICE, config.port, &about, &app, &storage, signals).await?;
     placement.finish(time_left).await;
     telemetry.end().await;
     Ok(())

@@ -20,7 +20,6 @@ use chassis::http::entity::Entity;
 use chassis::telemetry::metrics::{self, Counter, Family, Gauge, Labels};
 use futures_util::FutureExt;
 use futures_util::future::join_all;
-use jiff::Timestamp;
 use shared::orders::{Order, OrderLine};
 use shared::products::ReservedLine;
 use shared::{Money, OrderId};
@@ -36,18 +35,18 @@ use crate::peers::{Products, ReserveOutcome, Users};
 use crate::store::{BeginOutcome, Intent, OrderStore, StoreError};
 
 /// Time limit for a release in the background.
-const RELEASE_TIMEOUT: Duration = Duration::from_secs(3);
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 
 // Within 10 s of the last fault every order is finished. With the default settings the reconciler runs at least every
 // 1.5 s.
 // - An abandoned intent is aborted when it is 5 + 1 s old, so its release starts after at most 7.5 s.
-// - If a replica dies or a release fails, the claim ends after 2 s and the next release starts after at most 3.5 s; after at
-//   most 7 s if the first try did not reach product-service, because the client was still throttling calls to it.
+// - If a replica dies or a release fails, the claim ends after 3 s and the next release starts after at most 4.5 s; after at
+//   most 9 s if the first try did not reach product-service, because the client was still throttling calls to it.
 
 /// How much longer than the order timeout an intent is left alone, because its request may be settling it right now.
 const ABANDON_GRACE: Duration = Duration::from_secs(1);
-/// How long a claimed order is left to its replica. A release that takes longer may be sent twice, which does no harm.
-const CLAIM_LEASE: Duration = Duration::from_secs(2);
+/// How long a claimed order is left to its replica: until its release has timed out, and a second for the store.
+const CLAIM_LEASE: Duration = Duration::from_secs(RELEASE_TIMEOUT.as_secs() + 1);
 
 static PLACEMENTS: LazyLock<Family<Labels<1>, Counter>> = LazyLock::new(|| {
     metrics::register("order_placements", "Attempts to place an order, by outcome", Family::default())
@@ -281,12 +280,18 @@ impl Placement {
     /// Aborts abandoned intents, then releases the stock of up to `limit` orders that wait for it. Returns how many of
     /// them are finished.
     ///
+    /// It runs in a task of its own, so that [`Placement::finish`] waits for the claimed orders when the reconciler stops.
+    ///
     /// # Errors
     /// If the store fails. A failed release is logged and retried by a later call.
     pub async fn reconcile(&self, limit: usize) -> Result<usize, StoreError> {
-        let now = chassis::now();
-        let abandoned_before = now.checked_sub(self.abandon_after()).unwrap_or(Timestamp::MIN);
-        let claimed = self.0.store.claim(now, abandoned_before, CLAIM_LEASE, limit).await?;
+        let this = self.clone();
+        let task = self.0.running.spawn(async move { this.claim_and_release(limit).await });
+        task.await.unwrap_or_else(|panicked| Err(StoreError::Unavailable(panicked.to_string())))
+    }
+
+    async fn claim_and_release(&self, limit: usize) -> Result<usize, StoreError> {
+        let claimed = self.0.store.claim(self.abandon_after(), CLAIM_LEASE, limit).await?;
         let releases = claimed.iter().map(|id| {
             crash_point!("reconcile: claimed");
             self.release(*id)

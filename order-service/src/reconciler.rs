@@ -11,7 +11,7 @@ const BATCH: usize = 64;
 
 /// Reconciles every `interval`, ±50 % jitter so that replicas that started together drift apart. Never returns.
 ///
-/// After a full batch it continues without a pause.
+/// After a full batch it continues without a pause. A batch that was begun is finished when this future is dropped.
 pub async fn run(placement: Placement, interval: Duration) {
     loop {
         let finished = placement.reconcile(BATCH).await;

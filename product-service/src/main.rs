@@ -1,8 +1,6 @@
-//! The process: settings, telemetry, store, peers, app, serve.
+//! The process: signals, settings, telemetry, store, peers, app, serve.
 
-use std::process::ExitCode;
-
-use chassis::telemetry;
+use chassis::{Signals, telemetry};
 use mimalloc::MiMalloc;
 use product_service::config::Config;
 use product_service::peers::Users;
@@ -13,17 +11,22 @@ use product_service::{AppState, SERVICE, app, store};
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 #[tokio::main]
-async fn main() -> ExitCode {
-    chassis::exit(start(chassis::config::parse()).await)
+async fn main() {
+    chassis::exit(start().await)
 }
 
-async fn start(config: Config) -> Result<(), String> {
+async fn start() -> Result<(), String> {
+    let signals = Signals::catch()?;
+    let config: Config = chassis::config::parse();
     let telemetry = telemetry::start(SERVICE, &config.settings)?;
-    let (store, kind) = store::open(&config.database, config.seed).await?;
+    let (store, storage) = store::open(&config.database, config.seed).await?;
+    if config.database.migrate_only {
+        return chassis::migrate(&storage, signals).await;
+    }
     let users = Users::new(config.user_service_url.clone(), &config.peers).map_err(|error| error.to_string())?;
-    let about = format!("store: {kind}, peers: user-service {}", config.user_service_url);
+    let about = format!("store: {storage}, peers: user-service {}", config.user_service_url);
     let app = app(AppState::new(store, users), &config.settings);
-    chassis::run(SERVICE, config.port, &about, &app).await?;
+    chassis::run(SERVICE, config.port, &about, &app, &storage, signals).await?;
     telemetry.end().await;
     Ok(())
 }

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader, Lines};
 use tokio::process::{Child, Command};
-use tokio::time;
+use tokio::time::{self, Instant};
 
+use crate::PAUSE;
 use crate::http::{self, Request, Response};
 use crate::launch::Launch;
 
-/// The time from the start to the start-up line.
+/// The time from the start to the start-up line, and from there until it is ready.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// A process of one of the three services. It never outlives this value, nor this process, however that ends.
@@ -39,11 +40,30 @@ pub enum Signal {
 }
 
 impl Service {
-    /// Starts the service and waits for its start-up line.
+    /// Starts the service and waits until it is ready, or until it has ended again.
+    ///
+    /// # Errors
+    /// If it does not become ready; the text has the output so far.
+    pub async fn start(launch: Launch) -> Result<Self, String> {
+        let mut service = Self::listen(launch).await?;
+        let deadline = Instant::now() + START_LIMIT;
+        while service.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            if service.request("GET", "/readyz").try_send().await.is_ok_and(|answer| answer.status == 200) {
+                break;
+            }
+            if Instant::now() > deadline {
+                return Err(format!("{} is not ready{}", service.launch.service, service.launch.log));
+            }
+            time::sleep(PAUSE).await;
+        }
+        Ok(service)
+    }
+
+    /// Starts the service and waits for its start-up line. It may not be ready, because its database is away.
     ///
     /// # Errors
     /// If the line does not come; the text has the output so far.
-    pub async fn start(launch: Launch) -> Result<Self, String> {
+    pub async fn listen(launch: Launch) -> Result<Self, String> {
         let service = launch.service;
         let spawned = launch.command()?.spawn();
         let mut child = spawned.map_err(|error| format!("cannot start {service}: {error}"))?;
@@ -85,7 +105,7 @@ impl Service {
         self.child.id().expect("a process that runs has an id")
     }
 
-    /// Returns the line that it printed when it was ready.
+    /// Returns the line that it printed when it listened.
     pub fn start_up_line(&self) -> &str {
         &self.start_up_line
     }

@@ -1,8 +1,6 @@
-//! The process: settings, telemetry, store, app, serve.
+//! The process: signals, settings, telemetry, store, app, serve.
 
-use std::process::ExitCode;
-
-use chassis::telemetry;
+use chassis::{Signals, telemetry};
 use mimalloc::MiMalloc;
 use user_service::config::Config;
 use user_service::password::Hasher;
@@ -13,17 +11,22 @@ use user_service::{AppState, SERVICE, app, store};
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 #[tokio::main]
-async fn main() -> ExitCode {
-    chassis::exit(start(chassis::config::parse()).await)
+async fn main() {
+    chassis::exit(start().await)
 }
 
-async fn start(config: Config) -> Result<(), String> {
+async fn start() -> Result<(), String> {
+    let signals = Signals::catch()?;
+    let config: Config = chassis::config::parse();
     let telemetry = telemetry::start(SERVICE, &config.settings)?;
-    let (store, kind) = store::open(&config.database, config.seed).await?;
-    let about = format!("store: {kind}, peers: none");
+    let (store, storage) = store::open(&config.database, config.seed).await?;
+    if config.database.migrate_only {
+        return chassis::migrate(&storage, signals).await;
+    }
+    let about = format!("store: {storage}, peers: none");
     let hasher = Hasher::new(config.password_hashes_at_once, config.password_hashes_waiting);
     let app = app(AppState::new(store, hasher), &config.settings);
-    chassis::run(SERVICE, config.port, &about, &app).await?;
+    chassis::run(SERVICE, config.port, &about, &app, &storage, signals).await?;
     telemetry.end().await;
     Ok(())
 }

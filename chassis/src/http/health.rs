@@ -54,9 +54,24 @@ impl Draining {
     }
 }
 
+/// What the service waits for before it can do its work, in a few words; `None` afterwards.
+#[derive(Clone, Debug, Default)]
+pub struct Starting(Arc<Mutex<Option<&'static str>>>);
+
+impl Starting {
+    pub(crate) fn set(&self, waits_for: Option<&'static str>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = waits_for;
+    }
+
+    fn get(&self) -> Option<&'static str> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 #[derive(Clone)]
 struct Health {
     draining: Draining,
+    starting: Starting,
     checks: Arc<dyn ReadinessChecks>,
     /// The latest report; without content while its checks run.
     report: Arc<Mutex<watch::Receiver<Option<Report>>>>,
@@ -105,9 +120,10 @@ async fn check(checks: &dyn ReadinessChecks) -> Result<BTreeMap<&'static str, &'
 }
 
 /// Returns the routes `/livez` and `/readyz`.
-pub(crate) fn routes(draining: Draining, checks: Arc<dyn ReadinessChecks>) -> OpenApiRouter {
+pub(crate) fn routes(draining: Draining, starting: Starting, checks: Arc<dyn ReadinessChecks>) -> OpenApiRouter {
     let report = Arc::new(Mutex::new(watch::channel(None).1));
-    OpenApiRouter::new().routes(routes!(livez)).routes(routes!(readyz)).with_state(Health { draining, checks, report })
+    let health = Health { draining, starting, checks, report };
+    OpenApiRouter::new().routes(routes!(livez)).routes(routes!(readyz)).with_state(health)
 }
 
 /// A process that answers.
@@ -134,11 +150,15 @@ struct Ready {
     peers: BTreeMap<&'static str, &'static str>,
 }
 
-/// Whether to send requests here: 503 with the reasons while draining or without the store.
+/// Whether to send requests here: 503 with the reasons while starting, while draining or without the store.
 ///
 /// The state of the store and of the peers is at most half a second old.
 #[utoipa::path(get, path = "/readyz", tag = "health", responses((status = OK, body = Ready)))]
 async fn readyz(State(health): State<Health>) -> Response {
+    if let Some(waits_for) = health.starting.get().filter(|_| !health.draining.has_begun()) {
+        let reasons = vec!["starting".to_owned(), waits_for.to_owned()];
+        return Problem::store_unavailable(waits_for).with_reasons(reasons).into_response();
+    }
     let report = if health.draining.has_begun() { None } else { Some(health.report().await) };
     match report.filter(|_| !health.draining.has_begun()) {
         Some(Ok(peers)) => Json(Ready { status: "ready", peers }).into_response(),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, TryStreamExt};
 use futures_util::{FutureExt, StreamExt, TryFutureExt};
+use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{ConnectOptions, Either, Error, Execute, Executor, Postgres, Row, SqlStr};
 use tokio::sync::Mutex;
@@ -16,9 +17,10 @@ use tracing::Instrument;
 
 use super::connections::{ANSWER_TIMEOUT, Connections};
 use super::metrics;
+use super::opening::Opening;
 use super::retry::{
-    ambiguous, is_constraint_violation, is_transient, no_connection_left, not_connected, not_executed, retry_if,
-    timed_out,
+    ambiguous, is_constraint_violation, is_transient, no_connection_left, not_connected, not_executed, not_open,
+    retry_if, timed_out,
 };
 use crate::config::DatabaseSettings;
 use crate::telemetry::traces;
@@ -47,11 +49,18 @@ pub struct Pool {
     statement_timeout: Duration,
     /// The longest that a step takes, retries included.
     step_timeout: Duration,
+    /// Steps fail until the database is open.
+    pub(super) opening: Arc<Opening>,
 }
 
 impl Pool {
-    /// Returns a pool that connects when it is first used.
-    pub(super) fn new(options: PgConnectOptions, settings: &DatabaseSettings) -> Self {
+    /// Returns a pool for the database at `url`. Its steps fail until [`crate::run`] or [`Pool::open`] has opened the database.
+    pub fn new(service: &str, url: &PgConnectOptions, settings: &DatabaseSettings, migrations: &Migrator) -> Self {
+        // The caller of a failed statement logs it.
+        let options = url.clone().disable_statement_logging();
+        let options =
+            if options.get_application_name().is_some() { options } else { options.application_name(service) };
+        let opening = Arc::new(Opening::new(options.clone(), migrations));
         let millis = |time: Duration| time.as_millis().max(1).to_string(); // 0 would mean no limit
         let options = options.options([
             ("statement_timeout", millis(settings.database_statement)),
@@ -68,9 +77,18 @@ impl Pool {
             health_connection: Arc::default(),
             statement_timeout,
             step_timeout: acquire_timeout + statement_timeout,
+            opening,
         };
         metrics::register_pool(Arc::clone(&pool.connections));
         pool
+    }
+
+    /// Opens the database with one attempt: runs the migrations that it lacks.
+    ///
+    /// # Errors
+    /// If the database does not answer, refuses access or belongs to another service, or if a migration fails.
+    pub async fn open(&self) -> Result<(), String> {
+        self.opening.attempt_once().await
     }
 
     /// Runs a step that only reads. Transient failures are retried, up to 4 attempts in all. Metrics and traces use `name`.
@@ -134,6 +152,9 @@ impl Pool {
         name: &'static str,
         step: impl Future<Output = (Result<T, Error>, bool)>,
     ) -> (Result<T, Error>, bool) {
+        if !self.opening.is_open() {
+            return (Err(not_open()), false);
+        }
         let (started, span) = (Instant::now(), traces::statement_span(name));
         let step = time::timeout(self.step_timeout, step).instrument(span.clone());
         let (outcome, is_ambiguous) = step.await.unwrap_or_else(|_| (Err(timed_out()), true));

@@ -270,6 +270,11 @@ pub(super) fn timed_out() -> Error {
     Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the database does not answer"))
 }
 
+/// Returns the error of a step before the database is open.
+pub(super) fn not_open() -> Error {
+    Error::Io(io::Error::new(io::ErrorKind::NotConnected, "the database is not open yet"))
+}
+
 /// Returns the SQLSTATE, if the error is one of the database.
 pub(super) fn sql_state(error: &Error) -> Option<Cow<'_, str>> {
     error.as_database_error()?.code()

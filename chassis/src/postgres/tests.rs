@@ -9,8 +9,8 @@ use testing::eventually;
 use testing::postgres::{behind_a_faulty_connection, database};
 use tokio::time;
 
+use super::Pool;
 use super::connections::ANSWER_TIMEOUT;
-use super::{Pool, open};
 use crate::config::{DatabaseSettings, defaults};
 
 const THINGS: &str = "create table things (id bigint primary key); select pg_sleep(0.2)";
@@ -34,9 +34,15 @@ pub(super) fn migrations(sql: &[&'static str]) -> Migrator {
     Migrator::with_migrations(numbered.collect())
 }
 
+async fn open(database: &PgConnectOptions, settings: &DatabaseSettings, migrations: &Migrator) -> Result<Pool, String> {
+    let pool = Pool::new("tiny", database, settings, migrations);
+    pool.open().await?;
+    Ok(pool)
+}
+
 pub(super) async fn pool(database: &PgConnectOptions, connections: u32, settings: DatabaseSettings) -> Pool {
     let settings = DatabaseSettings { database_connections: connections, ..settings };
-    open("tiny", database, &settings, &migrations(&[])).await.unwrap()
+    open(database, &settings, &migrations(&[])).await.unwrap()
 }
 
 /// Runs steps of 50 ms concurrently. Returns whether all succeed.
@@ -63,7 +69,7 @@ pub(super) async fn open_connections(pool: &Pool, number: u32) {
 async fn migrates_once_when_replicas_start_together() {
     let Some(database) = database().await else { return };
     let (settings, things) = (generous_timeouts(), migrations(&[THINGS]));
-    let open = || open("tiny", &database, &settings, &things);
+    let open = || open(&database, &settings, &things);
     let (one, two, three) = tokio::join!(open(), open(), open());
     for pool in [one.unwrap(), two.unwrap(), three.unwrap()] {
         sqlx::query("select id from things").execute(&pool).await.unwrap();
@@ -76,10 +82,10 @@ async fn starts_when_the_database_is_ahead_and_refuses_a_changed_migration() {
     let settings = generous_timeouts();
     let newer = [THINGS, "alter table things add name text"];
     for release in [&newer[..], &newer[..1]] {
-        open("tiny", &database, &settings, &migrations(release)).await.unwrap();
+        open(&database, &settings, &migrations(release)).await.unwrap();
     }
     let changed = migrations(&["create table others (id bigint primary key)"]);
-    assert!(open("tiny", &database, &settings, &changed).await.is_err(), "a changed migration");
+    assert!(open(&database, &settings, &changed).await.is_err(), "a changed migration");
 }
 
 #[tokio::test]
@@ -166,7 +172,7 @@ async fn closes_all_idle_connections_when_one_is_dead() {
 #[tokio::test]
 async fn reports_a_failed_statement_after_its_rollback() {
     let Some(database) = database().await else { return };
-    let pool = open("tiny", &database, &generous_timeouts(), &migrations(&[THINGS])).await.unwrap();
+    let pool = open(&database, &generous_timeouts(), &migrations(&[THINGS])).await.unwrap();
     sqlx::query("insert into things values (0)").execute(&pool).await.unwrap();
     let fail = "do $$ begin
         update things set id = 0;
@@ -188,4 +194,40 @@ async fn pings_while_all_connections_are_busy() {
     let _busy = pool.connections.acquire().await.unwrap();
     assert!(pool.connections.acquire().now_or_never().is_none(), "all connections are busy");
     pool.ping().await.unwrap();
+}
+
+#[tokio::test]
+async fn fails_every_step_until_the_database_is_open() {
+    let Some(database) = database().await else { return };
+    let pool = Pool::new("tiny", &database, &generous_timeouts(), &migrations(&[]));
+    pool.ping().await.expect_err("it is not open");
+    assert!(!run_concurrently(&pool, 1).await);
+    pool.open().await.unwrap();
+    pool.ping().await.unwrap();
+    assert!(run_concurrently(&pool, 1).await);
+}
+
+#[tokio::test]
+async fn needs_no_lock_when_nothing_is_to_be_migrated() {
+    let Some(database) = database().await else { return };
+    let things = migrations(&[THINGS]);
+    open(&database, &generous_timeouts(), &things).await.unwrap();
+    let mut other = database.connect().await.unwrap();
+    sqlx::query("begin").execute(&mut other).await.unwrap();
+    sqlx::query("lock table _sqlx_migrations in share update exclusive mode").execute(&mut other).await.unwrap();
+    open(&database, &generous_timeouts(), &things).await.unwrap();
+}
+
+/// Earlier releases hold the lock of sqlx while they migrate.
+#[tokio::test]
+async fn waits_while_a_replica_of_an_earlier_release_migrates() {
+    let Some(database) = database().await else { return };
+    let (settings, things) = (generous_timeouts(), migrations(&[THINGS]));
+    let mut earlier = database.connect().await.unwrap();
+    sqlx::migrate::Migrate::lock(&mut earlier).await.unwrap();
+    let opened = open(&database, &settings, &things);
+    tokio::pin!(opened);
+    time::timeout(Duration::from_millis(500), opened.as_mut()).await.expect_err("the lock is held");
+    sqlx::migrate::Migrate::unlock(&mut earlier).await.unwrap();
+    opened.await.unwrap();
 }

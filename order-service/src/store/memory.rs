@@ -206,15 +206,11 @@ impl OrderStore for MemoryStore {
         Ok(Rows::cut(rows, page.limit))
     }
 
-    async fn claim(
-        &self,
-        now: Timestamp,
-        abandoned_before: Timestamp,
-        lease: Duration,
-        limit: usize,
-    ) -> Result<Vec<OrderId>, StoreError> {
+    async fn claim(&self, abandon_after: Duration, lease: Duration, limit: usize) -> Result<Vec<OrderId>, StoreError> {
         let mut tables = self.write();
-        let is_abandoned = |row: &Row| row.state == State::Placing && row.order.created_at < abandoned_before;
+        let now = chassis::now();
+        let abandoned_before = now.checked_sub(abandon_after).unwrap_or(Timestamp::MIN);
+        let is_abandoned = |row: &Row| row.state == State::Placing && row.order.created_at <= abandoned_before;
         let unfinished = tables.indexes.unfinished.keys().filter(|id| tables.rows.get(id).is_some_and(is_abandoned));
         for id in unfinished.copied().collect::<Vec<_>>() {
             tables.move_row(id, State::abort, |_| ());

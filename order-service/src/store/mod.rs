@@ -14,6 +14,7 @@ use async_trait::async_trait;
 use chassis::config::DatabaseSettings;
 use chassis::http::entity::Entity;
 use chassis::http::page::{Page, Rows};
+use chassis::postgres::Storage;
 use jiff::Timestamp;
 use shared::orders::{Order, OrderLine, OrderStatus};
 use shared::{Id, Money, OrderId};
@@ -22,11 +23,6 @@ pub use self::memory::MemoryStore;
 pub use self::postgres::PostgresStore;
 use crate::idempotency::{Fingerprint, Key};
 use crate::order::State;
-
-/// How the start-up line describes the store in memory.
-pub const MEMORY: &str = "memory (a restart forgets everything)";
-/// How the start-up line describes the store in PostgreSQL.
-pub const POSTGRES: &str = "PostgreSQL";
 
 /// Orders, and the intents that may become orders.
 ///
@@ -64,19 +60,13 @@ pub trait OrderStore: Send + Sync {
     /// position of the page or on the number of matches.
     async fn page(&self, page: Page<OrderId>, filter: Filter) -> Result<Rows<Entity<Order>>, StoreError>;
 
-    /// Aborts the intents that were created before `abandoned_before`, and claims up to `limit` orders that wait for
-    /// their release. No other call returns a claimed order until `now + lease`.
+    /// Aborts the intents that are at least `abandon_after` old, and claims up to `limit` orders that wait for their
+    /// release. No other call returns a claimed order until the lease ends. All replicas use the clock of the store.
     ///
     /// Orders that were never claimed come first, then those whose claim is the oldest: an order whose release always
     /// fails delays no other. A claim only saves work: two replicas may release the same order. The call is atomic for
     /// each order, not as a whole: it may fail after it has aborted some intents and before it has claimed an order.
-    async fn claim(
-        &self,
-        now: Timestamp,
-        abandoned_before: Timestamp,
-        lease: Duration,
-        limit: usize,
-    ) -> Result<Vec<OrderId>, StoreError>;
+    async fn claim(&self, abandon_after: Duration, lease: Duration, limit: usize) -> Result<Vec<OrderId>, StoreError>;
 
     /// Returns how many orders were claimed and still wait for their release, at most 1,000.
     async fn unsettled(&self) -> Result<i64, StoreError>;
@@ -128,14 +118,15 @@ pub enum StoreError {
     Unavailable(String),
 }
 
-/// Opens the store in the database of these settings, or in memory without a database. Returns it with its description
-/// for the start-up line.
+/// Returns the store in the database of these settings, or in memory without a database, and its storage.
 ///
 /// # Errors
-/// If the database does not answer for half a minute, or a migration fails.
-pub async fn open(settings: &DatabaseSettings) -> Result<(Arc<dyn OrderStore>, &'static str), String> {
-    let Some(url) = settings.url()? else { return Ok((memory(), MEMORY)) };
-    Ok((Arc::new(PostgresStore::open(&url, settings).await?), POSTGRES))
+/// If `DATABASE_URL` is invalid.
+pub fn open(settings: &DatabaseSettings) -> Result<(Arc<dyn OrderStore>, Storage), String> {
+    let Some(url) = settings.url()? else { return Ok((memory(), Storage::Memory)) };
+    let store = PostgresStore::new(&url, settings);
+    let storage = store.storage();
+    Ok((Arc::new(store), storage))
 }
 
 /// Returns an empty store in memory.

@@ -8,7 +8,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chassis::http::entity::Entity;
 use chassis::http::page::{Page, Rows};
-use jiff::Timestamp;
 use order_service::order::State;
 use order_service::store::{BeginOutcome, Filter, Intent, MemoryStore, OrderStore, StoreError};
 use shared::orders::{Order, OrderLine, OrderStatus};
@@ -124,14 +123,8 @@ impl OrderStore for FlakyStore {
         self.run("page", self.store.page(page, filter)).await
     }
 
-    async fn claim(
-        &self,
-        now: Timestamp,
-        abandoned_before: Timestamp,
-        lease: Duration,
-        limit: usize,
-    ) -> Result<Vec<OrderId>, StoreError> {
-        self.run("claim", self.store.claim(now, abandoned_before, lease, limit)).await
+    async fn claim(&self, abandon_after: Duration, lease: Duration, limit: usize) -> Result<Vec<OrderId>, StoreError> {
+        self.run("claim", self.store.claim(abandon_after, lease, limit)).await
     }
 
     async fn unsettled(&self) -> Result<i64, StoreError> {

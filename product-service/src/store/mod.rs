@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use chassis::config::DatabaseSettings;
 use chassis::http::entity::Entity;
 use chassis::http::page::{Page, Rows};
+use chassis::postgres::Storage;
 use jiff::Timestamp;
 use shared::{Id, Money, OrderId};
 
@@ -20,11 +21,6 @@ pub use self::memory::MemoryStore;
 pub use self::postgres::PostgresStore;
 use crate::product::{CreateProduct, ProductRecord, UpdateProduct};
 use crate::reservation::{Reservation, ReservationLines, ReservationOutcome, ReservationRequest};
-
-/// How the start-up line describes the store in memory.
-pub const MEMORY: &str = "memory (a restart forgets everything)";
-/// How the start-up line describes the store in PostgreSQL.
-pub const POSTGRES: &str = "PostgreSQL";
 
 /// Products by id, and reservations on their stock. Each call is one atomic step.
 ///
@@ -108,14 +104,15 @@ pub enum StoreError {
     Unavailable(String),
 }
 
-/// Opens the store in the database of these settings, or in memory without a database. Returns it with its description
-/// for the start-up line. Only a store in memory is seeded.
+/// Returns the store in the database of these settings, or in memory without a database, and its storage. Only a store in memory is seeded.
 ///
 /// # Errors
-/// If the database does not answer for half a minute, or a migration fails.
-pub async fn open(settings: &DatabaseSettings, seed: bool) -> Result<(Arc<dyn ProductStore>, &'static str), String> {
-    let Some(url) = settings.url()? else { return Ok((memory(seed).await?, MEMORY)) };
-    Ok((Arc::new(PostgresStore::open(&url, settings).await?), POSTGRES))
+/// If `DATABASE_URL` is invalid.
+pub async fn open(settings: &DatabaseSettings, seed: bool) -> Result<(Arc<dyn ProductStore>, Storage), String> {
+    let Some(url) = settings.url()? else { return Ok((memory(seed).await?, Storage::Memory)) };
+    let store = PostgresStore::new(&url, settings);
+    let storage = store.storage();
+    Ok((Arc::new(store), storage))
 }
 
 /// Returns a store in memory: with the products of the tutorial if `seed`, else empty.

@@ -248,7 +248,7 @@ impl Case {
         }
         durable.system.orders.kill().await;
         // Ages both by a minute. They are claimed as well, or on a busy machine the process would crash while it starts.
-        let age = "update orders set created_at = created_at - interval '1 minute', claimed_until = 'infinity'";
+        let age = "update orders set begun_at = begun_at - interval '1 minute', claimed_until = 'infinity'";
         let mut orders = durable.database(ORDERS).await.map_err(|error| error.to_string())?;
         sqlx::query(age).execute(&mut orders).await.map_err(|error| error.to_string())?;
         heal(&durable.links);

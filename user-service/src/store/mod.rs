@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use chassis::config::DatabaseSettings;
 use chassis::http::entity::Entity;
 use chassis::http::page::{Page, Rows};
+use chassis::postgres::Storage;
 use jiff::Timestamp;
 use shared::Id;
 
@@ -20,11 +21,6 @@ pub use self::memory::MemoryStore;
 pub use self::postgres::PostgresStore;
 use crate::password::PasswordHash;
 use crate::user::{CreateUser, UserRecord};
-
-/// How the start-up line describes the store in memory.
-pub const MEMORY: &str = "memory (a restart forgets everything)";
-/// How the start-up line describes the store in PostgreSQL.
-pub const POSTGRES: &str = "PostgreSQL";
 
 /// Users by id, and by the username and e-mail, which are unique. Each call is one atomic step.
 #[async_trait]
@@ -83,14 +79,15 @@ pub enum StoreError {
     Unavailable(String),
 }
 
-/// Opens the store in the database of these settings, or in memory without a database. Returns it with its description
-/// for the start-up line. Only a store in memory is seeded.
+/// Returns the store in the database of these settings, or in memory without a database, and its storage. Only a store in memory is seeded.
 ///
 /// # Errors
-/// If the database does not answer for half a minute, or a migration fails.
-pub async fn open(settings: &DatabaseSettings, seed: bool) -> Result<(Arc<dyn UserStore>, &'static str), String> {
-    let Some(url) = settings.url()? else { return Ok((memory(seed).await?, MEMORY)) };
-    Ok((Arc::new(PostgresStore::open(&url, settings).await?), POSTGRES))
+/// If `DATABASE_URL` is invalid.
+pub async fn open(settings: &DatabaseSettings, seed: bool) -> Result<(Arc<dyn UserStore>, Storage), String> {
+    let Some(url) = settings.url()? else { return Ok((memory(seed).await?, Storage::Memory)) };
+    let store = PostgresStore::new(&url, settings);
+    let storage = store.storage();
+    Ok((Arc::new(store), storage))
 }
 
 /// Returns a store in memory: with the users of the tutorial if `seed`, else empty.

@@ -16,8 +16,7 @@ use async_trait::async_trait;
 use chassis::config::DatabaseSettings;
 use chassis::http::entity::Entity;
 use chassis::http::page::{Page, Rows};
-use chassis::postgres::{self, Pool};
-use jiff::Timestamp;
+use chassis::postgres::{Pool, Storage};
 use jiff_sqlx::ToSqlx;
 use serde::{Deserialize, Serialize};
 use shared::orders::{Order, OrderLine, OrderStatus};
@@ -79,14 +78,11 @@ struct Line {
 }
 
 impl PostgresStore {
-    /// Opens the store in the database at `url`, after running the migrations.
-    ///
-    /// # Errors
-    /// If the database does not answer for half a minute, or a migration fails.
-    pub async fn open(url: &PgConnectOptions, settings: &DatabaseSettings) -> Result<Self, String> {
+    /// Returns the store in the database at `url`. Its calls fail until the database is open.
+    pub fn new(url: &PgConnectOptions, settings: &DatabaseSettings) -> Self {
         // A generic plan that was made while the table was small must not scan it when it is large.
         let plans = ["enable_seqscan", "enable_hashjoin", "enable_mergejoin"].map(|scans| (scans, "off"));
-        let pool = postgres::open(SERVICE, &url.clone().options(plans), settings, &MIGRATIONS).await?;
+        let pool = Pool::new(SERVICE, &url.clone().options(plans), settings, &MIGRATIONS);
         let (id, item_bytes, read) = (|id: &OrderId| *id, |_: &OrderId| 0, |_: &PgRow| Ok(()));
         let insert = StatementSpec {
             name: "insert",
@@ -104,13 +100,28 @@ impl PostgresStore {
         };
         let abort = StatementSpec { name: "abort", id, item_bytes, statement: abort, read };
         let release = StatementSpec { name: "finish_release", id, item_bytes, statement: finish_release, read };
-        Ok(Self {
+        Self {
             inserts: BatchedStatement::new(&pool, insert),
             settlements: BatchedStatement::new(&pool, settle),
             aborts: BatchedStatement::new(&pool, abort),
             releases: BatchedStatement::new(&pool, release),
             pool,
-        })
+        }
+    }
+
+    /// Returns the store, after one attempt to open its database.
+    ///
+    /// # Errors
+    /// If the database cannot be opened or migrated.
+    pub async fn open(url: &PgConnectOptions, settings: &DatabaseSettings) -> Result<Self, String> {
+        let store = Self::new(url, settings);
+        store.pool.open().await?;
+        Ok(store)
+    }
+
+    /// Returns the database of this store.
+    pub fn storage(&self) -> Storage {
+        Storage::Postgres(self.pool.clone())
     }
 
     /// Returns the outcome for an intent that could not be inserted. `None` if the conflicting row is gone.
@@ -212,32 +223,23 @@ impl OrderStore for PostgresStore {
 
     /// Two statements, because the second must also see the rows that the first one aborts. Both skip locked rows:
     /// another replica is settling, aborting or claiming those.
-    async fn claim(
-        &self,
-        now: Timestamp,
-        abandoned_before: Timestamp,
-        lease: Duration,
-        limit: usize,
-    ) -> Result<Vec<OrderId>, StoreError> {
+    async fn claim(&self, abandon_after: Duration, lease: Duration, limit: usize) -> Result<Vec<OrderId>, StoreError> {
         const ABORT_ABANDONED: &str = r"
             with abandoned as materialized
-                (select id from orders where state = 'placing' and created_at < $1
-                order by created_at limit 1000 for update skip locked)
+                (select id from orders where state = 'placing' and begun_at <= now() - $1 * interval '1 second'
+                order by begun_at limit 1000 for update skip locked)
             update orders set state = 'aborting' from abandoned where orders.id = abandoned.id";
         const CLAIM: &str = r"
             with waiting as materialized
-                (select id from orders where state in ('aborting', 'cancelling') and claimed_until <= $1
-                order by claimed_until, id limit $3 for update skip locked),
+                (select id from orders where state in ('aborting', 'cancelling') and claimed_until <= now()
+                order by claimed_until, id limit $2 for update skip locked),
             claimed as
-                (update orders set claimed_until = $2 from waiting where orders.id = waiting.id returning orders.id)
+                (update orders set claimed_until = now() + $1 * interval '1 second' from waiting
+                where orders.id = waiting.id returning orders.id)
             select id from claimed order by id";
-        let abort = || query(ABORT_ABANDONED).bind(abandoned_before.to_sqlx()).execute(&self.pool);
+        let abort = || query(ABORT_ABANDONED).bind(abandon_after.as_secs_f64()).execute(&self.pool);
         self.pool.retry_idempotent("abort_abandoned", abort).await?;
-        let until = now.checked_add(lease).unwrap_or(Timestamp::MAX);
-        let claim = || {
-            let claim = query_scalar(CLAIM).bind(now.to_sqlx()).bind(until.to_sqlx()).bind(sql_limit(limit));
-            claim.fetch_all(&self.pool)
-        };
+        let claim = || query_scalar(CLAIM).bind(lease.as_secs_f64()).bind(sql_limit(limit)).fetch_all(&self.pool);
         Ok(self.pool.retry_idempotent("claim", claim).await?.into_iter().map(OrderId).collect())
     }
 

@@ -95,8 +95,7 @@ async fn skips_locked_rows_when_claiming() {
     let lock = "select id from orders where id <= $1 for update";
     query(lock).bind(locked[2].0).execute(&mut *transaction).await.unwrap();
 
-    let soon = Timestamp::now() + Duration::from_secs(60);
-    let claim = || tokio::time::timeout(Duration::from_secs(20), store.claim(soon, soon, Duration::ZERO, 3));
+    let claim = || tokio::time::timeout(Duration::from_secs(20), store.claim(Duration::ZERO, Duration::ZERO, 3));
     assert_eq!(claim().await.expect("no wait for a lock").unwrap(), free);
     transaction.rollback().await.unwrap();
     assert_eq!(
@@ -104,6 +103,25 @@ async fn skips_locked_rows_when_claiming() {
         locked,
         "orders that were never claimed come first"
     );
+}
+
+/// The clock of a replica may be wrong by hours, in either direction.
+#[tokio::test]
+async fn decides_by_the_clock_of_the_database_which_intents_are_abandoned() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let Some(database) = database().await else { return };
+    let store = open(&database).await;
+    let ids = [(); 4].map(|()| OrderId(Uuid::now_v7()));
+    for (id, created_at) in ids.into_iter().zip([chassis::now() - 9 * HOUR, chassis::now() + 9 * HOUR].repeat(2)) {
+        let intent = Intent { id, user_id: Id::new(1).unwrap(), key: None, created_at };
+        assert_eq!(store.begin(intent).await, Ok(BeginOutcome::Started));
+    }
+    let age = query("update orders set begun_at = begun_at - interval '2 hours' where id = any ($1)");
+    age.bind([ids[0].0, ids[1].0]).execute(&store.pool).await.unwrap();
+    assert_eq!(store.claim(HOUR, HOUR, 9).await.unwrap(), ids[..2]);
+    assert_eq!(store.claim(HOUR, HOUR, 9).await.unwrap(), [], "they are claimed for an hour");
+    let leases = "select count(*) from orders where claimed_until between now() + interval '59 minutes' and now() + interval '1 hour'";
+    assert_eq!(query_scalar::<_, i64>(leases).fetch_one(&store.pool).await.unwrap(), 2);
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use chassis::config::DatabaseSettings;
 use chassis::http::entity::Entity;
 use chassis::http::page::{Page, Rows};
-use chassis::postgres::{self, Pool, is_row_error};
+use chassis::postgres::{Pool, Storage, is_row_error};
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
 use serde::de::Error as _;
@@ -37,16 +37,27 @@ pub struct PostgresStore {
 }
 
 impl PostgresStore {
-    /// Opens the store in this database, and migrates the database first.
-    ///
-    /// # Errors
-    /// If the database does not answer for half a minute, or a migration fails.
-    pub async fn open(url: &PgConnectOptions, settings: &DatabaseSettings) -> Result<Self, String> {
+    /// Returns the store in the database at `url`. Its calls fail until the database is open.
+    pub fn new(url: &PgConnectOptions, settings: &DatabaseSettings) -> Self {
         // Each statement has an index. A plan that was made while a table was small must not scan this table, or a whole
         // index for a hash or merge join, when it has grown.
         let plans = ["enable_seqscan", "enable_hashjoin", "enable_mergejoin"].map(|scans| (scans, "off"));
-        let url = url.clone().options(plans);
-        Ok(Self { pool: postgres::open(SERVICE, &url, settings, &MIGRATIONS).await? })
+        Self { pool: Pool::new(SERVICE, &url.clone().options(plans), settings, &MIGRATIONS) }
+    }
+
+    /// Returns the store, after one attempt to open its database.
+    ///
+    /// # Errors
+    /// If the database cannot be opened or migrated.
+    pub async fn open(url: &PgConnectOptions, settings: &DatabaseSettings) -> Result<Self, String> {
+        let store = Self::new(url, settings);
+        store.pool.open().await?;
+        Ok(store)
+    }
+
+    /// Returns the database of this store.
+    pub fn storage(&self) -> Storage {
+        Storage::Postgres(self.pool.clone())
     }
 
     async fn reserve_together(&self, requests: &[ReservationRequest]) -> Result<Vec<ReservationOutcome>, Error> {

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use chassis::config::DatabaseSettings;
 use chassis::http::entity::Entity;
 use chassis::http::page::{Page, Rows};
-use chassis::postgres::{self, Pool};
+use chassis::postgres::{Pool, Storage};
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
 use shared::Id;
@@ -33,12 +33,24 @@ pub struct PostgresStore {
 }
 
 impl PostgresStore {
-    /// Opens the store in this database, and migrates the database first.
+    /// Returns the store in the database at `url`. Its calls fail until the database is open.
+    pub fn new(url: &PgConnectOptions, settings: &DatabaseSettings) -> Self {
+        Self { pool: Pool::new(SERVICE, url, settings, &MIGRATIONS) }
+    }
+
+    /// Returns the store, after one attempt to open its database.
     ///
     /// # Errors
-    /// If the database does not answer for half a minute, or a migration fails.
+    /// If the database cannot be opened or migrated.
     pub async fn open(url: &PgConnectOptions, settings: &DatabaseSettings) -> Result<Self, String> {
-        Ok(Self { pool: postgres::open(SERVICE, url, settings, &MIGRATIONS).await? })
+        let store = Self::new(url, settings);
+        store.pool.open().await?;
+        Ok(store)
+    }
+
+    /// Returns the database of this store.
+    pub fn storage(&self) -> Storage {
+        Storage::Postgres(self.pool.clone())
     }
 
     /// Returns the reason why a write failed.
