@@ -108,6 +108,11 @@ pub struct PeerSettings {
     #[arg(long = "peer-timeout", env = "PEER_TIMEOUT_SECONDS", value_name = "PEER_TIMEOUT_SECONDS", default_value = "2", value_parser = seconds)]
     pub timeout: Duration,
 
+    /// Maximum seconds that a connection to a peer is used, up to 25 % less at random. Then new calls open new connections, which
+    /// a balancer can lead to new replicas
+    #[arg(long = "peer-connection-max-age", env = "PEER_CONNECTION_MAX_AGE_SECONDS", value_name = "PEER_CONNECTION_MAX_AGE_SECONDS", default_value = "30", value_parser = seconds)]
+    pub connection_max_age: Duration,
+
     /// Maximum calls that wait for one peer; further ones fail immediately
     #[arg(
         id = "peer_max_in_flight",
