@@ -41,6 +41,13 @@ impl Server {
         Connection { stream: TcpStream::connect(self.address).await.expect("it listens"), buffer: BytesMut::new() }
     }
 
+    /// Opens a connection without letting the server run, so that it waits in the kernel's queue.
+    pub(crate) fn connect_without_accept(&self) -> Connection {
+        let stream = std::net::TcpStream::connect(self.address).expect("it listens");
+        stream.set_nonblocking(true).expect("an open socket");
+        Connection { stream: TcpStream::from_std(stream).expect("a runtime"), buffer: BytesMut::new() }
+    }
+
     /// Returns whether the port is open.
     pub(crate) async fn is_listening(&self) -> bool {
         TcpStream::connect(self.address).await.is_ok()

@@ -109,6 +109,20 @@ async fn serves_one_request_of_the_last_accepted_connection() {
     server.stopped().await;
 }
 
+/// The kernel has accepted these connections, and resets them if the listener closes without the service accepting them.
+#[tokio::test]
+async fn serves_the_connections_in_the_queue_when_the_listener_closes() {
+    let (mut server, _) = start(Settings { linger: Duration::from_secs(60), ..no_drain() }).await;
+    server.get("/numbers/1").await.expect(200);
+    server.request_shutdown(Shutdown::Drain); // the server sees it at the next await, before the new connections
+    let queued: Vec<_> = (0..20).map(|_| server.connect_without_accept()).collect();
+    eventually("the listener to close", async || !server.is_listening().await).await;
+    for mut connection in queued {
+        connection.get("/numbers/2").await.expect(200);
+    }
+    server.stopped().await;
+}
+
 /// The shutdown timeout is an hour here: a hanging client does not count as a running request.
 #[tokio::test]
 async fn does_not_wait_for_hanging_clients() {
