@@ -65,7 +65,7 @@ pub struct Settings {
     #[arg(long = "body-timeout", env = "BODY_TIMEOUT_SECONDS", value_name = "BODY_TIMEOUT_SECONDS", default_value = "10", value_parser = seconds)]
     pub body_timeout: Duration,
 
-    /// Maximum seconds to respond to a request; then 503
+    /// Maximum seconds to respond to a request; one that takes longer gets 503, a twentieth earlier
     #[arg(long = "request-timeout", env = "REQUEST_TIMEOUT_SECONDS", value_name = "REQUEST_TIMEOUT_SECONDS", default_value = "10", value_parser = seconds)]
     pub request_timeout: Duration,
 

@@ -200,6 +200,19 @@ async fn returns_503_within_the_timeout_when_a_peer_hangs() {
     join_all(cases.map(hang)).await;
 }
 
+/// A client that waits exactly as long as an order may take still gets the answer. On a busy machine a try may take too long.
+#[tokio::test]
+async fn answers_before_the_time_limit_of_an_order() {
+    let world = World::with(Timeouts { call: HOUR, order: MEDIUM_TIMEOUT }).await;
+    world.users.read.set(StubBehaviour::Hanging);
+    let in_time = async || {
+        let response = world.client.post("/orders", order(ANN, &[(LAPTOP, 5)]));
+        let response = tokio::time::timeout(MEDIUM_TIMEOUT, response).await;
+        response.map(|response| expect_peer_problem(response, "user-service")).is_ok()
+    };
+    eventually("an answer before the limit", in_time).await;
+}
+
 #[tokio::test]
 async fn reserves_nothing_when_the_request_arrives_after_its_release() {
     // The timeout is long enough for the reservation request to be sent.
