@@ -55,7 +55,9 @@ pub(crate) async fn serve(
         pipeline.draining.begin();
         if shutdown == Shutdown::Drain {
             tracing::info!(seconds = settings.drain.as_secs_f64(), "shutdown requested; draining");
-            time::sleep(settings.drain).await;
+            if !settings.drain.is_zero() {
+                time::sleep(settings.drain).await;
+            }
         }
         shutdown
     };

@@ -41,13 +41,6 @@ impl Server {
         Connection { stream: TcpStream::connect(self.address).await.expect("it listens"), buffer: BytesMut::new() }
     }
 
-    /// Opens a connection without letting the server run, so that it waits in the kernel's queue.
-    pub(crate) fn connect_without_accept(&self) -> Connection {
-        let stream = std::net::TcpStream::connect(self.address).expect("it listens");
-        stream.set_nonblocking(true).expect("an open socket");
-        Connection { stream: TcpStream::from_std(stream).expect("a runtime"), buffer: BytesMut::new() }
-    }
-
     /// Returns whether the port is open.
     pub(crate) async fn is_listening(&self) -> bool {
         TcpStream::connect(self.address).await.is_ok()
@@ -82,6 +75,12 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// Takes over an open connection.
+    pub(crate) fn from_std(stream: std::net::TcpStream) -> Self {
+        stream.set_nonblocking(true).expect("an open socket");
+        Self { stream: TcpStream::from_std(stream).expect("a runtime"), buffer: BytesMut::new() }
+    }
+
     /// Sends these bytes, or fewer if the server closes the connection.
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = with_timeout("the server to read", self.stream.write_all(bytes.as_ref())).await;
