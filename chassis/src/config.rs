@@ -69,7 +69,7 @@ pub struct Settings {
     #[arg(long = "body-timeout", env = "BODY_TIMEOUT_SECONDS", value_name = "BODY_TIMEOUT_SECONDS", default_value = "10", value_parser = timeout)]
     pub body_timeout: Duration,
 
-    /// Maximum seconds to respond to a request; then 503
+    /// Maximum seconds to respond to a request; one that takes longer gets 503, a twentieth earlier
     #[arg(long = "request-timeout", env = "REQUEST_TIMEOUT_SECONDS", value_name = "REQUEST_TIMEOUT_SECONDS", default_value = "10", value_parser = timeout)]
     pub request_timeout: Duration,
 
@@ -111,6 +111,11 @@ pub struct PeerSettings {
     /// Maximum seconds of a call to a peer, its whole response included
     #[arg(long = "peer-timeout", env = "PEER_TIMEOUT_SECONDS", value_name = "PEER_TIMEOUT_SECONDS", default_value = "2", value_parser = timeout)]
     pub timeout: Duration,
+
+    /// Maximum seconds that a connection to a peer is used, up to 25 % less at random. Then new calls open new connections, which
+    /// a balancer can lead to new replicas
+    #[arg(long = "peer-connection-max-age", env = "PEER_CONNECTION_MAX_AGE_SECONDS", value_name = "PEER_CONNECTION_MAX_AGE_SECONDS", default_value = "30", value_parser = timeout)]
+    pub connection_max_age: Duration,
 
     /// Maximum calls that wait for one peer; further ones fail immediately
     #[arg(

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::convert::Infallible;
+use std::pin::pin;
 use std::time::Duration;
 
 use axum::extract::FromRequestParts;
@@ -12,7 +13,8 @@ use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
 use opentelemetry::trace::{SpanContext, TraceContextExt, TraceFlags, TraceState};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator};
-use tokio::time::Instant;
+use tokio::time::error::Elapsed;
+use tokio::time::{self, Instant};
 use tracing::Span;
 use uuid::Uuid;
 
@@ -88,9 +90,28 @@ impl RequestContext {
         if self.is_caller_deadline { self.deadline } else { self.deadline + delay }
     }
 
+    /// Returns the time until the deadline that the caller set; `None` if it set none.
+    pub(crate) fn caller_time_left(&self) -> Option<Duration> {
+        self.is_caller_deadline.then(|| self.time_left())
+    }
+
     /// Returns whether the caller set a deadline that has passed.
     pub(crate) fn caller_deadline_has_passed(&self) -> bool {
-        self.is_caller_deadline && self.time_left().is_zero()
+        self.caller_time_left().is_some_and(|left| left.is_zero())
+    }
+
+    /// Returns the result of `future` if it ends before the deadline, or at most `grace` after it.
+    ///
+    /// The grace begins when this task notices the deadline, so a busy machine does not take it away.
+    ///
+    /// # Errors
+    /// If the future does not end in time. It is dropped then.
+    pub async fn with_grace<T>(&self, grace: Duration, future: impl Future<Output = T>) -> Result<T, Elapsed> {
+        let mut future = pin!(future);
+        match time::timeout_at(self.deadline, future.as_mut()).await {
+            Ok(result) => Ok(result),
+            Err(_) => time::timeout(grace, future).await,
+        }
     }
 
     /// Returns the same context with `span` as the parent of its calls, if tracing is enabled.

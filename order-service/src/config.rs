@@ -22,7 +22,7 @@ pub struct Config {
     #[arg(long, env, default_value = "http://127.0.0.1:3002", value_parser = peer_url)]
     pub product_service_url: Url,
 
-    /// Seconds until an attempt to place an order fails with 503
+    /// Maximum seconds to answer an order; calls to peers end after nine tenths of them, with 503
     #[arg(long = "order-timeout", env = "ORDER_TIMEOUT_SECONDS", value_name = "ORDER_TIMEOUT_SECONDS", default_value = "5", value_parser = timeout)]
     pub order_timeout: Duration,
 

@@ -2,7 +2,7 @@
 
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use chassis::problem::{FieldError, Kind, NOT_FOUND, OVERLOADED, Problem};
+use chassis::problem::{FieldError, Kind, NOT_FOUND, OVERLOADED, Problem, TIMED_OUT};
 use shared::Money;
 use shared::orders::OrderStatus;
 use shared::products::problems;
@@ -80,6 +80,9 @@ impl From<PlaceOrderError> for Problem {
                 Self::new(&IN_PROGRESS, "The first request with this Idempotency-Key is still running").retry_after(1)
             }
             PlaceOrderError::TimedOut => Self::new(&OVERLOADED, "Placing the order took too long; nothing was sold"),
+            PlaceOrderError::Unfinished => {
+                Self::new(&TIMED_OUT, "Placing the order took too long. It may have been placed all the same")
+            }
             PlaceOrderError::Overloaded => Self::new(&OVERLOADED, "Too many orders at once"),
             PlaceOrderError::Peer(error) => error.into(),
             PlaceOrderError::Store(error) => Self::store_unavailable(error),

@@ -80,7 +80,7 @@ pub struct Placed {
     pub replayed: bool,
 }
 
-/// Why an order was not placed. No stock was sold. Lines are given by their index.
+/// Why an order was not placed. Except for [`Self::Unfinished`], no stock was sold. Lines are given by their index.
 #[derive(Debug, thiserror::Error)]
 pub enum PlaceOrderError {
     /// The user does not exist.
@@ -104,6 +104,9 @@ pub enum PlaceOrderError {
     /// The attempt took too long: it was aborted meanwhile, or never started.
     #[error("the attempt took too long")]
     TimedOut,
+    /// The attempt has not ended in time. It goes on, and may succeed.
+    #[error("the attempt has not ended in time")]
+    Unfinished,
     /// Too many orders are being placed.
     #[error("too many orders are being placed")]
     Overloaded,
@@ -152,7 +155,10 @@ impl Placement {
         key: Option<(Key, Fingerprint)>,
         context: &RequestContext,
     ) -> Result<Placed, PlaceOrderError> {
-        let (this, context) = (self.clone(), context.with_timeout(self.0.timeout));
+        // The calls end when nine tenths of the time are over. Then the store has a twentieth, and the rest is for the way to
+        // a client that waits no longer than the whole time.
+        let context = context.with_timeout(self.0.timeout - self.0.timeout / 10);
+        let (this, deadline) = (self.clone(), context.clone());
         let Ok(permit) = Arc::clone(&self.0.permits).try_acquire_owned() else {
             return counted(Err(PlaceOrderError::Overloaded));
         };
@@ -161,7 +167,8 @@ impl Placement {
             counted(this.attempt(request, key, context).await)
         };
         let task = self.0.running.spawn(Box::pin(attempt.in_current_span())); // boxed: it is large, and tasks are moved
-        task.await.unwrap_or_else(|panicked| Err(PlaceOrderError::Panicked(panicked.to_string())))
+        let finished = deadline.with_grace(self.0.timeout / 20, task).await.map_err(|_| PlaceOrderError::Unfinished)?;
+        finished.unwrap_or_else(|panicked| Err(PlaceOrderError::Panicked(panicked.to_string())))
     }
 
     async fn attempt(
@@ -330,7 +337,7 @@ fn counted(outcome: Result<Placed, PlaceOrderError>) -> Result<Placed, PlaceOrde
         Err(PlaceOrderError::PriceChanged(_)) => "price_changed",
         Err(PlaceOrderError::KeyReused) => "key_reused",
         Err(PlaceOrderError::InProgress) => "in_progress",
-        Err(PlaceOrderError::TimedOut) => "timed_out",
+        Err(PlaceOrderError::TimedOut | PlaceOrderError::Unfinished) => "timed_out",
         Err(PlaceOrderError::Overloaded) => "overloaded",
         Err(PlaceOrderError::Peer(_)) => "peer_unavailable",
         Err(PlaceOrderError::Store(_)) => "store_unavailable",

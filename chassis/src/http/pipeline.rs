@@ -146,31 +146,38 @@ impl Pipeline {
 
         let (body, complete_at) = match body.is_end_stream() {
             true => (Body::empty(), received_at),
-            false => (Body::from(self.read_body(&head, body).await?), Instant::now()),
+            false => (Body::from(self.read_body(&head, body, context).await?), Instant::now()),
         };
         entry.check_query(&head)?;
         // The body has a time limit of its own, so reading it does not shorten the handler's.
         let deadline = context.deadline_after(complete_at - received_at);
         if context.with_deadline(deadline).caller_deadline_has_passed() {
-            return Err(Problem::new(&DEADLINE_EXCEEDED, "The time that the caller gave is over. Nothing was done"));
+            return Err(nothing_was_done());
         }
         // After the body, so that a slow body holds no permit.
         let _permit = self.acquire_permit(&head.uri)?;
         let _running = self.running.token();
 
-        // The handler's own calls end when nine tenths of its time are over. The rest is for its error handling.
+        // The handler's own calls end when nine tenths of its time are over. Then it has a twentieth for its error handling.
+        // The rest is for the way to a client that waits no longer than the whole time.
         let reserve = deadline.saturating_duration_since(complete_at) / 10;
         let context = context.with_deadline(deadline - reserve);
         head.extensions.insert(context.clone());
-        let response = self.call_router(Request::from_parts(head, body), deadline).await;
+        let response = self.call_router(Request::from_parts(head, body), &context, reserve / 2).await;
         blame_caller_for_timeout(response, &context)
     }
 
-    /// Calls the router, with a deadline. A panic becomes a 500 and affects no other request: what the handler holds is
-    /// dropped, and the stores hold no lock across code that can panic in the middle of a change.
-    async fn call_router(&self, request: Request<Body>, deadline: Instant) -> Result<Response<Body>, Problem> {
+    /// Calls the router, until the deadline of `context` and for `grace` more. A panic becomes a 500 and affects no other
+    /// request: what the handler holds is dropped, and the stores hold no lock across code that can panic in the middle of a
+    /// change.
+    async fn call_router(
+        &self,
+        request: Request<Body>,
+        context: &RequestContext,
+        grace: Duration,
+    ) -> Result<Response<Body>, Problem> {
         let response = AssertUnwindSafe(self.router.clone().call(request)).catch_unwind();
-        match time::timeout_at(deadline, response).await {
+        match context.with_grace(grace, response).await {
             Ok(Ok(Ok(response))) => Ok(response),
             Ok(Ok(Err(never))) => match never {},
             Ok(Err(panic)) => Err(Problem::internal(format!("panic: {}", panic_message(&*panic)))),
@@ -190,8 +197,8 @@ impl Pipeline {
         })
     }
 
-    /// Reads the whole body, within its limits of size and time.
-    async fn read_body<B>(&self, head: &Parts, body: B) -> Result<Bytes, Problem>
+    /// Reads the whole body, within its limits of size and time, and within the time that the caller gave.
+    async fn read_body<B>(&self, head: &Parts, body: B, context: &RequestContext) -> Result<Bytes, Problem>
     where
         B: http_body::Body<Data: Buf, Error: Into<BoxError>>,
     {
@@ -205,16 +212,24 @@ impl Pipeline {
             return Err(too_large());
         }
         let mut body = pin!(body);
-        match time::timeout(self.settings.body_timeout, Limited::new(body.as_mut(), limit).collect()).await {
+        let callers_time =
+            context.caller_time_left().map(|left| left - left / 20).filter(|left| *left < self.settings.body_timeout);
+        let timeout = callers_time.unwrap_or(self.settings.body_timeout);
+        match time::timeout(timeout, Limited::new(body.as_mut(), limit).collect()).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
             Ok(Err(error)) if error.is::<LengthLimitError>() => {
                 discard(body).await;
                 Err(too_large())
             }
             Ok(Err(error)) => Err(Problem::new(&INVALID_REQUEST, "The body could not be read").caused_by(error)),
+            Err(_) if callers_time.is_some() => Err(nothing_was_done()),
             Err(_) => Err(Problem::new(&REQUEST_TIMEOUT, "The body did not arrive in time")),
         }
     }
+}
+
+fn nothing_was_done() -> Problem {
+    Problem::new(&DEADLINE_EXCEEDED, "The time that the caller gave is over. Nothing was done")
 }
 
 /// Reads and drops the rest of a body, within limits. The operating system resets a connection that is closed with unread
