@@ -149,12 +149,11 @@ pub async fn run(service: &str, port: u16, about: &str, app: &App) -> Result<Dur
 }
 
 /// Returns the exit code of `main`, and prints an error on stderr.
-#[expect(clippy::print_stderr, reason = "a service that cannot start may have no log yet")]
 pub fn exit(result: Result<(), String>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {
-            eprintln!("error: {reason}");
+            telemetry::report_failure(&reason);
             ExitCode::FAILURE
         }
     }

@@ -10,6 +10,8 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -19,6 +21,7 @@ use tokio::time::{self, Instant};
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
 
 use crate::http::pipeline::{self, Pipeline};
 
@@ -103,12 +106,12 @@ async fn accept(listener: &TcpListener, pipeline: &Arc<Pipeline>, connections: &
         .half_close(true)
         // Twice the limit, so that the pipeline can respond to a header over it. hyper would only close the connection.
         .max_buf_size((2 * settings.max_header_bytes as usize).max(MIN_BUFFER));
-    let service = TowerToHyperService::new(pipeline::stack(Arc::clone(pipeline)));
+    let service = pipeline::stack(Arc::clone(pipeline));
     loop {
         // The permit first: connections over the limit wait in the kernel's queue and cost this process nothing.
         let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) if is_client_disconnect(&error) => continue,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
@@ -117,7 +120,11 @@ async fn accept(listener: &TcpListener, pipeline: &Arc<Pipeline>, connections: &
             }
         };
         let stream = TokioIo::new(with_write_timeout(stream, settings.header_timeout));
-        let (http, service, closing) = (http.clone(), service.clone(), connections.closing.clone());
+        let service = service.clone().map_request(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer); // for the log
+            request
+        });
+        let (http, service, closing) = (http.clone(), TowerToHyperService::new(service), connections.closing.clone());
         let open = pipeline.metrics.connections.clone();
         open.inc();
         connections.tasks.spawn(async move {
