@@ -21,8 +21,8 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use crate::http::extract::accepted_media_types;
 use crate::http::forwarded::Prefix;
-use crate::http::pipeline::NEVER_SHED;
 use crate::problem::{self, Body, FieldError, Problem};
+use crate::telemetry::PROBES;
 
 /// The prefix of the second path family, the same API under `/api`.
 pub(crate) const API: &str = "/api";
@@ -214,7 +214,7 @@ pub(crate) fn calls_without_query(document: &OpenApi) -> impl Iterator<Item = (&
             (Method::DELETE, &item.delete),
             (Method::PATCH, &item.patch),
         ];
-        let is_resource = !NEVER_SHED.contains(&path.as_str());
+        let is_resource = !PROBES.contains(&path.as_str());
         let without_query = operations
             .into_iter()
             .filter(|(_, operation)| is_resource && operation.as_ref().is_some_and(|operation| !has_query(operation)));

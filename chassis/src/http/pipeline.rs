@@ -6,6 +6,7 @@
 use std::any::Any;
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use crate::config::Settings;
 use crate::context::{RequestContext, X_REQUEST_ID};
 use crate::http::access_log::AccessLog;
 use crate::http::body;
+use crate::http::client_address::client_address;
 use crate::http::compression;
 use crate::http::conditional;
 use crate::http::cors::{self, Cors};
@@ -39,10 +41,8 @@ use crate::problem::{
     REQUEST_TIMEOUT, TIMED_OUT,
 };
 use crate::telemetry::metrics::{Metrics, Route};
-use crate::telemetry::traces;
+use crate::telemetry::{PROBES, traces};
 
-/// Paths that are served under any load. Otherwise a busy service would look dead.
-pub(crate) const NEVER_SHED: [&str; 3] = ["/livez", "/readyz", "/metrics"];
 
 /// The error of a request body: hyper's, or that of a body made by a test.
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -97,7 +97,9 @@ impl Pipeline {
         let prefix = Prefix::from_headers(request.headers());
         let accepted_codings = compression::accepted_codings(request.headers());
         let has_if_match = request.headers().contains_key(header::IF_MATCH);
-        let log = self.access_log.start(request.method(), route, &context, received_at);
+        let peer = request.extensions().get::<SocketAddr>();
+        let client = peer.map(|peer| client_address(*peer, request.headers(), &self.settings.trusted_proxies));
+        let log = self.access_log.start(request.method(), route, &context, client, received_at);
 
         let mut response = match self.answer(request, entry, &context, received_at).instrument(span.clone()).await {
             Ok(response) => response,
@@ -188,7 +190,7 @@ impl Pipeline {
     /// Acquires a permit, if the path needs one. Without a free permit the request is rejected immediately: in a queue it
     /// would wait until its client has given up.
     fn acquire_permit(&self, uri: &Uri) -> Result<Option<SemaphorePermit<'_>>, Problem> {
-        if NEVER_SHED.contains(&uri.path()) {
+        if PROBES.contains(&uri.path()) {
             return Ok(None);
         }
         self.permits.try_acquire().map(Some).map_err(|_| {

@@ -5,10 +5,13 @@
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -18,6 +21,7 @@ use tokio::time::{self, Instant};
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
 
 use crate::http::pipeline::{self, Pipeline};
 
@@ -106,10 +110,14 @@ async fn accept(
         .half_close(true)
         // Twice the limit, so that the pipeline can respond to a header over it. hyper would only close the connection.
         .max_buf_size((2 * settings.max_header_bytes as usize).max(MIN_BUFFER));
-    let service = TowerToHyperService::new(pipeline::service(Arc::clone(pipeline)));
-    let serve = |stream, permit| {
+    let service = pipeline::service(Arc::clone(pipeline));
+    let serve = |stream, peer: SocketAddr, permit| {
         let stream = TokioIo::new(with_write_timeout(stream, settings.header_timeout));
-        let (http, service, closing) = (http.clone(), service.clone(), connections.closing.clone());
+        let service = service.clone().map_request(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer); // for the log
+            request
+        });
+        let (http, service, closing) = (http.clone(), TowerToHyperService::new(service), connections.closing.clone());
         let open = pipeline.metrics.connections.clone();
         open.inc();
         connections.tasks.spawn(async move {
@@ -133,7 +141,7 @@ async fn accept(
             // The permit first: connections over the limit wait in the kernel's queue and cost this process nothing.
             let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
             match listener.accept().await {
-                Ok((stream, _)) => serve(stream, permit),
+                Ok((stream, peer)) => serve(stream, peer, permit),
                 Err(error) if is_client_disconnect(&error) => {}
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -151,9 +159,9 @@ async fn accept(
     let queued = listener.into_std().and_then(|listener| {
         while let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
             match listener.accept() {
-                Ok((stream, _)) => {
+                Ok((stream, peer)) => {
                     stream.set_nonblocking(true)?;
-                    serve(TcpStream::from_std(stream)?, permit);
+                    serve(TcpStream::from_std(stream)?, peer, permit);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if is_client_disconnect(&error) => {}
