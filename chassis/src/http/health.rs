@@ -67,7 +67,7 @@ struct Alive {
 }
 
 /// Whether the process is alive. It never asks anyone else.
-#[utoipa::path(get, path = "/livez", tag = "health", responses((status = OK, body = Alive)))]
+#[utoipa::path(get, path = "/livez", operation_id = "getLiveness", tag = "health", responses((status = OK, body = Alive)))]
 async fn livez() -> Json<Alive> {
     Json(Alive { status: "alive" })
 }
@@ -83,7 +83,7 @@ struct Ready {
 }
 
 /// Whether to send requests here: 503 with the reasons while draining or without the store.
-#[utoipa::path(get, path = "/readyz", tag = "health", responses((status = OK, body = Ready)))]
+#[utoipa::path(get, path = "/readyz", operation_id = "getReadiness", tag = "health", responses((status = OK, body = Ready)))]
 async fn readyz(State(health): State<Health>) -> Response {
     if health.draining.has_begun() {
         return Problem::new(&DRAINING, "Going down").with_reasons(vec!["draining".to_owned()]).into_response();
