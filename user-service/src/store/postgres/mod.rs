@@ -5,6 +5,8 @@
 
 #[cfg(test)]
 mod plans;
+#[cfg(test)]
+mod tests;
 
 use async_trait::async_trait;
 use chassis::config::DatabaseSettings;
