@@ -120,7 +120,10 @@ impl Connections {
             let opened = async {
                 match &mut opening {
                     Some(opening) => opening.await,
-                    None => Ok(Ok(time::sleep(CONNECT_INTERVAL).await)),
+                    None => {
+                        time::sleep(CONNECT_INTERVAL).await;
+                        Ok(Ok(()))
+                    }
                 }
             };
             tokio::select! {
