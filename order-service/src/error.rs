@@ -44,11 +44,20 @@ impl From<Error> for Problem {
         match error {
             Error::NotFound => Self::new(&NOT_FOUND, "Order not found"),
             Error::NotPlaced(error) => error.into(),
-            Error::Store(error) => Self::store_unavailable(error),
+            Error::Store(error) => error.into(),
             Error::IllegalStep(from, to) => {
                 Self::new(&ILLEGAL_STEP, format!("An order that is {from} cannot become {to}"))
             }
             Error::Problem(problem) => problem,
+        }
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Unavailable(cause) => Self::store_unavailable(cause),
+            StoreError::OutcomeUnknown(cause) => Self::outcome_unknown(cause),
         }
     }
 }
@@ -85,7 +94,7 @@ impl From<PlaceOrderError> for Problem {
             }
             PlaceOrderError::Overloaded => Self::new(&OVERLOADED, "Too many orders at once"),
             PlaceOrderError::Peer(error) => error.into(),
-            PlaceOrderError::Store(error) => Self::store_unavailable(error),
+            PlaceOrderError::Store(error) => error.into(),
             PlaceOrderError::Panicked(cause) => Self::internal(cause),
         }
     }

@@ -80,7 +80,8 @@ pub struct Placed {
     pub replayed: bool,
 }
 
-/// Why an order was not placed. Except for [`Self::Unfinished`], no stock was sold. Lines are given by their index.
+/// Why an order was not placed. No stock was sold, except if the attempt is [`Self::Unfinished`] or the store does not know its
+/// outcome. Lines are given by their index.
 #[derive(Debug, thiserror::Error)]
 pub enum PlaceOrderError {
     /// The user does not exist.
@@ -183,7 +184,8 @@ impl Placement {
         let id = OrderId(Uuid::now_v7());
         let intent = Intent { id, user_id: request.user_id, key, created_at: chassis::now() };
         crash_point!("place: before the intent");
-        match self.0.store.begin(intent).await? {
+        // An intent that was recorded all the same is aborted by the reconciler.
+        match self.0.store.begin(intent).await.map_err(StoreError::without_change)? {
             BeginOutcome::Started => crash_point!("place: after the intent"),
             BeginOutcome::Replayed(order) => return Ok(Placed { order, replayed: true }),
             BeginOutcome::InProgress => return Err(PlaceOrderError::InProgress),
@@ -239,10 +241,18 @@ impl Placement {
     /// If the row is not an intent any more, there are two cases. It may be an order, and only the response of the
     /// store was lost: then the order is returned. Or it is aborted already, by the reconciler or by an earlier try
     /// whose response was lost: then it is released again, which does no harm.
+    ///
+    /// If the store fails here, only an intent whose settlement has an unknown outcome may be an order.
     async fn abort(&self, id: OrderId, error: PlaceOrderError) -> Result<Placed, PlaceOrderError> {
         crash_point!("abort: before");
-        if !self.0.store.abort(id).await?
-            && let Some(order) = self.0.store.by_id(id).await?
+        let (error, classify): (_, fn(StoreError) -> StoreError) = match error {
+            PlaceOrderError::Store(error @ StoreError::OutcomeUnknown(_)) => {
+                (error.without_change().into(), StoreError::after_ambiguous_change)
+            }
+            error => (error, StoreError::without_change),
+        };
+        if !self.0.store.abort(id).await.map_err(classify)?
+            && let Some(order) = self.0.store.by_id(id).await.map_err(classify)?
         {
             return Ok(Placed { order, replayed: false });
         }
