@@ -43,7 +43,6 @@ use crate::problem::{
 use crate::telemetry::metrics::{Metrics, Route};
 use crate::telemetry::{PROBES, traces};
 
-
 /// The error of a request body: hyper's, or that of a body made by a test.
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
