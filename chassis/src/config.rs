@@ -12,8 +12,6 @@ use std::time::Duration;
 use axum::http::HeaderValue;
 use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
-use sqlx::postgres::PgConnectOptions;
-use tracing::subscriber::NoSubscriber;
 use url::Url;
 
 /// How a service listens, what it accepts from clients, and what it logs.
@@ -155,7 +153,7 @@ pub struct DatabaseSettings {
 /// The URL of a database. It may contain a password, so `Debug` hides it. It is parsed later, because clap repeats a value that it
 /// cannot parse.
 #[derive(Clone)]
-pub struct DatabaseUrl(String);
+pub struct DatabaseUrl(pub(crate) String);
 
 impl FromStr for DatabaseUrl {
     type Err = Infallible;
@@ -168,21 +166,6 @@ impl FromStr for DatabaseUrl {
 impl fmt::Debug for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("postgres://…")
-    }
-}
-
-impl DatabaseSettings {
-    /// Returns the options to connect to the database; `None` for a store in memory.
-    ///
-    /// # Errors
-    /// If `DATABASE_URL` is not the URL of a PostgreSQL database.
-    pub fn url(&self) -> Result<Option<PgConnectOptions>, String> {
-        let Some(DatabaseUrl(text)) = &self.database_url else { return Ok(None) };
-        let is_postgres = text.starts_with("postgres://") || text.starts_with("postgresql://");
-        // sqlx logs a parameter that it does not know with its value. That may be a password whose name is misspelt.
-        let parsed = tracing::subscriber::with_default(NoSubscriber::new(), || text.parse());
-        let options = parsed.ok().filter(|_| is_postgres);
-        options.map(Some).ok_or_else(|| "DATABASE_URL must be postgres://name:password@host/database".to_owned())
     }
 }
 
@@ -225,9 +208,6 @@ fn origin(text: &str) -> Result<HeaderValue, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{self, Read};
-    use std::sync::Mutex;
-
     use clap::FromArgMatches;
 
     use super::*;
@@ -250,16 +230,6 @@ mod tests {
             (host.to_string(), shutdown.as_secs(), cors_allowed_origins),
             ("127.0.0.1".to_owned(), 10, vec![HeaderValue::from_static("*")])
         );
-    }
-
-    /// As psql does.
-    #[test]
-    fn connects_as_the_user_of_the_process_if_the_url_names_none() {
-        let me = std::process::Command::new("id").arg("-un").output().expect("there is an id").stdout;
-        let me = std::env::var("PGUSER").unwrap_or_else(|_| String::from_utf8_lossy(&me).trim().to_owned());
-        let database_url = Some(DatabaseUrl("postgres:///users".to_owned()));
-        let url = DatabaseSettings { database_url, ..defaults() }.url().expect("a valid URL").expect("a database");
-        assert_eq!((url.get_username(), url.get_database()), (&*me, Some("users")));
     }
 
     #[test]
@@ -290,33 +260,6 @@ mod tests {
         assert_eq!(parse("drain", "0.25").unwrap().drain, Duration::from_millis(250));
         let origins = parse("cors-allowed-origins", "https://a.example,http://localhost:8080").unwrap();
         assert_eq!(origins.cors_allowed_origins, ["https://a.example", "http://localhost:8080"]);
-    }
-
-    #[test]
-    fn rejects_a_bad_database_url_without_repeating_it() {
-        let settings = |url: &str| DatabaseSettings { database_url: url.parse().ok(), ..defaults() };
-        for good in ["postgres://me:secret@db.example/users", "postgresql://db.example/users"] {
-            assert!(settings(good).url().unwrap().is_some());
-        }
-        for bad in ["", "users", "mysql://me:secret@db.example/users", "postgres://me:secret@db.example:port/users"] {
-            let error = settings(bad).url().expect_err(bad);
-            assert!(error.contains("DATABASE_URL") && !error.contains("secret"), "{error}");
-            assert!(!format!("{:?}", settings(bad)).contains("secret"));
-        }
-    }
-
-    #[test]
-    fn logs_nothing_of_the_database_url() {
-        let (mut log, writer) = io::pipe().unwrap();
-        let subscriber = tracing_subscriber::fmt().with_writer(Mutex::new(writer)).finish();
-        tracing::subscriber::with_default(subscriber, || {
-            let address = "postgres://me@db.example/users?pasword=secret";
-            let settings = DatabaseSettings { database_url: address.parse().ok(), ..defaults() };
-            assert!(settings.url().unwrap().is_some());
-        });
-        let mut logged = String::new();
-        log.read_to_string(&mut logged).unwrap();
-        assert_eq!(logged, "");
     }
 
     #[test]

@@ -62,7 +62,7 @@ pub static DEADLINE_EXCEEDED: Kind = Kind::new(StatusCode::GATEWAY_TIMEOUT, "dea
 pub static DRAINING: Kind = Kind::new(StatusCode::SERVICE_UNAVAILABLE, "draining", "Draining");
 /// A peer does not answer.
 pub static PEER_UNAVAILABLE: Kind = Kind::new(StatusCode::SERVICE_UNAVAILABLE, "peer-unavailable", "Peer unavailable");
-/// The store does not answer.
+/// The store does not answer. Nothing was changed.
 pub static STORE_UNAVAILABLE: Kind =
     Kind::new(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", "Store unavailable");
 /// A bug, or an error that the client cannot correct.
@@ -180,9 +180,14 @@ impl Problem {
         Self::new(&INTERNAL, "Something went wrong here").caused_by(cause)
     }
 
-    /// Returns the problem of a store that does not answer. The cause is only logged.
+    /// Returns the problem of a store that does not answer; nothing was changed. The cause is only logged.
     pub fn store_unavailable(cause: impl ToString) -> Self {
         Self::new(&STORE_UNAVAILABLE, "The store does not answer").caused_by(cause)
+    }
+
+    /// Returns the problem of a change whose outcome is unknown, because the store did not answer. The cause is only logged.
+    pub fn outcome_unknown(cause: impl ToString) -> Self {
+        Self::new(&TIMED_OUT, "The store did not answer; the change may have been made").caused_by(cause)
     }
 
     /// Returns the problem for an error response of axum or another library, which has only a status and perhaps `Allow`.

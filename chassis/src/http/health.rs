@@ -15,6 +15,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::client::Peer;
+use crate::postgres::READ_ONLY;
 use crate::problem::{DRAINING, Problem};
 
 /// What a service needs to handle requests.
@@ -113,12 +114,17 @@ async fn readyz(State(health): State<Health>) -> Response {
             .into_response();
     }
     if let Err(reason) = health.checks.store().await {
-        return Problem::store_unavailable(reason)
-            .with_reasons(vec!["the store does not answer".to_owned()])
+        return Problem::store_unavailable(&reason)
+            .with_reasons(vec![public_reason(&reason).to_owned()])
             .into_response();
     }
     let pings = health.checks.peers().into_iter().map(|peer| async { (peer.name(), peer.is_up().await) });
     let peers = future::join_all(pings).await;
     let peers = peers.into_iter().map(|(name, up)| (name, if up { "up" } else { "down" })).collect();
     Json(Ready { status: "ready", peers }).into_response()
+}
+
+/// Returns the part of a reason that clients may see: it names no host and no role.
+fn public_reason(reason: &str) -> &'static str {
+    if reason.contains(READ_ONLY) { READ_ONLY } else { "the store does not answer" }
 }

@@ -1,40 +1,73 @@
-//! Lends connections of sqlx's pool, so that a silent database keeps no permit.
+//! Lends connections to the database.
 //!
-//! When a connection is returned, sqlx's pool pings it and waits for the answer without limit. If the database is silent at
-//! that moment, the connection never leaves the pool. Therefore the permits are counted here, and a pool with stuck
-//! connections is replaced.
+//! sqlx's pool does not serve here, for three reasons. It waits without limit for a silent database when a connection is
+//! returned. If the server has no connection left, it goes on trying to open one, although others are returned meanwhile. It
+//! cannot give up the connections that were open before a failover.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
-use sqlx::{Connection, Error, Postgres};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time;
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{ConnectOptions, Connection, Error};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::error::Elapsed;
+use tokio::time::{self, Instant};
 
-use super::retry::{invalidates_connections, timed_out};
+use super::retry::{class_of, is_transient, not_connected, timed_out};
 
 /// How long the answer to a ping may take, and how much longer than `statement_timeout` the answer to a statement. The
 /// database keeps that limit itself: when its answer is later than this, it is silent.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_millis(250);
 /// A connection that was idle for so long is pinged before use, because the database may have been restarted meanwhile.
 const PING_AFTER_IDLE: Duration = Duration::from_secs(1);
+/// Idle connections are closed after this time, so that the server has them for others.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
+/// Connections are closed after this time, because the memory of a session in the server only grows.
+const MAX_AGE: Duration = Duration::from_secs(1800);
+/// The pause between two attempts to open a connection.
+const CONNECT_INTERVAL: Duration = Duration::from_millis(100);
+/// All connections are given up at most once in this time: new ones to a database that is read-only are no better.
+const GIVE_UP_INTERVAL: Duration = Duration::from_millis(100);
+/// A failed attempt to open a connection is logged at most once in this time.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Lends connections, at most `max_connections` at a time.
 #[derive(Debug)]
 pub(super) struct Connections {
     pub(super) connect_options: PgConnectOptions,
-    pool_options: PgPoolOptions,
-    pool: Mutex<PgPool>,
-    /// One per lent connection. sqlx's pool has as many, but those of stuck connections do not come back.
-    permits: Arc<Semaphore>,
-    /// Set when an idle connection did not answer the ping before its use.
-    ping_failed: Arc<AtomicBool>,
+    max_connections: u32,
+    acquire_timeout: Duration,
     /// The longest that a statement may take, and after it the end of a failed or cancelled one.
     statement_timeout: Duration,
+    /// One per lent connection.
+    permits: Arc<Semaphore>,
+    idle: Mutex<Idle>,
+    /// Notified when a connection is returned.
+    returned: Notify,
+    /// One reference per open connection, besides this one.
+    open: Arc<()>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    /// The most recently used one is the last.
+    connections: Vec<Open>,
+    /// Connections that were opened earlier are given up.
+    suspect_since: Option<Instant>,
+    /// No connection is opened until then, because opening one has just failed.
+    connect_after: Instant,
+    /// When a failed attempt to open a connection was last logged.
+    logged: Option<Instant>,
+}
+
+/// An open connection.
+#[derive(Debug)]
+struct Open {
+    connection: PgConnection,
+    opened: Instant,
+    used: Instant,
+    _counted: Arc<()>,
 }
 
 impl Connections {
@@ -44,64 +77,86 @@ impl Connections {
         max_connections: u32,
         acquire_timeout: Duration,
         statement_timeout: Duration,
-    ) -> Self {
-        let ping_failed = Arc::new(AtomicBool::new(false));
-        let failed = Arc::clone(&ping_failed);
-        let pool_options = PgPoolOptions::new()
-            .max_connections(max_connections)
-            .acquire_timeout(acquire_timeout)
-            .test_before_acquire(false) // it would cost a round trip per statement
-            .before_acquire(move |connection, used| {
-                let failed = Arc::clone(&failed);
-                Box::pin(async move {
-                    let is_usable = used.idle_for < PING_AFTER_IDLE || answers(connection, ANSWER_TIMEOUT).await;
-                    if !is_usable {
-                        failed.store(true, Ordering::Relaxed);
-                    }
-                    Ok(is_usable) // `false`: sqlx closes it and opens another one
-                })
-            });
-        Self {
-            pool: Mutex::new(pool_options.clone().connect_lazy_with(connect_options.clone())),
+    ) -> Arc<Self> {
+        let now = Instant::now();
+        let idle = Idle { connections: Vec::new(), suspect_since: None, connect_after: now, logged: None };
+        Arc::new(Self {
             connect_options,
-            pool_options,
-            permits: Arc::new(Semaphore::new(max_connections as usize)),
-            ping_failed,
+            max_connections,
+            acquire_timeout,
             statement_timeout,
-        }
+            permits: Arc::new(Semaphore::new(max_connections as usize)),
+            idle: Mutex::new(idle),
+            returned: Notify::new(),
+            open: Arc::new(()),
+        })
     }
 
     /// Lends a connection.
     ///
     /// # Errors
-    /// If no permit is free within the acquire timeout, or no connection is ready within the same time after that.
-    pub(super) async fn acquire(&self) -> Result<Borrowed, Error> {
-        let permit = Arc::clone(&self.permits).acquire_owned();
-        let permit = time::timeout(self.pool_options.get_acquire_timeout(), permit).await;
+    /// If no permit is free within the acquire timeout, or no connection is ready within the same time after that. The
+    /// statement was not executed.
+    pub(super) async fn acquire(self: &Arc<Self>) -> Result<Borrowed, Error> {
+        let permit = time::timeout(self.acquire_timeout, Arc::clone(&self.permits).acquire_owned()).await;
         let permit = permit.map_err(|_| Error::PoolTimedOut)?.map_err(|_| Error::PoolClosed)?;
+        let (mut failure, deadline) = (Error::PoolTimedOut, Instant::now() + self.acquire_timeout);
         loop {
-            let pool = self.pool();
-            match pool.acquire().await {
-                Err(Error::PoolClosed) if !self.permits.is_closed() => {} // replaced meanwhile
-                acquired => {
-                    self.check_pool(&pool, &acquired);
-                    return Ok(Borrowed { lent: Some((acquired?, permit)), timeout: self.statement_timeout });
+            match time::timeout_at(deadline, self.idle_or_new()).await {
+                Ok(Ok(open)) => return Ok(Borrowed { lent: Some((open, permit)), connections: Arc::clone(self) }),
+                // Without connections, waiting helps only against a transient error.
+                Ok(Err(Some(error))) if self.count().0 == 0 && !is_transient(&error) => {
+                    return Err(not_connected(error));
                 }
+                Ok(Err(error)) => failure = error.unwrap_or(failure),
+                Err(Elapsed { .. }) => return Err(not_connected(failure)),
+            }
+            // A connection that is returned serves as well as a new one.
+            let pause = (Instant::now() + CONNECT_INTERVAL).min(deadline);
+            let _ = time::timeout_at(pause, self.returned.notified()).await;
+        }
+    }
+
+    /// Returns an idle connection that works, or opens one.
+    ///
+    /// # Errors
+    /// If none could be opened; without a reason if that was tried just before.
+    async fn idle_or_new(&self) -> Result<Open, Option<Error>> {
+        while let Some(mut open) = self.pop() {
+            if open.used.elapsed() < PING_AFTER_IDLE || answers(&mut open.connection, ANSWER_TIMEOUT).await {
+                return Ok(open);
+            }
+            self.give_up_all(open.opened);
+        }
+        if self.lock().connect_after > Instant::now() {
+            return Err(None);
+        }
+        let connected = self.connect_options.connect().await;
+        let now = Instant::now();
+        match connected {
+            Ok(connection) => Ok(Open { connection, opened: now, used: now, _counted: Arc::clone(&self.open) }),
+            Err(error) => {
+                let mut idle = self.lock();
+                idle.connect_after = now + CONNECT_INTERVAL;
+                if idle.logged.is_none_or(|logged| logged.elapsed() > LOG_INTERVAL) {
+                    idle.logged = Some(now);
+                    tracing::warn!(
+                        error = class_of(&error).describe(&error),
+                        "opening a connection to the database failed"
+                    );
+                }
+                Err(Some(error))
             }
         }
     }
 
-    /// Closes or replaces the connections that are probably unusable too.
-    fn check_pool(&self, pool: &PgPool, acquired: &Result<PoolConnection<Postgres>, Error>) {
-        let ping_failed = self.ping_failed.swap(false, Ordering::Relaxed);
-        match acquired {
-            // The caller has a permit, so a connection is stuck in its return. If the caller had failed to open a connection,
-            // `size` would be smaller: that one is no longer counted.
-            Err(Error::PoolTimedOut) if pool.size() == self.max_connections() => self.replace(pool),
-            Err(error) if invalidates_connections(error) => self.close_idle(),
-            _ if ping_failed => self.close_idle(),
-            _ => {}
-        }
+    fn pop(&self) -> Option<Open> {
+        let mut idle = self.lock();
+        let suspect_since = idle.suspect_since;
+        idle.connections.retain(|open| {
+            Some(open.opened) > suspect_since && open.opened.elapsed() < MAX_AGE && open.used.elapsed() < IDLE_TIMEOUT
+        });
+        idle.connections.pop()
     }
 
     /// Returns a connection after its statement, or closes it if it broke. Passes the outcome of the statement on.
@@ -114,60 +169,72 @@ impl Connections {
         outcome: Result<Result<T, Error>, Elapsed>,
     ) -> Result<T, Error> {
         let outcome = outcome.unwrap_or_else(|_| Err(timed_out()));
-        let is_usable = match &outcome {
+        let is_usable = match outcome.as_ref().map_err(class_of) {
             Ok(_) => true,
-            Err(error) if invalidates_connections(error) => {
-                self.close_idle();
+            Err(class) if class.closes_connection() => {
+                if class.closes_all_connections() {
+                    self.give_up_all(borrowed.open().opened);
+                }
                 false
             }
             // PostgreSQL reports a failure before it rolls back and releases the locks. A retry on another connection would
             // wait for them. The answer to a ping comes after the rollback.
             Err(_) => answers(borrowed.connection(), self.statement_timeout).await,
         };
-        if let Some((connection, _permit)) = borrowed.lent.take() {
-            give_back(connection, is_usable);
+        if let Some((open, _permit)) = borrowed.lent.take() {
+            self.take_back(open, is_usable);
         }
         outcome
     }
 
-    fn close_idle(&self) {
-        let pool = self.pool();
-        while let Some(idle) = pool.try_acquire() {
-            drop(idle.detach());
+    fn take_back(&self, open: Open, is_usable: bool) {
+        if is_usable && !self.permits.is_closed() {
+            self.lock().connections.push(Open { used: Instant::now(), ..open });
+        } else {
+            drop(open); // `close` would first write to the connection, and may wait for that without limit
+        }
+        self.returned.notify_one();
+    }
+
+    /// Gives up all connections that are open now, because one that was opened at this time shows that they are unusable.
+    /// Those in use are closed when their statement has ended.
+    pub(super) fn give_up_all(&self, opened: Instant) {
+        let mut idle = self.lock();
+        let is_news = |since: Instant| opened > since && since.elapsed() > GIVE_UP_INTERVAL;
+        if idle.suspect_since.is_none_or(is_news) {
+            idle.suspect_since = Some(Instant::now());
+            idle.connections.clear();
         }
     }
 
-    fn replace(&self, stuck: &PgPool) {
-        let mut pool = self.lock();
-        if !stuck.is_closed() {
-            drop(stuck.close()); // marks it as closed, so that no connection goes back to it
-            *pool = self.pool_options.clone().connect_lazy_with(self.connect_options.clone());
-        }
+    /// Returns whether a connection that was opened at this time is given up.
+    pub(super) fn is_given_up(&self, opened: Instant) -> bool {
+        Some(opened) <= self.lock().suspect_since
     }
 
     /// Closes all connections, after the running statements have ended.
     pub(super) async fn close(&self) {
-        self.permits.close();
         // A stuck connection does not end.
-        let _ = time::timeout(self.statement_timeout, self.pool().close()).await;
+        let _ = time::timeout(self.statement_timeout, self.permits.acquire_many(self.max_connections)).await;
+        self.permits.close();
+        let idle = mem::take(&mut self.lock().connections);
+        for Open { connection, .. } in idle {
+            let _ = time::timeout(ANSWER_TIMEOUT, connection.close()).await;
+        }
     }
 
     pub(super) fn max_connections(&self) -> u32 {
-        self.pool_options.get_max_connections()
+        self.max_connections
     }
 
     /// Returns the numbers of open and of idle connections.
     pub(super) fn count(&self) -> (u32, u32) {
-        let pool = self.pool();
-        (pool.size(), pool.num_idle() as u32)
+        let idle = self.lock().connections.len();
+        ((Arc::strong_count(&self.open) - 1) as u32, idle as u32)
     }
 
-    fn pool(&self) -> PgPool {
-        self.lock().clone()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, PgPool> {
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Idle> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -176,36 +243,31 @@ impl Connections {
 /// When it is dropped in the middle of a statement, the connection is returned after the statement has ended. If that takes
 /// too long, it is closed.
 pub(super) struct Borrowed {
-    lent: Option<(PoolConnection<Postgres>, OwnedSemaphorePermit)>,
-    timeout: Duration,
+    lent: Option<(Open, OwnedSemaphorePermit)>,
+    connections: Arc<Connections>,
 }
 
 impl Borrowed {
     pub(super) fn connection(&mut self) -> &mut PgConnection {
-        let (connection, _) = self.lent.as_mut().expect("only `finish` and `drop` take it");
-        connection
+        &mut self.open().connection
+    }
+
+    fn open(&mut self) -> &mut Open {
+        let (open, _) = self.lent.as_mut().expect("only `finish` and `drop` take it");
+        open
     }
 }
 
 impl Drop for Borrowed {
     fn drop(&mut self) {
-        let timeout = self.timeout;
-        if let Some((mut connection, permit)) = self.lent.take() {
+        if let Some((mut open, permit)) = self.lent.take() {
+            let connections = Arc::clone(&self.connections);
             tokio::spawn(async move {
-                let is_usable = answers(&mut connection, timeout).await;
-                give_back(connection, is_usable);
+                let is_usable = answers(&mut open.connection, connections.statement_timeout).await;
+                connections.take_back(open, is_usable);
                 drop(permit);
             });
         }
-    }
-}
-
-fn give_back(connection: PoolConnection<Postgres>, is_usable: bool) {
-    if is_usable {
-        drop(connection);
-    } else {
-        // `close` would first write to the connection, and may wait for that without limit.
-        drop(connection.detach());
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::Pool;
-use super::retry::{sql_state, timed_out};
+use super::retry::{class_of, is_misconfigured, sql_state, timed_out};
 
 /// How long one attempt to connect, or one check, may take.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,8 +27,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(2);
 const LOCK_INTERVAL: Duration = Duration::from_millis(250);
 /// How often the log repeats what the service waits for.
 const REPORT_INTERVAL: Duration = Duration::from_secs(15);
-/// How long `--migrate-only` waits for a database that does not answer. Both may be started together.
-const MIGRATE_ONLY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long [`Pool::open`] waits for a database that does not answer. Both may be started together.
+pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where a store keeps its rows.
 #[derive(Clone, Debug)]
@@ -75,7 +75,7 @@ impl Storage {
     pub(crate) async fn migrate(&self) -> Result<(), String> {
         match self {
             Self::Memory => Err("--migrate-only needs DATABASE_URL: a store in memory has no migrations".to_owned()),
-            Self::Postgres(pool) => pool.opening.open(Some(MIGRATE_ONLY_TIMEOUT), &|_| {}).await,
+            Self::Postgres(pool) => pool.open().await,
         }
     }
 }
@@ -110,9 +110,16 @@ impl OpenError {
     }
 }
 
+impl OpenError {
+    fn new(doing: &str, error: &Error) -> Self {
+        let text = format!("{doing}: {}", class_of(error).describe(error));
+        if is_away(error) { Self::Away(text) } else { Self::Refused(text) }
+    }
+}
+
 impl From<Error> for OpenError {
     fn from(error: Error) -> Self {
-        if is_away(&error) { Self::Away(error.to_string()) } else { Self::Refused(error.to_string()) }
+        Self::new("cannot read the database", &error)
     }
 }
 
@@ -139,7 +146,7 @@ impl From<MigrateError> for OpenError {
 fn is_away(error: &Error) -> bool {
     // Classes (PostgreSQL manual, appendix A): connections, rollbacks, resources, object state, operator, system.
     const CLASSES: [&str; 6] = ["08", "40", "53", "55", "57", "58"];
-    matches!(error, Error::Io(_) | Error::Protocol(_) | Error::WorkerCrashed)
+    matches!(error, Error::Io(_) | Error::Protocol(_) | Error::WorkerCrashed) && !is_misconfigured(error)
         || sql_state(error).is_some_and(|state| CLASSES.iter().any(|class| state.starts_with(class)))
 }
 
@@ -156,8 +163,8 @@ impl Opening {
         self.opened.is_cancelled()
     }
 
-    /// Opens the database. With a `limit`, gives up when it has not answered for so long, or when it refuses access.
-    async fn open(&self, limit: Option<Duration>, report: &impl Fn(&'static str)) -> Result<(), String> {
+    /// Opens the database. `report` gets what it waits for. With a `limit`, gives up when it has not answered for so long, or when it refuses access.
+    pub(super) async fn open(&self, limit: Option<Duration>, report: &impl Fn(&'static str)) -> Result<(), String> {
         let (started, mut pause) = (Instant::now(), MIN_PAUSE);
         let mut logged: Option<(String, Instant)> = None;
         loop {
@@ -190,14 +197,11 @@ impl Opening {
     }
 
     /// Makes one attempt to open the database.
-    pub(super) async fn attempt_once(&self) -> Result<(), String> {
-        self.attempt(&|_| {}).await.map_err(|error| error.describe().0.to_owned())
-    }
-
     async fn attempt(&self, report: &impl Fn(&'static str)) -> Result<(), OpenError> {
         // Otherwise PostgreSQL sends a notice for each object that exists already, and sqlx logs it.
         let options = self.options.clone().options([("client_min_messages", "warning")]);
-        let mut connection = within(CHECK_TIMEOUT, options.connect()).await?;
+        let connected = time::timeout(CHECK_TIMEOUT, options.connect()).await.unwrap_or_else(|_| Err(timed_out()));
+        let mut connection = connected.map_err(|error| OpenError::new("cannot connect to DATABASE_URL", &error))?;
         let name = within(CHECK_TIMEOUT, check_encoding(&mut connection)).await?;
         // A database that lacks nothing needs neither the lock nor the privileges of a migration.
         if !within(CHECK_TIMEOUT, self.is_migrated(&mut connection)).await? {

@@ -1,6 +1,7 @@
 //! The pool that the stores use: an executor of statements with a timeout on every wait, and retries of steps.
 
 use std::future::Future;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,15 +10,18 @@ use futures_util::stream::{self, BoxStream, TryStreamExt};
 use futures_util::{FutureExt, StreamExt, TryFutureExt};
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
-use sqlx::{ConnectOptions, Connection, Either, Error, Execute, Executor, Postgres, SqlStr};
+use sqlx::{ConnectOptions, Either, Error, Execute, Executor, Postgres, Row, SqlStr};
 use tokio::sync::Mutex;
 use tokio::time::{self, Instant};
 use tracing::Instrument;
 
 use super::connections::{ANSWER_TIMEOUT, Connections};
 use super::metrics;
-use super::opening::Opening;
-use super::retry::{is_constraint_violation, is_transient, not_executed, not_open, retry_if, timed_out};
+use super::opening::{OPEN_TIMEOUT, Opening};
+use super::retry::{
+    ambiguous, is_constraint_violation, is_transient, no_connection_left, not_connected, not_executed, not_open,
+    retry_if, timed_out,
+};
 use crate::config::DatabaseSettings;
 use crate::telemetry::traces;
 
@@ -28,6 +32,9 @@ const LOCK_TIMEOUT_SHARE: f64 = 0.4;
 /// The `lock_timeout` of [`Pool::short_lock_timeout`]: enough for another step to end, too short for a lock that is stuck.
 const SHORT_LOCK_TIMEOUT: Duration = Duration::from_millis(10);
 
+/// The reason why a service is not ready if its database accepts no changes.
+pub const READ_ONLY: &str = "the database is read-only";
+
 /// A pool of connections to the database of the service. It is an [`Executor`], so statements run on it as on sqlx's pool.
 ///
 /// A step is the work of one store call, usually one statement. It is the unit of retries, metrics and traces.
@@ -36,8 +43,8 @@ pub struct Pool {
     pub(super) connections: Arc<Connections>,
     /// The one connection of [`Pool::short_lock_timeout`].
     short_lock_timeout: Arc<Connections>,
-    /// The connection of [`Pool::ping`], once it was used.
-    health_connection: Arc<Mutex<Option<PgConnection>>>,
+    /// The connection of [`Pool::ping`], once it was used, and when it was opened.
+    health_connection: Arc<Mutex<Option<(PgConnection, Instant)>>>,
     /// The longest that a statement takes.
     statement_timeout: Duration,
     /// The longest that a step takes, retries included.
@@ -50,7 +57,9 @@ impl Pool {
     /// Returns a pool for the database at `url`. Its steps fail until [`crate::run`] or [`Pool::open`] has opened the database.
     pub fn new(service: &str, url: &PgConnectOptions, settings: &DatabaseSettings, migrations: &Migrator) -> Self {
         // The caller of a failed statement logs it.
-        let options = url.clone().application_name(service).disable_statement_logging();
+        let options = url.clone().disable_statement_logging();
+        let options =
+            if options.get_application_name().is_some() { options } else { options.application_name(service) };
         let opening = Arc::new(Opening::new(options.clone(), migrations));
         let millis = |time: Duration| time.as_millis().max(1).to_string(); // 0 would mean no limit
         let options = options.options([
@@ -61,7 +70,7 @@ impl Pool {
         let short_lock_timeout = options.clone().options([("lock_timeout", millis(SHORT_LOCK_TIMEOUT))]);
         let acquire_timeout = settings.database_acquire;
         let statement_timeout = settings.database_statement + ANSWER_TIMEOUT;
-        let connections = |options, max| Arc::new(Connections::new(options, max, acquire_timeout, statement_timeout));
+        let connections = |options, max| Connections::new(options, max, acquire_timeout, statement_timeout);
         let pool = Self {
             connections: connections(options, settings.database_connections),
             short_lock_timeout: connections(short_lock_timeout, 1),
@@ -74,21 +83,31 @@ impl Pool {
         pool
     }
 
-    /// Opens the database with one attempt: runs the migrations that it lacks.
+    /// Opens the database: runs the migrations that it lacks.
     ///
     /// # Errors
-    /// If the database does not answer, refuses access or belongs to another service, or if a migration fails.
+    /// If the database does not answer for 30 s, refuses access or belongs to another service, or if a migration fails.
     pub async fn open(&self) -> Result<(), String> {
-        self.opening.attempt_once().await
+        self.opening.open(Some(OPEN_TIMEOUT), &|_| {}).await
     }
 
-    /// Runs a step that is safe to repeat. Transient failures are retried, up to 4 attempts in all.
-    ///
-    /// An attempt whose connection broke may have been executed, so the step must accept that its work is already done.
-    /// Metrics and traces use `name`.
+    /// Runs a step that only reads. Transient failures are retried, up to 4 attempts in all. Metrics and traces use `name`.
     ///
     /// # Errors
     /// The error of the last attempt; a timeout when all attempts together exceed the limits for a connection and a statement.
+    pub async fn retry_read<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        name: &'static str,
+        step: impl Fn() -> F,
+    ) -> Result<T, Error> {
+        self.run_step(name, retry_if(is_transient, step)).await.0
+    }
+
+    /// Runs a change that is safe to repeat, like [`Pool::retry_read`]. An attempt whose connection broke may have been
+    /// executed, so the step must accept that its work is already done.
+    ///
+    /// # Errors
+    /// See [`Pool::retry_read`]. If the change may have been made, [`super::Failure`] says so.
     pub async fn retry_idempotent<T, F: Future<Output = Result<T, Error>>>(
         &self,
         name: &'static str,
@@ -106,10 +125,13 @@ impl Pool {
         name: &'static str,
         step: impl Fn() -> F,
     ) -> Result<(T, bool), Error> {
-        self.run_step(name, retry_if(is_transient, step)).await
+        match self.run_step(name, retry_if(is_transient, step)).await {
+            (Err(error), true) => Err(ambiguous(error)),
+            (outcome, is_ambiguous) => Ok((outcome?, is_ambiguous)),
+        }
     }
 
-    /// Runs a step that is not safe to repeat. It is retried only after an attempt that was certainly not executed.
+    /// Runs a change that is not safe to repeat. It is retried only after an attempt that was certainly not executed.
     ///
     /// # Errors
     /// See [`Pool::retry_idempotent`].
@@ -118,24 +140,31 @@ impl Pool {
         name: &'static str,
         step: impl Fn() -> F,
     ) -> Result<T, Error> {
-        Ok(self.run_step(name, retry_if(not_executed, step)).await?.0)
+        match self.run_step(name, retry_if(not_executed, step)).await {
+            (Err(error), true) => Err(ambiguous(error)),
+            (outcome, _) => outcome,
+        }
     }
 
-    /// Limits, counts and traces a step.
-    async fn run_step<T>(&self, name: &'static str, step: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    /// Limits, counts and traces a step. Returns also whether an attempt that failed may have been executed.
+    async fn run_step<T>(
+        &self,
+        name: &'static str,
+        step: impl Future<Output = (Result<T, Error>, bool)>,
+    ) -> (Result<T, Error>, bool) {
         if !self.opening.is_open() {
-            return Err(not_open());
+            return (Err(not_open()), false);
         }
         let (started, span) = (Instant::now(), traces::statement_span(name));
         let step = time::timeout(self.step_timeout, step).instrument(span.clone());
-        let outcome = step.await.unwrap_or_else(|_| Err(timed_out()));
+        let (outcome, is_ambiguous) = step.await.unwrap_or_else(|_| (Err(timed_out()), true));
         // A violated constraint is a result: the name is taken. The database works.
         let failed = outcome.as_ref().is_err_and(|error| !is_constraint_violation(error));
         if failed {
             traces::record_error(&span, "database");
         }
         metrics::record_call(name, failed, started.elapsed());
-        outcome
+        (outcome, is_ambiguous)
     }
 
     /// Returns a pool of one connection to the same database that waits for a row lock for at most 10 ms.
@@ -146,28 +175,48 @@ impl Pool {
         Self { connections: Arc::clone(&self.short_lock_timeout), ..self.clone() }
     }
 
-    /// Checks that the database answers. It uses a connection of its own, because a busy pool is not an outage.
+    /// Checks that the database answers and accepts changes. It uses a connection of its own, because a busy pool is not an
+    /// outage. If the server has no connection left for it, it waits for one of the pool.
     ///
     /// # Errors
-    /// If the database does not answer within the limit of a step.
+    /// If the database does not answer within the limit of a step, or is [read-only](READ_ONLY).
     pub async fn ping(&self) -> Result<(), Error> {
-        let ping = || async {
+        let ping = async {
             let mut health_connection = self.health_connection.lock().await;
-            let mut connection = match health_connection.take() {
-                Some(connection) => connection,
-                None => self.connections.connect_options.connect().await?,
-            };
-            connection.ping().await?;
-            *health_connection = Some(connection);
-            Ok(())
+            let kept = health_connection.take().filter(|(_, opened)| !self.connections.is_given_up(*opened));
+            if let Some((mut connection, opened)) = kept {
+                if check(&mut connection).await.is_ok() {
+                    *health_connection = Some((connection, opened));
+                    return Ok(());
+                }
+                self.connections.give_up_all(opened);
+            }
+            match self.connections.connect_options.connect().await {
+                Err(error) if no_connection_left(&error) => check(self).await,
+                Err(error) => Err(not_connected(error)),
+                Ok(mut connection) => {
+                    check(&mut connection).await?;
+                    *health_connection = Some((connection, Instant::now()));
+                    Ok(())
+                }
+            }
         };
-        self.retry_idempotent("ping", ping).await
+        self.run_step("ping", ping.map(|outcome| (outcome, false))).await.0
     }
 
     /// Closes all connections, after the running statements have ended.
     pub async fn close(&self) {
         self.connections.close().await;
         self.short_lock_timeout.close().await;
+    }
+}
+
+/// Checks that the database accepts changes. A standby does not, and neither does a server that is being replaced.
+async fn check<'c>(executor: impl Executor<'c, Database = Postgres>) -> Result<(), Error> {
+    let row = executor.fetch_one("show transaction_read_only").await?;
+    match row.try_get_unchecked::<&str, _>(0)? {
+        "off" => Ok(()),
+        _ => Err(Error::Io(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, READ_ONLY))),
     }
 }
 

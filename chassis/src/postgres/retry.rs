@@ -1,6 +1,7 @@
 //! Classes of database errors, and the retry of steps that met a transient one.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::time::Duration;
@@ -13,39 +14,228 @@ const MAX_ATTEMPTS: u32 = 4;
 /// The longest back-off before the first retry. It doubles with each further retry; the real one is random (full jitter).
 const BASE_BACKOFF: Duration = Duration::from_millis(10);
 
-/// Runs the step until it succeeds, fails with an error that is not to be retried, or has had [`MAX_ATTEMPTS`]. Returns its
-/// last outcome, and whether an earlier attempt may have been executed.
-pub(super) async fn retry_if<T, F: Future<Output = Result<T, Error>>>(
-    should_retry: fn(&Error) -> bool,
-    step: impl Fn() -> F,
-) -> Result<(T, bool), Error> {
-    let (mut attempt, mut may_have_executed) = (1, false);
-    loop {
-        match step().await {
-            Err(error) if attempt < MAX_ATTEMPTS && should_retry(&error) => {
-                may_have_executed |= !not_executed(&error);
-                time::sleep((BASE_BACKOFF * 2_u32.pow(attempt - 1)).mul_f64(rand::random())).await;
-                attempt += 1;
-            }
-            outcome => return Ok((outcome?, may_have_executed)),
+/// What follows from an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Action {
+    /// The step fails. The connection works on.
+    Fail,
+    /// The step fails, and its connection is closed.
+    FailAndClose,
+    /// The step is tried again.
+    Retry,
+    /// The step is tried again on another connection; this one is closed.
+    RetryElsewhere,
+    /// The step is tried again on a new connection; all that are open are closed.
+    RetryAnew,
+    /// The same, but the statement may have been executed. So only a step that is safe to repeat is tried again.
+    RetryIfSafe,
+    /// The step fails, although the statement may have been executed. All connections are closed.
+    GiveUp,
+    /// The step fails, although the statement was executed. The connection works on.
+    FailAfterwards,
+}
+
+/// A class of errors.
+#[derive(Debug)]
+pub(super) struct Class {
+    /// A SQLSTATE (PostgreSQL manual, appendix A), or the first two characters of several.
+    state: &'static str,
+    action: Action,
+    /// What it means, for the log.
+    meaning: &'static str,
+}
+
+const fn class(state: &'static str, action: Action, meaning: &'static str) -> Class {
+    Class { state, action, meaning }
+}
+
+/// The classes of PostgreSQL's errors. `docs/postgres.md` has the same table. PostgreSQL rolls back a statement that it
+/// reports as failed, so it was not executed. The exceptions have [`Action::RetryIfSafe`].
+static CLASSES: [Class; 42] = [
+    class("08", Action::RetryIfSafe, "the connection, or that of a pooler, failed"),
+    class("0A", Action::RetryAnew, "a column has changed its type, so prepared statements are outdated"),
+    class("22", Action::Fail, "a value is invalid"),
+    class("23", Action::Fail, "a constraint is violated"),
+    class("25", Action::RetryElsewhere, "a transaction was left open on the connection"),
+    class(
+        "25006",
+        Action::RetryAnew,
+        "the database is read-only; after a failover the connections are to the old server",
+    ),
+    class("25P04", Action::FailAndClose, "the transaction took too long"),
+    class("26", Action::RetryAnew, "a prepared statement is gone, as after DISCARD ALL or behind a pooler"),
+    class(
+        "28",
+        Action::Fail,
+        "the server rejects the role, its password or its certificate; see DATABASE_URL and pg_hba.conf",
+    ),
+    class("3D", Action::Fail, "the database does not exist"),
+    class("3F", Action::Fail, "the schema is missing; see search_path"),
+    class("40", Action::Retry, "the transaction conflicted with another one and was rolled back"),
+    class("40002", Action::Fail, "a constraint is violated at the end of the transaction"),
+    class("40003", Action::RetryIfSafe, "the server does not know whether the statement was executed"),
+    class("42", Action::Fail, "the statement does not fit the tables"),
+    class("42501", Action::Fail, "the role lacks a privilege; grant it"),
+    class("42703", Action::Fail, "a column is missing; is the schema that of this release?"),
+    class("42804", Action::Fail, "a column has another type; is the schema that of this release?"),
+    class("42883", Action::Fail, "a function is missing; is the schema that of this release?"),
+    class("42P01", Action::Fail, "a table is missing; is the schema that of this release?"),
+    class("42P05", Action::RetryElsewhere, "the prepared statement exists already, as behind a pooler"),
+    class("53", Action::Fail, "a resource of the server is used up"),
+    class("53100", Action::Fail, "the disk of the server is full"),
+    class("53200", Action::RetryElsewhere, "the server lacks memory; a closed connection frees some"),
+    class(
+        "53300",
+        Action::Retry,
+        "the server or the role has no connection left; lower DATABASE_CONNECTIONS or raise the limit",
+    ),
+    class("55", Action::Fail, "an object is not in the required state"),
+    class("55006", Action::Retry, "an object is in use"),
+    class("55P03", Action::Fail, "a lock was not available in time"),
+    class("57", Action::Fail, "an operator intervened"),
+    class("57014", Action::Fail, "the statement took too long, or an operator cancelled it"),
+    class("57P01", Action::RetryAnew, "the server shuts down, or an operator ended the connection"),
+    class("57P02", Action::RetryAnew, "another process of the server crashed"),
+    class("57P03", Action::RetryAnew, "the server starts or shuts down"),
+    class("57P04", Action::FailAndClose, "the database was dropped"),
+    class("57P05", Action::RetryAnew, "the connection was idle for too long (idle_session_timeout)"),
+    class("58", Action::FailAndClose, "the server cannot read or write its files"),
+    class("72", Action::Retry, "the snapshot is too old"),
+    class("F0", Action::FailAndClose, "the server's configuration file is broken"),
+    class("XX", Action::RetryElsewhere, "internal error of the server, as while a table is being changed"),
+    class("XX001", Action::FailAndClose, "the data of the server are corrupted"),
+    class("XX002", Action::FailAndClose, "an index of the server is corrupted; reindex it"),
+    class("P0", Action::Fail, "a function of the database raised an error"),
+];
+
+/// Any other SQLSTATE, and errors of sqlx itself.
+static OTHER: Class = class("", Action::Fail, "");
+/// The connection was closed before the statement was sent, so it was not executed.
+static NOT_SENT: Class = class("", Action::RetryAnew, "");
+/// No connection could be opened, so the statement was not executed. The pool has already tried again.
+static NOT_CONNECTED: Class = class("", Action::Fail, "");
+/// The connection broke before the answer.
+static BROKEN: Class = class("", Action::RetryIfSafe, "");
+/// The answer did not come in time. Another attempt does not help: the caller has waited long enough.
+static SILENT: Class = class("", Action::GiveUp, "");
+
+/// The answer came, and cannot be read.
+static UNREADABLE: Class = class("", Action::FailAfterwards, "");
+
+/// Returns the class of an error.
+pub(super) fn class_of(error: &Error) -> &'static Class {
+    if let Some(code) = sql_state(error) {
+        let classes = CLASSES.iter().filter(|class| code.starts_with(class.state));
+        return classes.max_by_key(|class| class.state.len()).unwrap_or(&OTHER);
+    }
+    match error {
+        Error::Io(error) => match error.kind() {
+            io::ErrorKind::BrokenPipe => &NOT_SENT,
+            io::ErrorKind::NotConnected => &NOT_CONNECTED,
+            io::ErrorKind::TimedOut => &SILENT,
+            _ => &BROKEN,
+        },
+        Error::Protocol(_) | Error::WorkerCrashed => &BROKEN,
+        Error::Decode(_) | Error::ColumnDecode { .. } | Error::ColumnNotFound(_) => &UNREADABLE,
+        _ => &OTHER,
+    }
+}
+
+impl Class {
+    /// Returns the text of an error of this class for the log, with its meaning.
+    pub(super) fn describe(&self, error: &Error) -> String {
+        match self.meaning {
+            "" => error.to_string(),
+            meaning => format!("{error} ({}: {meaning})", sql_state(error).unwrap_or_default()),
+        }
+    }
+
+    /// Returns whether the connection is unusable.
+    pub(super) fn closes_connection(&self) -> bool {
+        !matches!(self.action, Action::Fail | Action::FailAfterwards | Action::Retry)
+    }
+
+    /// Returns whether the other connections are probably unusable too.
+    ///
+    /// A timeout of the pool does not count. All connections may be busy, and new ones would add to the load.
+    pub(super) fn closes_all_connections(&self) -> bool {
+        matches!(self.action, Action::RetryAnew | Action::RetryIfSafe | Action::GiveUp)
+    }
+}
+
+/// Returns whether another attempt may succeed.
+pub(super) fn is_transient(error: &Error) -> bool {
+    class_of(error).action == Action::RetryIfSafe || not_executed(error)
+}
+
+/// Returns whether the statement was certainly not executed, for a transient reason.
+pub(super) fn not_executed(error: &Error) -> bool {
+    matches!(class_of(error).action, Action::Retry | Action::RetryElsewhere | Action::RetryAnew)
+}
+
+/// Returns whether the statement may have been executed, although it failed.
+fn may_have_executed(error: &Error) -> bool {
+    matches!(class_of(error).action, Action::RetryIfSafe | Action::GiveUp | Action::FailAfterwards)
+}
+
+/// The error of a step that may have been done.
+#[derive(Debug)]
+pub(super) struct Ambiguous(Error);
+
+impl fmt::Display for Ambiguous {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&class_of(&self.0).describe(&self.0))
+    }
+}
+
+impl std::error::Error for Ambiguous {}
+
+/// Why a step of a store failed, with the cause for the log. The cause contains no value of the statement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// It was not done, or it only reads.
+    Unavailable(String),
+    /// It is a change that may or may not have been made.
+    OutcomeUnknown(String),
+}
+
+impl From<&Error> for Failure {
+    fn from(error: &Error) -> Self {
+        let cause = if let Error::Io(error) = error { error.get_ref() } else { None };
+        match cause.and_then(|cause| cause.downcast_ref::<Ambiguous>()) {
+            Some(ambiguous) => Self::OutcomeUnknown(ambiguous.to_string()),
+            None => Self::Unavailable(class_of(error).describe(error)),
         }
     }
 }
 
-/// Returns whether the statement was certainly not executed, for a transient reason. Either the database said so with a
-/// SQLSTATE (PostgreSQL manual, appendix A), or it had closed the connection before the statement was sent.
-pub(super) fn not_executed(error: &Error) -> bool {
-    if let Error::Io(error) = error {
-        return error.kind() == io::ErrorKind::BrokenPipe;
+/// Runs the step until it succeeds, fails with an error that is not to be retried, or has had [`MAX_ATTEMPTS`]. Returns its
+/// last outcome, and whether an attempt that failed may have been executed.
+pub(super) async fn retry_if<T, F: Future<Output = Result<T, Error>>>(
+    should_retry: fn(&Error) -> bool,
+    step: impl Fn() -> F,
+) -> (Result<T, Error>, bool) {
+    let (mut attempt, mut is_ambiguous) = (1, false);
+    loop {
+        let outcome = step().await;
+        let Err(error) = &outcome else { return (outcome, is_ambiguous) };
+        is_ambiguous |= may_have_executed(error);
+        if attempt == MAX_ATTEMPTS || !should_retry(error) {
+            return (outcome, is_ambiguous);
+        }
+        time::sleep((BASE_BACKOFF * 2_u32.pow(attempt - 1)).mul_f64(rand::random())).await;
+        attempt += 1;
     }
-    sql_state(error).is_some_and(|code| {
-        matches!(
-            &*code,
-            "40001" | "40P01" // serialization failure, deadlock
-            | "57P01" | "57P02" | "57P03" // the server shuts down, crashed, or starts
-            | "53300" // too many connections
-        )
-    })
+}
+
+/// Returns the error of a step that may have been done.
+pub(super) fn ambiguous(error: Error) -> Error {
+    Error::Io(io::Error::other(Ambiguous(error)))
+}
+
+/// Returns the error of a statement that was not executed, because no connection could be opened.
+pub(super) fn not_connected(error: Error) -> Error {
+    Error::Io(io::Error::new(io::ErrorKind::NotConnected, class_of(&error).describe(&error)))
 }
 
 /// Returns whether a constraint was violated (SQLSTATE class 23).
@@ -61,20 +251,18 @@ pub fn is_row_error(error: &Error) -> bool {
         || sql_state(error).is_some_and(|code| code.starts_with("22") || code == LOCK_NOT_AVAILABLE)
 }
 
-/// Returns whether another attempt may succeed. A timeout is not transient: the caller has waited long enough.
-pub(super) fn is_transient(error: &Error) -> bool {
-    let is_broken = match error {
-        Error::Io(error) => error.kind() != io::ErrorKind::TimedOut,
-        error => matches!(error, Error::Protocol(_) | Error::WorkerCrashed),
-    };
-    is_broken || not_executed(error)
+/// Returns whether the server, or the role, has no connection left.
+pub(super) fn no_connection_left(error: &Error) -> bool {
+    sql_state(error).is_some_and(|code| code == "53300")
 }
 
-/// Returns whether other connections are probably broken too: the connection broke, or the server shuts down (SQLSTATE 57P).
-///
-/// A timeout of the pool does not count. All connections may be busy, and new ones would add to the load.
-pub(super) fn invalidates_connections(error: &Error) -> bool {
-    matches!(error, Error::Io(_) | Error::Protocol(_)) || sql_state(error).is_some_and(|code| code.starts_with("57P"))
+/// Returns whether connecting failed because of a setting or a certificate, so that waiting does not help. rustls reports a
+/// rejected certificate as an I/O error.
+pub(super) fn is_misconfigured(error: &Error) -> bool {
+    match error {
+        Error::Io(error) => error.kind() == io::ErrorKind::InvalidData,
+        error => matches!(error, Error::Tls(_) | Error::Configuration(_)),
+    }
 }
 
 /// Returns the error of an answer that did not come in time.
@@ -110,8 +298,26 @@ mod tests {
             attempts.set(attempts.get() + 1);
             if attempts.get() <= failures { Err(Error::Io(kind.into())) } else { Ok(()) }
         };
-        let outcome = retry_if(should_retry, step).await;
-        (attempts.get(), outcome.ok().map(|((), may_have_executed)| may_have_executed))
+        let (outcome, may_have_executed) = retry_if(should_retry, step).await;
+        (attempts.get(), outcome.ok().map(|()| may_have_executed))
+    }
+
+    #[test]
+    fn documents_each_class_with_its_action_and_meaning() {
+        let documented = include_str!("../../../docs/postgres.md");
+        for Class { state, action, meaning } in &CLASSES {
+            let action = match action {
+                Action::Fail => "fail",
+                Action::FailAndClose => "fail, close the connection",
+                Action::Retry => "try again",
+                Action::RetryElsewhere => "try again on another connection",
+                Action::RetryAnew => "try again, close all connections",
+                Action::RetryIfSafe => "try again if it is safe to repeat, close all connections",
+                Action::GiveUp | Action::FailAfterwards => panic!("{state}: only for errors without a SQLSTATE"),
+            };
+            let row = format!("| `{state}` | {action} | {meaning} |");
+            assert!(documented.contains(&row), "docs/postgres.md has no row {row}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,9 +4,9 @@
 mod faulty_connection;
 
 use std::env;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -33,6 +33,8 @@ pub struct Server {
     /// Holds the data and the socket. The server listens on no port.
     folder: PathBuf,
     durability: Durability,
+    /// Further settings, as arguments of `postgres`.
+    settings: Vec<String>,
     process: Child,
     databases: AtomicU32,
     _lifeline: Child,
@@ -159,8 +161,9 @@ impl Server {
         if !output.status.success() {
             return Err(String::from_utf8_lossy(&output.stderr).into_owned());
         }
-        let process = launch(&programs, owner, &folder, durability)?;
-        Ok(Self { programs, owner, folder, durability, process, databases: AtomicU32::new(0), _lifeline: lifeline })
+        let process = launch(&programs, owner, &folder, durability, &[])?;
+        let (settings, databases) = (Vec::new(), AtomicU32::new(0));
+        Ok(Self { programs, owner, folder, durability, settings, process, databases, _lifeline: lifeline })
     }
 
     /// Kills all processes of the server with SIGKILL, as a power failure would.
@@ -185,8 +188,29 @@ impl Server {
     /// # Panics
     /// If it does not start.
     pub fn restart(&mut self) {
-        let launched = launch(&self.programs, self.owner, &self.folder, self.durability);
+        let launched = launch(&self.programs, self.owner, &self.folder, self.durability, &self.settings);
         self.process = launched.unwrap_or_else(|reason| panic!("PostgreSQL: {reason}"));
+    }
+
+    /// Restarts the server with these settings in addition to its usual ones. They replace those of an earlier call.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn restart_with(&mut self, settings: &[&str]) {
+        self.kill();
+        self.settings = settings.iter().flat_map(|setting| ["-c".to_owned(), (*setting).to_owned()]).collect();
+        self.restart();
+    }
+
+    /// Writes a file into the data folder, which only the server may read.
+    ///
+    /// # Panics
+    /// If it cannot be written.
+    pub fn write(&self, file: &str, text: &str) {
+        let path = self.folder.join("data").join(file);
+        let written = fs::write(&path, text).and_then(|()| fs::set_permissions(&path, Permissions::from_mode(0o600)));
+        let (uid, gid) = self.owner.unzip();
+        written.and_then(|()| chown(&path, uid, gid)).expect("a data folder");
     }
 
     /// Creates an empty database and returns its address as a `DATABASE_URL`.
@@ -222,7 +246,13 @@ impl Server {
 }
 
 /// Starts the server and waits until it listens.
-fn launch(programs: &Path, owner: Option<(u32, u32)>, folder: &Path, durability: Durability) -> Result<Child, String> {
+fn launch(
+    programs: &Path,
+    owner: Option<(u32, u32)>,
+    folder: &Path,
+    durability: Durability,
+    settings: &[String],
+) -> Result<Child, String> {
     let log = || fs::OpenOptions::new().create(true).append(true).open(folder.join("log"));
     let fsync = if durability == Durability::Full { "fsync=on" } else { "fsync=off" };
     let began = Instant::now();
@@ -230,7 +260,8 @@ fn launch(programs: &Path, owner: Option<(u32, u32)>, folder: &Path, durability:
         let mut postgres = command(&programs.join("postgres"), owner, folder);
         postgres.args(["-D", "data", "-c", "listen_addresses=", "-c", "max_connections=500", "-c", fsync, "-k"]);
         let (out, err) = (log().map_err(|error| error.to_string())?, log().map_err(|error| error.to_string())?);
-        let mut process = postgres.arg(folder).stdout(out).stderr(err).spawn().map_err(|error| error.to_string())?;
+        let mut process =
+            postgres.arg(folder).args(settings).stdout(out).stderr(err).spawn().map_err(|error| error.to_string())?;
         // It ends immediately while processes of the previous server still run; then this loop tries again.
         while process.try_wait().is_ok_and(|ended| ended.is_none()) {
             if UnixStream::connect(folder.join(".s.PGSQL.5432")).is_ok() {
