@@ -2,23 +2,28 @@
 //!
 //! Only this module and the `config` of each service read the environment, with three exceptions. [`crate::run`] reads
 //! `LISTEN_FDS`, libraries read `OTEL_…` and `NO_COLOR`, and [`crate::fault_injection`] reads its own variables.
+//!
+//! A variable that is empty, or has only white space, counts as unset.
 
 use std::convert::Infallible;
+use std::env;
+use std::ffi::OsString;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
 use axum::http::HeaderValue;
-use clap::builder::BoolishValueParser;
-use clap::{Args, ValueEnum};
+use clap::builder::{BoolishValueParser, RangedU64ValueParser};
+use clap::error::ErrorKind;
+use clap::{Args, Parser, ValueEnum};
 use url::Url;
 
 /// How a service listens, what it accepts from clients, and what it logs.
 #[derive(Args, Clone, Debug)]
 pub struct Settings {
-    /// Address of the network interface to listen on
-    #[arg(long, env, default_value = "127.0.0.1")]
+    /// IP address of the network interface to listen on, such as 127.0.0.1, or 0.0.0.0 for all interfaces
+    #[arg(long, env, default_value = "127.0.0.1", value_parser = interface)]
     pub host: IpAddr,
 
     /// Which events to log, as a `tracing` filter such as `info` or `warn,chassis=debug`
@@ -57,15 +62,15 @@ pub struct Settings {
 
     /// Maximum seconds for a header to arrive, for a connection to be idle, and for a client to read nothing of its response;
     /// then the connection is closed
-    #[arg(long = "header-timeout", env = "HEADER_TIMEOUT_SECONDS", value_name = "HEADER_TIMEOUT_SECONDS", default_value = "15", value_parser = seconds)]
+    #[arg(long = "header-timeout", env = "HEADER_TIMEOUT_SECONDS", value_name = "HEADER_TIMEOUT_SECONDS", default_value = "15", value_parser = timeout)]
     pub header_timeout: Duration,
 
     /// Maximum seconds for a whole body to arrive; then 408
-    #[arg(long = "body-timeout", env = "BODY_TIMEOUT_SECONDS", value_name = "BODY_TIMEOUT_SECONDS", default_value = "10", value_parser = seconds)]
+    #[arg(long = "body-timeout", env = "BODY_TIMEOUT_SECONDS", value_name = "BODY_TIMEOUT_SECONDS", default_value = "10", value_parser = timeout)]
     pub body_timeout: Duration,
 
     /// Maximum seconds to respond to a request; then 503
-    #[arg(long = "request-timeout", env = "REQUEST_TIMEOUT_SECONDS", value_name = "REQUEST_TIMEOUT_SECONDS", default_value = "10", value_parser = seconds)]
+    #[arg(long = "request-timeout", env = "REQUEST_TIMEOUT_SECONDS", value_name = "REQUEST_TIMEOUT_SECONDS", default_value = "10", value_parser = timeout)]
     pub request_timeout: Duration,
 
     /// Seconds between SIGTERM, when /readyz turns 503, and the end of accepting connections
@@ -100,11 +105,11 @@ pub enum LogFormat {
 #[derive(Args, Clone, Debug)]
 pub struct PeerSettings {
     /// Maximum seconds to connect to a peer
-    #[arg(long = "peer-connect-timeout", env = "PEER_CONNECT_TIMEOUT_SECONDS", value_name = "PEER_CONNECT_TIMEOUT_SECONDS", default_value = "1", value_parser = seconds)]
+    #[arg(long = "peer-connect-timeout", env = "PEER_CONNECT_TIMEOUT_SECONDS", value_name = "PEER_CONNECT_TIMEOUT_SECONDS", default_value = "1", value_parser = timeout)]
     pub connect_timeout: Duration,
 
     /// Maximum seconds of a call to a peer, its whole response included
-    #[arg(long = "peer-timeout", env = "PEER_TIMEOUT_SECONDS", value_name = "PEER_TIMEOUT_SECONDS", default_value = "2", value_parser = seconds)]
+    #[arg(long = "peer-timeout", env = "PEER_TIMEOUT_SECONDS", value_name = "PEER_TIMEOUT_SECONDS", default_value = "2", value_parser = timeout)]
     pub timeout: Duration,
 
     /// Maximum calls that wait for one peer; further ones fail immediately
@@ -119,7 +124,13 @@ pub struct PeerSettings {
     pub max_in_flight: u32,
 
     /// Maximum size of a peer's response in bytes
-    #[arg(long = "peer-max-answer-bytes", env = "PEER_MAX_ANSWER_BYTES", value_name = "PEER_MAX_ANSWER_BYTES", default_value_t = 4 << 20)]
+    #[arg(
+        long = "peer-max-answer-bytes",
+        env = "PEER_MAX_ANSWER_BYTES",
+        value_name = "PEER_MAX_ANSWER_BYTES",
+        default_value_t = 4 << 20,
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..=1 << 30)
+    )]
     pub max_answer_bytes: usize,
 }
 
@@ -142,11 +153,11 @@ pub struct DatabaseSettings {
     pub database_connections: u32,
 
     /// Maximum seconds to wait for a free connection; then 503
-    #[arg(long = "database-acquire", env = "DATABASE_ACQUIRE_SECONDS", value_name = "DATABASE_ACQUIRE_SECONDS", default_value = "1", value_parser = seconds)]
+    #[arg(long = "database-acquire", env = "DATABASE_ACQUIRE_SECONDS", value_name = "DATABASE_ACQUIRE_SECONDS", default_value = "1", value_parser = timeout)]
     pub database_acquire: Duration,
 
     /// Maximum seconds of a statement, its waits for locks included; then 503. Keep it below the caller's `PEER_TIMEOUT_SECONDS`
-    #[arg(long = "database-statement", env = "DATABASE_STATEMENT_SECONDS", value_name = "DATABASE_STATEMENT_SECONDS", default_value = "1", value_parser = seconds)]
+    #[arg(long = "database-statement", env = "DATABASE_STATEMENT_SECONDS", value_name = "DATABASE_STATEMENT_SECONDS", default_value = "1", value_parser = timeout)]
     pub database_statement: Duration,
 }
 
@@ -169,6 +180,55 @@ impl fmt::Debug for DatabaseUrl {
     }
 }
 
+/// Variables that OpenTelemetry's library reads and does not check. It would replace a bad value by its default, keep a
+/// core busy, or run out of memory.
+const LIBRARY_VARIABLES: [LibraryVariable; 7] = {
+    const SAMPLERS: [&str; 6] = [
+        "always_on",
+        "always_off",
+        "traceidratio",
+        "parentbased_always_on",
+        "parentbased_always_off",
+        "parentbased_traceidratio",
+    ];
+    const MILLISECONDS: fn(&str) -> bool = |text| text.parse().is_ok_and(|ms| (1..=86_400_000).contains(&ms));
+    const SPANS: fn(&str) -> bool = |text| text.parse().is_ok_and(|spans| (1..=1_000_000).contains(&spans));
+    [
+        ("OTEL_TRACES_SAMPLER", |text| SAMPLERS.contains(&text), "a sampler such as parentbased_traceidratio"),
+        (
+            "OTEL_TRACES_SAMPLER_ARG",
+            |text| text.parse().is_ok_and(|ratio| (0.0..=1.0).contains(&ratio)),
+            "a number from 0 to 1",
+        ),
+        ("OTEL_BSP_SCHEDULE_DELAY", MILLISECONDS, "a number of milliseconds from 1 to 86400000"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", MILLISECONDS, "a number of milliseconds from 1 to 86400000"),
+        ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", MILLISECONDS, "a number of milliseconds from 1 to 86400000"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", SPANS, "a number of spans from 1 to 1000000"),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", SPANS, "a number of spans from 1 to 1000000"),
+    ]
+};
+
+/// The name of a variable, a function that returns whether a value is valid, and which values are.
+type LibraryVariable = (&'static str, fn(&str) -> bool, &'static str);
+
+/// Parses the settings of the process from its arguments and its environment. If one is invalid, the process ends with an error
+/// that names it.
+pub fn parse<T: Parser>() -> T {
+    let is_empty = |value: &OsString| value.to_string_lossy().trim().is_empty();
+    let mut command = T::command().mut_args(|arg| match arg.get_env().and_then(env::var_os) {
+        Some(value) if is_empty(&value) => arg.env(None::<&str>),
+        _ => arg,
+    });
+    let matches = command.get_matches_mut();
+    for (name, is_valid, valid) in LIBRARY_VARIABLES {
+        let value = env::var_os(name).filter(|value| !is_empty(value));
+        if value.is_some_and(|value| !value.to_str().is_some_and(is_valid)) {
+            command.error(ErrorKind::InvalidValue, format!("{name} must be {valid}")).exit();
+        }
+    }
+    T::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
 /// Returns the default settings without reading the environment; tests set what they need themselves.
 ///
 /// # Panics
@@ -181,8 +241,27 @@ pub fn defaults<T: Args>() -> T {
 
 /// Parses a time in seconds: 0 to 86400, with fractions.
 pub fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse().ok().filter(|seconds| (0.0..=86_400.0).contains(seconds));
-    seconds.map(Duration::from_secs_f64).ok_or_else(|| "must be a number of seconds from 0 to 86400".to_owned())
+    seconds_from("0", text)
+}
+
+/// Parses a time limit in seconds: 0.001 to 86400, with fractions. A limit of 0 would fail every request, and PostgreSQL has no
+/// unit below a millisecond.
+pub fn timeout(text: &str) -> Result<Duration, String> {
+    seconds_from("0.001", text)
+}
+
+fn seconds_from(least: &str, text: &str) -> Result<Duration, String> {
+    let range = least.parse().unwrap_or_default()..=86_400.0;
+    let seconds = text.parse().ok().filter(|seconds| range.contains(seconds));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| format!("must be a number of seconds from {least} to 86400"))
+}
+
+/// Parses the address of a network interface.
+fn interface(text: &str) -> Result<IpAddr, &'static str> {
+    text.parse().map_err(|_| {
+        "HOST must be the IP address of the interface to listen on, such as 127.0.0.1, or 0.0.0.0 for all interfaces. \
+         Some shells set HOST to the name of the machine: then unset it"
+    })
 }
 
 /// Parses the URL of a peer: `http://`, a host, and optionally a port and a path. The path is kept, so a call to
@@ -253,6 +332,15 @@ mod tests {
             let error = parse(flag, bad).err().unwrap_or_else(|| panic!("--{flag}={bad} was accepted"));
             assert!(error.contains(flag), "{error}");
         }
+    }
+
+    #[test]
+    fn says_what_host_is_for() {
+        for host in ["mybox", "localhost", "[::1]", "127.0.0.1:3001"] {
+            let error = parse("host", host).expect_err(host);
+            assert!(error.contains("HOST must be the IP address") && error.contains("unset it"), "{error}");
+        }
+        assert!(parse("host", "::1").is_ok());
     }
 
     #[test]

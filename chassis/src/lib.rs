@@ -112,8 +112,8 @@ impl App {
 
     /// Returns the response to one request that passes through the whole pipeline, without a connection.
     pub async fn call(&self, request: Request<Body>) -> Response<Body> {
-        let Ok(response) = http::pipeline::stack(Arc::clone(&self.pipeline)).oneshot(request).await;
-        response.map(Body::new)
+        let Ok(response) = http::pipeline::service(Arc::clone(&self.pipeline)).oneshot(request).await;
+        response
     }
 
     /// Starts work in the background when the storage is open, and drops it when the drain begins.

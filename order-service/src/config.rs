@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chassis::config::{DatabaseSettings, PeerSettings, Settings, peer_url, seconds};
+use chassis::config::{DatabaseSettings, PeerSettings, Settings, peer_url, timeout};
 use clap::Parser;
 use url::Url;
 
@@ -23,11 +23,11 @@ pub struct Config {
     pub product_service_url: Url,
 
     /// Seconds until an attempt to place an order fails with 503
-    #[arg(long = "order-timeout", env = "ORDER_TIMEOUT_SECONDS", value_name = "ORDER_TIMEOUT_SECONDS", default_value = "5", value_parser = seconds)]
+    #[arg(long = "order-timeout", env = "ORDER_TIMEOUT_SECONDS", value_name = "ORDER_TIMEOUT_SECONDS", default_value = "5", value_parser = timeout)]
     pub order_timeout: Duration,
 
     /// Seconds between two runs of the reconciler, ±50 %
-    #[arg(long = "reconcile", env = "RECONCILE_SECONDS", value_name = "RECONCILE_SECONDS", default_value = "1", value_parser = seconds)]
+    #[arg(long = "reconcile", env = "RECONCILE_SECONDS", value_name = "RECONCILE_SECONDS", default_value = "1", value_parser = timeout)]
     pub reconcile: Duration,
 
     /// The database.

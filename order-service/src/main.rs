@@ -1,7 +1,6 @@
 //! The process: signals, settings, telemetry, store, peers, app, reconciler, serve.
 
 use chassis::{Signals, telemetry};
-use clap::Parser;
 use mimalloc::MiMalloc;
 use order_service::config::Config;
 use order_service::peers::{Products, Users};
@@ -19,7 +18,7 @@ async fn main() {
 
 async fn start() -> Result<(), String> {
     let signals = Signals::catch()?;
-    let config = Config::parse();
+    let config: Config = chassis::config::parse();
     let telemetry = telemetry::start(SERVICE, &config.settings)?;
     let (store, storage) = store::open(&config.database)?;
     if config.database.migrate_only {

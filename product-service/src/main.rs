@@ -1,7 +1,6 @@
 //! The process: signals, settings, telemetry, store, peers, app, serve.
 
 use chassis::{Signals, telemetry};
-use clap::Parser;
 use mimalloc::MiMalloc;
 use product_service::config::Config;
 use product_service::peers::Users;
@@ -18,7 +17,7 @@ async fn main() {
 
 async fn start() -> Result<(), String> {
     let signals = Signals::catch()?;
-    let config = Config::parse();
+    let config: Config = chassis::config::parse();
     let telemetry = telemetry::start(SERVICE, &config.settings)?;
     let (store, storage) = store::open(&config.database, config.seed).await?;
     if config.database.migrate_only {

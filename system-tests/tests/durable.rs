@@ -55,6 +55,7 @@ async fn reports_a_missing_database_and_recovers_without_a_restart() {
     durable.postgres.kill();
     for (service, path) in &calls {
         service.get(path).await.expect_problem(503, "store-unavailable"); // which has a Retry-After
+        eventually(503, async || service.get("/readyz").await.status).await;
         service.get("/readyz").await.expect_problem(503, "store-unavailable");
         service.get("/livez").await.expect(200);
     }
@@ -66,7 +67,7 @@ async fn reports_a_missing_database_and_recovers_without_a_restart() {
     for (service, path) in &calls {
         let status = eventually(200, async || service.get(path).await.status).await;
         assert!(status == 200 && back.elapsed() < RECOVERY, "{path}: {status} after {:?}", back.elapsed());
-        service.get("/readyz").await.expect(200);
+        assert_eq!(eventually(200, async || service.get("/readyz").await.status).await, 200);
     }
     system.orders.post("/orders", order(1, 1, 1)).await.expect(201);
     assert_eq!(eventually(48, || system.stock(1)).await, 48);

@@ -52,7 +52,7 @@ async fn takes_nothing_when_a_take_arrives_after_its_release() {
     assert_invariants(&durable, lamp).await;
 }
 
-/// A replica with a time limit of zero gives up and releases every intent, and loses the responses to its releases. So the
+/// A replica with a time limit of a millisecond gives up and releases every intent, and loses the responses to its releases. So the
 /// rows stay, and the placements that still run on the other replica find them.
 #[tokio::test]
 async fn does_not_settle_an_order_that_was_given_up_and_released() {
@@ -64,7 +64,7 @@ async fn does_not_settle_an_order_that_was_given_up_and_released() {
     let Some((durable, lamp)) = start(patient).await else { return };
     let loses_responses = Proxy::start(durable.system.products.address(), seed()).await;
     loses_responses.set(Fault::LoseAnswers(1.0));
-    let hasty = durable.launch(ORDERS).env("ORDER_TIMEOUT_SECONDS", 0).env("RECONCILE_SECONDS", 0.1);
+    let hasty = durable.launch(ORDERS).env("ORDER_TIMEOUT_SECONDS", 0.001).env("RECONCILE_SECONDS", 0.1);
     let hasty =
         hasty.env("USER_SERVICE_URL", durable.system.users.url()).env("PRODUCT_SERVICE_URL", loses_responses.url());
     let _hasty = Service::start(hasty).await.unwrap_or_else(|reason| panic!("{reason}"));

@@ -81,7 +81,7 @@ async fn places_orders_with_a_foreign_user_service() {
 
     orders.post("/orders", order(7, 1, 1)).await.expect(201);
     let refused = orders.post("/orders", order(1, 1, 1)).await.expect_problem(400, "user-not-found");
-    assert_eq!(refused["error"], "User not found", "the 404 of this service has no body");
+    assert_eq!(refused["error"], "User not found", "the 404 of this service is JSON of its own");
 }
 
 /// Starts another implementation of user-service. Returns its address.
@@ -103,7 +103,9 @@ async fn answer(stream: TcpStream) -> io::Result<()> {
     while lines.next_line().await?.is_some_and(|header| !header.is_empty()) {}
     let answer = match request.as_str() {
         "GET /api/users/7 HTTP/1.1" => "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}",
-        _ => "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+        _ => {
+            "HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
+        }
     };
     lines.into_inner().write_all(answer.as_bytes()).await
 }

@@ -86,7 +86,7 @@ async fn read(State(app): State<AppState>, Path(id): Path<Id>, headers: HeaderMa
     Ok(conditional::respond(&found, &headers))
 }
 
-/// Changes the members that are given.
+/// Changes the members that are given, and removes those that are `null`. A removed username or e-mail is free again.
 #[utoipa::path(patch, path = "/users/{id}", tag = "users", params(("id" = Id, Path)),
     request_body = UpdateUser, responses((status = OK, body = User, headers(("etag" = String))), (status = NOT_FOUND),
         (status = CONFLICT, description = "`username-taken` or `email-taken`"), (status = PRECONDITION_FAILED)))]
@@ -96,7 +96,10 @@ async fn update(
     preconditions: Preconditions,
     Json(mut change): Json<UpdateUser>,
 ) -> Result<Response, Error> {
-    let password = app.hasher.hash_optional(change.password.take()).await?;
+    let password = match change.password.take() {
+        Some(password) => Some(app.hasher.hash_optional(password).await?),
+        None => None,
+    };
     loop {
         let current = app.store.by_id(id).await?.ok_or(Error::NotFound)?;
         preconditions.check(Some(&current))?;

@@ -74,8 +74,8 @@ impl CreateUser {
 impl ToSchema for CreateUser {}
 
 impl PartialSchema for CreateUser {
-    /// Returns the schema of [`UpdateUser`] with two differences: a member may be `null`, which counts as absent, and `name`
-    /// or `username` is required.
+    /// Returns the schema of [`UpdateUser`] with two differences: `name` may be `null` too, and `name` or `username` is
+    /// required. A member that is `null` counts as absent.
     fn schema() -> RefOr<Schema> {
         let mut schema = UpdateUser::schema();
         let RefOr::T(Schema::Object(body)) = &mut schema else { return schema };
@@ -98,7 +98,9 @@ impl PartialSchema for CreateUser {
     }
 }
 
-/// The body of `PATCH /users/{id}`: the members to change. The others stay as they are.
+/// The body of `PATCH /users/{id}`, a JSON Merge Patch: the members to change. The others stay as they are.
+///
+/// `null` removes a username, an e-mail or a password. A name cannot be removed.
 #[derive(ToSchema)]
 pub struct UpdateUser {
     /// The name that people see: 1 to 200 characters, no control characters.
@@ -112,53 +114,59 @@ pub struct UpdateUser {
     pub name: Option<String>,
     /// The name of the account, unique in any case: 1 to 64 characters, no control characters.
     #[schema(
-        nullable = false,
+        value_type = Option<String>,
         min_length = 1,
         max_length = 64,
         pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]+$",
         example = "ada"
     )]
-    pub username: Option<String>,
+    pub username: Option<Option<String>>,
     /// Unique in any case: one `@` with text on both sides, no white space, at most 254 characters.
     #[schema(
-        nullable = false,
+        value_type = Option<String>,
         min_length = 3,
         max_length = 254,
         pattern = "^[^@\\s\\u0000-\\u001f\\u007f-\\u009f]+@[^@\\s\\u0000-\\u001f\\u007f-\\u009f]+$",
         example = "ada@example.com"
     )]
-    pub email: Option<String>,
+    pub email: Option<Option<String>>,
     /// 8 to 128 characters. No response contains it.
     #[schema(
         value_type = Option<String>,
-        nullable = false,
         min_length = 8,
         max_length = 128,
         example = "correct horse battery staple"
     )]
-    pub password: Option<Password>,
+    pub password: Option<Option<Password>>,
 }
 
 impl FromJson for UpdateUser {
     fn from_json(body: &mut Members<'_>) -> Option<Self> {
         let name = body.patch("name", name);
-        let username = body.patch("username", username);
-        let email = body.patch("email", email);
-        let password = body.patch("password", Password::parse);
+        let username = body.removable("username", username);
+        let email = body.removable("email", email);
+        let password = body.removable("password", Password::parse);
         Some(Self { name: name?, username: username?, email: email?, password: password? })
     }
 }
 
 impl UpdateUser {
-    /// Changes the members of `record` that are given, and raises its version. `password` is the hash of the new password.
-    pub fn apply(&self, record: &mut UserRecord, password: Option<&PasswordHash>) {
+    /// Changes the members of `record` that are given, and raises its version. `password` is the hash of the new password, or
+    /// `Some(None)` if the password is removed.
+    pub fn apply(&self, record: &mut UserRecord, password: Option<&Option<PasswordHash>>) {
         let user = &mut record.user;
         if let Some(name) = &self.name {
             user.name.clone_from(name);
         }
-        user.username = self.username.clone().or_else(|| user.username.take());
-        user.email = self.email.clone().or_else(|| user.email.take());
-        record.password = password.cloned().or_else(|| record.password.take());
+        if let Some(username) = &self.username {
+            user.username.clone_from(username);
+        }
+        if let Some(email) = &self.email {
+            user.email.clone_from(email);
+        }
+        if let Some(password) = password {
+            record.password.clone_from(password);
+        }
         record.version += 1;
     }
 }

@@ -92,20 +92,31 @@ struct Sender<E> {
 
 impl<E: BatchEndpoint> Sender<E> {
     async fn send(&self, batch: Vec<Call<E>>) {
-        let single = if batch.len() > 1 && !self.uses_single_calls() { self.send_batch(batch).await } else { batch };
-        join_all(single.into_iter().map(|call| async {
+        let uses_batch = batch.len() > 1 && !self.uses_single_calls();
+        let (single, unknown) = if uses_batch { self.send_batch(batch).await } else { (batch, None) };
+        let answered = join_all(single.into_iter().map(|call| async {
             let (item, context) = &call.item;
             let result = self.endpoint.call_one(item, context).await;
+            let is_ok = result.is_ok();
             call.respond(result);
+            is_ok
         }))
         .await;
+        // If the peer answers no single call either, the rejection came from a gateway in front of it.
+        if let Some(error) = unknown.filter(|_| answered.contains(&true)) {
+            tracing::info!(%error, "the peer does not know the batch call; calling item by item");
+            *self.single_calls_until.lock().unwrap_or_else(PoisonError::into_inner) =
+                Some(Instant::now() + SINGLE_CALLS_PERIOD);
+        }
     }
 
-    /// Sends a batch call, and returns the items that must be called alone.
-    async fn send_batch(&self, batch: Vec<Call<E>>) -> Vec<Call<E>> {
+    /// Sends a batch call. Returns the items that must be called alone, and the error if the peer seems not to know the batch
+    /// call.
+    async fn send_batch(&self, batch: Vec<Call<E>>) -> (Vec<Call<E>>, Option<PeerError>) {
         let items: Vec<_> = batch.iter().map(|BatchItem { item: (item, context), .. }| (item, context)).collect();
         let context = RequestContext::merge(items.iter().map(|(_, context)| *context));
         let mut single = Vec::new();
+        let mut unknown = None;
         match self.endpoint.call_many(&items, &context).await {
             Ok(outcomes) => {
                 let outcomes = outcomes.into_iter().chain(std::iter::repeat_with(|| None));
@@ -118,15 +129,10 @@ impl<E: BatchEndpoint> Sender<E> {
             }
             // This batch was too large; the next one may not be.
             Err(PeerError::Unexpected { status: StatusCode::PAYLOAD_TOO_LARGE, .. }) => single = batch,
-            Err(error) if lacks_batch_call(&error) => {
-                tracing::info!(%error, "the peer does not know the batch call; calling item by item");
-                *self.single_calls_until.lock().unwrap_or_else(PoisonError::into_inner) =
-                    Some(Instant::now() + SINGLE_CALLS_PERIOD);
-                single = batch;
-            }
+            Err(error) if lacks_batch_call(&error) => (single, unknown) = (batch, Some(error)),
             Err(error) => batch.into_iter().for_each(|call| call.respond(Err(error.clone()))),
         }
-        single
+        (single, unknown)
     }
 
     fn uses_single_calls(&self) -> bool {

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use bytes::{Bytes, BytesMut};
 use serde::Serialize;
-use serde::de::{DeserializeOwned, Error as _};
+use serde::de::{DeserializeOwned, Error as _, IgnoredAny};
 use tokio::sync::Semaphore;
 use tokio::time;
 use tracing::Instrument;
@@ -351,6 +351,14 @@ impl PeerResponse {
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
         let text = str::from_utf8(&self.body).map_err(serde_json::Error::custom)?; // one pass here is cheaper than one per string in serde_json
         serde_json::from_str(text)
+    }
+
+    /// Returns whether the body is JSON, by its media type and by its content. The error page of a gateway is not.
+    pub fn is_json(&self) -> bool {
+        let media_type =
+            self.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let essence = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        (essence == "application/json" || essence.ends_with("+json")) && self.json::<IgnoredAny>().is_ok()
     }
 
     /// Returns the problem document in the body, if it is one.

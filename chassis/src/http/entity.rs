@@ -3,6 +3,7 @@
 //! The JSON is rendered on first use, by serde, and shared until the value is replaced. A read sends these bytes, a page
 //! joins them, and the entity tag is a digest of them.
 
+use std::array;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
@@ -38,8 +39,10 @@ impl<T: Serialize> Entity<T> {
     ///
     /// XXH3 has a specification, so every replica and every release computes the same tag.
     pub fn etag(&self) -> HeaderValue {
-        let tag = format!("\"{:016x}\"", xxh3_64(self.json()));
-        HeaderValue::from_str(&tag).unwrap_or_else(|_| HeaderValue::from_static("\"\"")) // digits are valid in a header
+        let digest = xxh3_64(self.json());
+        let digit = |index| b"0123456789abcdef"[(digest >> (60 - 4 * index)) as usize & 0xf]; // `format!` costs 3 % of a read
+        let tag: [u8; 18] = array::from_fn(|index| if index % 17 == 0 { b'"' } else { digit(index - 1) });
+        HeaderValue::from_bytes(&tag).unwrap_or_else(|_| HeaderValue::from_static("\"\"")) // digits are valid in a header
     }
 
     /// Changes the value. If a reader still holds the entity, that reader keeps the old value.

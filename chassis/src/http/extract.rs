@@ -57,16 +57,29 @@ fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
 }
 
 fn check_media_type(method: &Method, headers: &HeaderMap) -> Result<(), Problem> {
-    let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let essence = media_type.split(';').next().unwrap_or_default().trim();
+    let mut lines = headers.get_all(header::CONTENT_TYPE).iter().filter_map(|value| value.to_str().ok());
+    let (media_type, other) = (lines.next().unwrap_or_default(), lines.next());
+    let mut parts = media_type.split(';').map(str::trim);
+    let essence = parts.next().unwrap_or_default();
     let accepted = accepted_media_types(method);
-    if accepted.iter().any(|accepted| essence.eq_ignore_ascii_case(accepted)) {
+    if other.is_none() && accepted.iter().any(|accepted| essence.eq_ignore_ascii_case(accepted)) && parts.all(is_utf8) {
         return Ok(());
     }
-    let problem = Problem::new(&UNSUPPORTED_MEDIA_TYPE, format!("The body must be {}", accepted.join(" or ")));
-    let name = if method == Method::PATCH { HeaderName::from_static("accept-patch") } else { header::ACCEPT };
+    let problem =
+        Problem::new(&UNSUPPORTED_MEDIA_TYPE, format!("The body must be {}, in UTF-8", accepted.join(" or ")));
     let list = HeaderValue::from_str(&accepted.join(", ")).map_err(Problem::internal)?;
-    Err(problem.with_header(name, list))
+    let problem = problem.with_header(header::ACCEPT, list.clone());
+    Err(match *method {
+        Method::PATCH => problem.with_header(HeaderName::from_static("accept-patch"), list), // RFC 5789
+        Method::POST => problem.with_header(HeaderName::from_static("accept-post"), list),
+        _ => problem,
+    })
+}
+
+/// Returns whether a parameter of a media type leaves the body in UTF-8, the only encoding of JSON (RFC 8259).
+fn is_utf8(parameter: &str) -> bool {
+    let Some((name, value)) = parameter.split_once('=') else { return true };
+    !name.eq_ignore_ascii_case("charset") || value.trim_matches('"').eq_ignore_ascii_case("utf-8")
 }
 
 /// Returns the media types of a body that a call with this method accepts. A PATCH is a JSON Merge Patch (RFC 7396).
@@ -166,7 +179,10 @@ mod tests {
     fn accepts_only_json_media_types() {
         const MERGE_PATCH: &str = "Application/Merge-Patch+JSON";
         let rejects = |method: &Method, media_type| rejection(method, &[(header::CONTENT_TYPE, media_type)]).is_some();
-        for json in ["application/json", "Application/JSON", "application/json; charset=utf-8", "application/json ;x"] {
+        for json in ["application/json", "Application/JSON", "application/json; charset=utf-8", "application/json ;x"]
+            .into_iter()
+            .chain(["application/json;charset=\"UTF-8\"", "application/json; v=1"])
+        {
             for method in [Method::POST, Method::PUT, Method::PATCH] {
                 assert!(!rejects(&method, json), "{method} {json}");
             }
@@ -174,7 +190,13 @@ mod tests {
         for other in ["", "text/plain", "text/json", "application/jsonp", "application/vnd.api+json", "*/*", "json"] {
             assert!(rejects(&Method::POST, other) && rejects(&Method::PATCH, other), "{other}");
         }
+        for encoding in ["latin1", "iso-8859-1", "utf-16", "\"utf-16\"", ""] {
+            let media_type: &str = format!("application/json; v=1; Charset={encoding}").leak();
+            assert!(rejects(&Method::POST, media_type), "{encoding}");
+        }
         assert!(rejection(&Method::POST, &[]).is_some());
+        let line = || (header::CONTENT_TYPE, "application/json");
+        assert!(rejection(&Method::POST, &[line(), line()]).is_some(), "a repeated header");
         assert!(rejects(&Method::POST, MERGE_PATCH) && !rejects(&Method::PATCH, MERGE_PATCH));
     }
 
@@ -182,10 +204,19 @@ mod tests {
     fn names_the_accepted_media_types() {
         let response = |method| rejection(&method, &[]).expect("no media type").render("");
         let detail = |method| rejection(&method, &[]).expect("no media type").body("").detail;
-        assert_eq!(detail(Method::POST), "The body must be application/json");
-        assert_eq!(detail(Method::PATCH), "The body must be application/json or application/merge-patch+json");
-        assert_eq!(response(Method::PUT).headers()["accept"], "application/json");
-        assert_eq!(response(Method::PATCH).headers()["accept-patch"], "application/json, application/merge-patch+json");
+        const PATCH: &str = "application/json, application/merge-patch+json";
+        assert_eq!(detail(Method::POST), "The body must be application/json, in UTF-8");
+        assert_eq!(
+            detail(Method::PATCH),
+            "The body must be application/json or application/merge-patch+json, in UTF-8"
+        );
+        let header = |method, name: &str| response(method).headers().get(name).cloned();
+        assert_eq!(header(Method::PUT, "accept").unwrap(), "application/json");
+        assert_eq!(header(Method::POST, "accept").unwrap(), "application/json");
+        assert_eq!(header(Method::POST, "accept-post").unwrap(), "application/json");
+        assert_eq!(header(Method::PATCH, "accept").unwrap(), PATCH);
+        assert_eq!(header(Method::PATCH, "accept-patch").unwrap(), PATCH);
+        assert!(header(Method::PATCH, "accept-post").is_none() && header(Method::PUT, "accept-patch").is_none());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::Json;
@@ -10,6 +11,8 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use futures_util::future;
 use serde::Serialize;
+use tokio::sync::watch;
+use tokio::time::Instant;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -17,6 +20,9 @@ use utoipa_axum::routes;
 use crate::client::Peer;
 use crate::postgres::READ_ONLY;
 use crate::problem::{DRAINING, Problem};
+
+/// A report is used again for this time. Many checks per second then cost the store and the peers two.
+const REPORT_MAX_AGE: Duration = Duration::from_millis(500);
 
 /// What a service needs to handle requests.
 #[async_trait]
@@ -67,14 +73,60 @@ struct Health {
     draining: Draining,
     starting: Starting,
     checks: Arc<dyn ReadinessChecks>,
+    /// The latest report; without content while its checks run.
+    report: Arc<Mutex<watch::Receiver<Option<Report>>>>,
+}
+
+/// The result of the checks: the peers, or why the store does not answer.
+#[derive(Clone)]
+struct Report {
+    finished: Instant,
+    result: Result<BTreeMap<&'static str, &'static str>, String>,
+}
+
+impl Health {
+    /// Returns the state of each peer, or the reason why the store does not answer. Concurrent calls share the checks.
+    async fn report(&self) -> Result<BTreeMap<&'static str, &'static str>, String> {
+        let mut report = self.latest_or_new();
+        let report = report.wait_for(Option::is_some).await.ok().and_then(|report| report.clone());
+        report.map_or_else(|| Err("the check panicked".to_owned()), |report| report.result)
+    }
+
+    fn latest_or_new(&self) -> watch::Receiver<Option<Report>> {
+        let mut latest = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_usable = match &*latest.borrow() {
+            Some(report) => report.finished.elapsed() < REPORT_MAX_AGE,
+            None => latest.has_changed().is_ok(), // an error: the task has ended without a report
+        };
+        if !is_usable {
+            let (sender, receiver) = watch::channel(None);
+            *latest = receiver;
+            let checks = Arc::clone(&self.checks);
+            // In a task of its own: it ends also if the request that started it is cancelled.
+            tokio::spawn(async move {
+                let result = check(&*checks).await;
+                sender.send_replace(Some(Report { finished: Instant::now(), result }));
+            });
+        }
+        latest.clone()
+    }
+}
+
+async fn check(checks: &dyn ReadinessChecks) -> Result<BTreeMap<&'static str, &'static str>, String> {
+    checks.store().await?;
+    let pings = checks.peers().into_iter().map(|peer| async { (peer.name(), peer.is_up().await) });
+    let peers = future::join_all(pings).await;
+    Ok(peers.into_iter().map(|(name, up)| (name, if up { "up" } else { "down" })).collect())
 }
 
 /// Returns the routes `/livez` and `/readyz`.
 pub(crate) fn routes(draining: Draining, starting: Starting, checks: Arc<dyn ReadinessChecks>) -> OpenApiRouter {
+    let report = Arc::new(Mutex::new(watch::channel(None).1));
     OpenApiRouter::new().routes(routes!(livez)).routes(routes!(readyz)).with_state(Health {
         draining,
         starting,
         checks,
+        report,
     })
 }
 
@@ -103,25 +155,23 @@ struct Ready {
 }
 
 /// Whether to send requests here: 503 with the reasons while starting, while draining or without the store.
+///
+/// The state of the store and of the peers is at most half a second old.
 #[utoipa::path(get, path = "/readyz", tag = "health", responses((status = OK, body = Ready)))]
 async fn readyz(State(health): State<Health>) -> Response {
-    if health.draining.has_begun() {
-        return Problem::new(&DRAINING, "Going down").with_reasons(vec!["draining".to_owned()]).into_response();
+    if let Some(waits_for) = health.starting.get().filter(|_| !health.draining.has_begun()) {
+        let reasons = vec!["starting".to_owned(), waits_for.to_owned()];
+        return Problem::store_unavailable(waits_for).with_reasons(reasons).into_response();
     }
-    if let Some(waits_for) = health.starting.get() {
-        return Problem::store_unavailable(waits_for)
-            .with_reasons(vec!["starting".to_owned(), waits_for.to_owned()])
-            .into_response();
+    let report = if health.draining.has_begun() { None } else { Some(health.report().await) };
+    match report.filter(|_| !health.draining.has_begun()) {
+        Some(Ok(peers)) => Json(Ready { status: "ready", peers }).into_response(),
+        Some(Err(reason)) => {
+            let reasons = vec![public_reason(&reason).to_owned()];
+            Problem::store_unavailable(reason).with_reasons(reasons).into_response()
+        }
+        None => Problem::new(&DRAINING, "Going down").with_reasons(vec!["draining".to_owned()]).into_response(),
     }
-    if let Err(reason) = health.checks.store().await {
-        return Problem::store_unavailable(&reason)
-            .with_reasons(vec![public_reason(&reason).to_owned()])
-            .into_response();
-    }
-    let pings = health.checks.peers().into_iter().map(|peer| async { (peer.name(), peer.is_up().await) });
-    let peers = future::join_all(pings).await;
-    let peers = peers.into_iter().map(|(name, up)| (name, if up { "up" } else { "down" })).collect();
-    Json(Ready { status: "ready", peers }).into_response()
 }
 
 /// Returns the part of a reason that clients may see: it names no host and no role.

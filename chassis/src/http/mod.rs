@@ -5,6 +5,7 @@
 
 pub(crate) mod access_log;
 pub mod body;
+mod compression;
 pub mod conditional;
 pub(crate) mod cors;
 pub mod entity;

@@ -19,6 +19,7 @@ use utoipa::{PartialSchema, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
+use crate::http::extract::accepted_media_types;
 use crate::http::forwarded::Prefix;
 use crate::http::pipeline::NEVER_SHED;
 use crate::problem::{self, Body, FieldError, Problem};
@@ -123,6 +124,9 @@ fn complete(document: &mut OpenApi) {
     components.responses.insert(PROBLEM.to_owned(), problem.into());
     components.responses.insert(UNAVAILABLE.to_owned(), unavailable.into());
 
+    for operation in document.paths.paths.values_mut().filter_map(|item| item.patch.as_mut()) {
+        complete_patch(operation);
+    }
     for operation in document.paths.paths.values_mut().flat_map(operations) {
         let media_type = operation.request_body.is_some().then_some(StatusCode::UNSUPPORTED_MEDIA_TYPE);
         for status in COMMON_ERRORS.into_iter().chain(media_type) {
@@ -131,6 +135,14 @@ fn complete(document: &mut OpenApi) {
         complete_conditional(operation);
         complete_responses(&mut operation.responses);
     }
+}
+
+/// Documents every accepted media type of the body of a PATCH.
+fn complete_patch(operation: &mut Operation) {
+    let Some(RefOr::T(body)) = &mut operation.request_body else { return };
+    let Some(content) = body.content.values().next().cloned() else { return };
+    let media_types = accepted_media_types(&Method::PATCH);
+    body.content = media_types.iter().map(|media_type| ((*media_type).to_owned(), content.clone())).collect();
 }
 
 /// Documents `If-Match` and `If-None-Match` for an operation that responds 304 (a read) or 412 (a change).

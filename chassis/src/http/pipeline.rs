@@ -1,7 +1,7 @@
 //! The middleware that every request passes, outermost first.
 //!
-//! Compression is a tower-http layer. Everything else is one function around the router, [`Pipeline::handle`], which reads
-//! from top to bottom. The same steps as separate tower layers cost several times as much per request.
+//! It is one function around the router, [`Pipeline::handle`], which reads from top to bottom. The same steps as separate tower
+//! layers cost several times as much per request.
 
 use std::any::Any;
 use std::convert::Infallible;
@@ -22,15 +22,14 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{self, Instant};
 use tokio_util::task::TaskTracker;
-use tower::{Service, ServiceBuilder, service_fn};
-use tower_http::compression::predicate::SizeAbove;
-use tower_http::compression::{CompressionBody, CompressionLayer};
+use tower::{Service, service_fn};
 use tracing::Instrument;
 
 use crate::config::Settings;
 use crate::context::{RequestContext, X_REQUEST_ID};
 use crate::http::access_log::AccessLog;
 use crate::http::body;
+use crate::http::compression;
 use crate::http::conditional;
 use crate::http::cors::{self, Cors};
 use crate::http::forwarded::Prefix;
@@ -41,9 +40,6 @@ use crate::problem::{
 };
 use crate::telemetry::metrics::{Metrics, Route};
 use crate::telemetry::traces;
-
-/// Minimum size of a response that is compressed, in bytes.
-const MIN_COMPRESSED_SIZE: u64 = 1024;
 
 /// Paths that are served under any load. Otherwise a busy service would look dead.
 pub(crate) const NEVER_SHED: [&str; 3] = ["/livez", "/readyz", "/metrics"];
@@ -67,35 +63,22 @@ pub(crate) struct Pipeline {
 }
 
 /// Returns the whole pipeline as one tower service, for requests with any type of body.
-pub(crate) fn stack<B>(
+pub(crate) fn service<B>(
     pipeline: Arc<Pipeline>,
 ) -> impl Service<
     Request<B>,
-    Response = Response<CompressionBody<Body>>,
+    Response = Response<Body>,
     Error = Infallible,
-    Future = impl Future<Output = Result<Response<CompressionBody<Body>>, Infallible>> + Send,
+    Future = impl Future<Output = Result<Response<Body>, Infallible>> + Send,
 > + Clone
 where
     B: http_body::Body<Data: Buf + Send, Error: Into<BoxError>> + Send + 'static,
 {
-    ServiceBuilder::new()
-        .map_request(always_allow_identity)
-        .map_response(conditional::mark_coding)
-        .layer(CompressionLayer::new().compress_when(SizeAbove::new(MIN_COMPRESSED_SIZE)))
-        .service(service_fn(move |request| {
-            let pipeline = Arc::clone(&pipeline);
-            // Boxed, because an idle connection would otherwise reserve memory for the whole future of a request.
-            Box::pin(async move { Ok(pipeline.handle(request).await) })
-        }))
-}
-
-/// Always allows `identity`, so that tower-http cannot turn a finished request into a 406.
-fn always_allow_identity<B>(mut request: Request<B>) -> Request<B> {
-    if let Some(accepted) = request.headers_mut().get_mut(header::ACCEPT_ENCODING) {
-        let with_identity = [b"identity;q=0.001, ", accepted.as_bytes()].concat();
-        *accepted = HeaderValue::from_bytes(&with_identity).unwrap_or(HeaderValue::from_static("identity"));
-    }
-    request
+    service_fn(move |request| {
+        let pipeline = Arc::clone(&pipeline);
+        // Boxed, because an idle connection would otherwise reserve memory for the whole future of a request.
+        Box::pin(async move { Ok(pipeline.handle(request).await) })
+    })
 }
 
 impl Pipeline {
@@ -112,6 +95,7 @@ impl Pipeline {
         let span = traces::server_span(request.method(), &route.template, request.uri(), || context.remote_parent());
         let context = context.with_span(&span);
         let prefix = Prefix::from_headers(request.headers());
+        let accepted_codings = compression::accepted_codings(request.headers());
         let has_if_match = request.headers().contains_key(header::IF_MATCH);
         let log = self.access_log.start(request.method(), route, &context, received_at);
 
@@ -140,7 +124,7 @@ impl Pipeline {
         let is_failure = problem.as_ref().map_or(response.status().is_server_error(), Problem::is_failure);
         traces::record_status(&span, response.status(), if is_failure { 500 } else { u16::MAX });
         log.finish(response.status(), problem.as_ref());
-        response
+        compression::compress(response, accepted_codings).await
     }
 
     /// Checks the head, reads the body, acquires a permit and calls the router.

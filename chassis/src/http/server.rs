@@ -103,7 +103,7 @@ async fn accept(listener: &TcpListener, pipeline: &Arc<Pipeline>, connections: &
         .half_close(true)
         // Twice the limit, so that the pipeline can respond to a header over it. hyper would only close the connection.
         .max_buf_size((2 * settings.max_header_bytes as usize).max(MIN_BUFFER));
-    let service = TowerToHyperService::new(pipeline::stack(Arc::clone(pipeline)));
+    let service = TowerToHyperService::new(pipeline::service(Arc::clone(pipeline)));
     loop {
         // The permit first: connections over the limit wait in the kernel's queue and cost this process nothing.
         let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");

@@ -41,7 +41,7 @@ pub(super) fn provider(service: &'static str, collector: &Url) -> Result<SdkTrac
     let exporter = exporter.map_err(|error| format!("OTEL_EXPORTER_OTLP_ENDPOINT={collector}: {error}"))?;
     ENABLED.store(true, Ordering::Relaxed);
     let mut resource = Resource::builder();
-    if resource_name().is_none_or(|name| name.starts_with("unknown_service")) {
+    if resource_name().is_none_or(|name| name.trim().is_empty() || name.starts_with("unknown_service")) {
         resource = resource.with_service_name(service);
     }
     Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build()).build())

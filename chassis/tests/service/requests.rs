@@ -1,14 +1,16 @@
 //! One request through the whole pipeline, in the process.
 
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use chassis::client::Peer;
 use chassis::config::{Settings, defaults};
+use futures_util::future;
 use serde_json::json;
 use testing::{Client, dead_peer, eventually, stub_peer, with_timeout};
-use tokio::time;
+use tokio::time::{self, Instant};
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::sample_service::{self, Dependencies, PANIC, service, settings};
@@ -268,6 +270,38 @@ async fn is_ready_when_a_peer_is_down_and_reports_it() {
     let ready = json!({"status": "ready", "peers": {"failing": "up", "dead": "down"}});
     let is_ready = async || client.get("/readyz").await.expect(200).json() == ready;
     eventually(&ready.to_string(), is_ready).await; // a ping may time out on a busy machine
+}
+
+/// A flood of checks must not take down the database and the peers. The checks of a client that has gone are used, too.
+#[tokio::test]
+async fn shares_the_checks_of_readyz_for_half_a_second() {
+    let probes = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&probes);
+    let peer = axum::Router::new().fallback(async move || {
+        counter.fetch_add(1, Ordering::Relaxed);
+        time::sleep(Duration::from_millis(50)).await;
+    });
+    let peers = vec![Peer::new("counting", stub_peer(peer).await, &defaults()).unwrap()];
+    let client = Client::new(sample_service::service_with(Dependencies { store: Ok(()), peers }, &settings()).0);
+    let began = Instant::now();
+    for _ in 0..10 {
+        let impatient = client.request("GET", "/readyz").header("x-deadline-ms", "1").send();
+        with_timeout("the response", impatient).await;
+    }
+    let checks = (0..100).map(|_| client.get("/readyz"));
+    for response in with_timeout("the responses", future::join_all(checks)).await {
+        response.expect(200);
+    }
+    client.get("/readyz").await.expect(200);
+    let most = 1 + began.elapsed().as_millis() as usize / 500;
+    let made = probes.load(Ordering::Relaxed);
+    assert!((1..=most).contains(&made), "{made} checks, at most {most}");
+
+    let again = async || {
+        client.get("/readyz").await.expect(200);
+        probes.load(Ordering::Relaxed) > made
+    };
+    eventually("a new check", again).await;
 }
 
 #[tokio::test]

@@ -176,18 +176,25 @@ fn outcome(status: StatusCode, body: ReserveBody, wanted: &[Line]) -> Result<Res
         return check_lines(body.lines.ok_or("lines are missing")?, wanted).map(ReserveOutcome::Reserved);
     }
     let slug = body.r#type.as_deref().ok_or("not a problem")?.strip_prefix("urn:problem-type:");
-    let errors = body.errors.ok_or("errors are missing");
-    match slug.unwrap_or_default() {
-        problems::PRODUCT_NOT_FOUND => {
-            Ok(ReserveOutcome::UnknownProducts(errors?.iter().filter_map(line_index).collect()))
+    let errors = body.errors.unwrap_or_default();
+    let line = |error: &FieldError| line_index(error).filter(|index| *index < wanted.len());
+    match (status, slug.unwrap_or_default()) {
+        (StatusCode::BAD_REQUEST, problems::PRODUCT_NOT_FOUND) => {
+            named_lines(errors.iter().filter_map(line)).map(ReserveOutcome::UnknownProducts)
         }
-        problems::INSUFFICIENT_STOCK => {
-            let short = |error: &FieldError| Some((line_index(error)?, error.actual.as_ref().and_then(Value::as_i64)?));
-            Ok(ReserveOutcome::InsufficientStock(errors?.iter().filter_map(short).collect()))
+        (StatusCode::CONFLICT, problems::INSUFFICIENT_STOCK) => {
+            let short = |error: &FieldError| Some((line(error)?, error.actual.as_ref().and_then(Value::as_i64)?));
+            named_lines(errors.iter().filter_map(short)).map(ReserveOutcome::InsufficientStock)
         }
-        problems::RESERVATION_RELEASED => Ok(ReserveOutcome::Released),
+        (StatusCode::CONFLICT, problems::RESERVATION_RELEASED) => Ok(ReserveOutcome::Released),
         _ => Err("the contract has no such response to a reservation"),
     }
+}
+
+/// Returns the lines that a rejection names. A rejection without any does not say what to correct.
+fn named_lines<T>(lines: impl Iterator<Item = T>) -> Result<Vec<T>, &'static str> {
+    let lines: Vec<T> = lines.collect();
+    if lines.is_empty() { Err("the problem names no line of the order") } else { Ok(lines) }
 }
 
 fn check_lines(reserved: Vec<ReservedLine>, wanted: &[Line]) -> Result<Vec<ReservedLine>, &'static str> {

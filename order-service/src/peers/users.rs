@@ -61,13 +61,14 @@ impl BatchEndpoint for UserLookup {
         "9223372036854775807,".len()
     }
 
-    /// Ignores the body of the response, so any service with this path can replace user-service.
+    /// Ignores the body of a 200, so any service with this path can replace user-service. A 404 without JSON is not the
+    /// service's: a gateway answers so for a service that is down.
     async fn call_one(&self, id: &Id, context: &RequestContext) -> Result<bool, PeerError> {
         let response = self.0.get(&format!("/users/{id}"), context).await?;
         match response.status {
             StatusCode::OK => Ok(true),
-            StatusCode::NOT_FOUND => Ok(false),
-            _ => Err(self.0.unexpected(&response, "expected 200 or 404")),
+            StatusCode::NOT_FOUND if response.is_json() => Ok(false),
+            _ => Err(self.0.unexpected(&response, "expected 200, or 404 with JSON")),
         }
     }
 

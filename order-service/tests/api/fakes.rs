@@ -178,8 +178,10 @@ async fn read(
     headers: HeaderMap,
 ) -> Response {
     let known = users.known.contains(&id);
-    let respond =
-        move || if known { Json(json!({"id": id})).into_response() } else { StatusCode::NOT_FOUND.into_response() };
+    let respond = move || match known {
+        true => Json(json!({"id": id})).into_response(),
+        false => (StatusCode::NOT_FOUND, Json(json!({"error": "User not found"}))).into_response(),
+    };
     users.read.handle([Call { path: uri.path().to_owned(), headers }], respond).await
 }
 

@@ -69,6 +69,10 @@ async fn treats_a_response_outside_the_contract_as_a_failure() {
         *taken.pointer_mut(pointer).expect("a member") = value;
         taken.to_string()
     };
+    let problem = |slug: &str, pointer: &str| {
+        let errors = json!([{"pointer": pointer, "detail": "does not exist", "actual": 0}]);
+        json!({"type": format!("urn:problem-type:{slug}"), "errors": errors}).to_string()
+    };
     for (status, body, why) in [
         (200, String::new(), "an empty body"),
         (201, "{}".to_owned(), "no lines"),
@@ -86,7 +90,16 @@ async fn treats_a_response_outside_the_contract_as_a_failure() {
         (302, String::new(), "a redirect"),
         (400, "User not found".to_owned(), "no problem+json"),
         (404, r#"{"error":"Not found"}"#.to_owned(), "no such route"),
+        (404, "default backend - 404".to_owned(), "the page of a gateway"),
         (409, r#"{"type":"urn:problem-type:insufficient-stock"}"#.to_owned(), "a problem without errors"),
+        (
+            400,
+            r#"{"type":"urn:problem-type:product-not-found","errors":[]}"#.to_owned(),
+            "a problem that names no line",
+        ),
+        (400, problem("product-not-found", "/lines/1/productId"), "a line that the order does not have"),
+        (404, problem("product-not-found", "/lines/0/productId"), "a problem with another status"),
+        (503, problem("insufficient-stock", "/lines/0/quantity"), "a problem with another status"),
         (409, "{}".to_owned(), "no problem"),
         (429, String::new(), "rate limited"),
         (503, String::new(), "draining"),
@@ -118,6 +131,39 @@ async fn accepts_only_200_and_404_for_a_user() {
         expect_peer_problem(client.post("/orders", order(ANN, &[(PEN, 2)])).await, "user-service");
     }
     eventually("all units", async || world.products.stocks() == world.stocks).await;
+}
+
+/// A user does not exist if the body of the 404 is JSON, as in both tutorials. A gateway whose service is down answers
+/// something else.
+#[tokio::test]
+async fn treats_a_404_without_json_as_an_outage() {
+    let world = World::with(LIMITED_RETRIES).await;
+    let products = world.placement.peers()[1].base();
+    for (status, media_type, body, exists) in [
+        (404, "application/json", r#"{"error":"User not found"}"#, Some(false)),
+        (404, "Application/JSON; charset=utf-8", r#"{"message":"User not found"}"#, Some(false)),
+        (404, "application/problem+json", r#"{"type":"urn:problem-type:not-found"}"#, Some(false)),
+        (404, "text/plain", "default backend - 404", None),
+        (404, "text/plain", r#"{"error":"User not found"}"#, None),
+        (404, "text/html; charset=utf-8", "<html><h1>404 Not Found</h1></html>", None),
+        (404, "application/json", "no Route matched", None),
+        (404, "application/json", "", None),
+        (404, "", "", None),
+        (200, "text/html", "<html>", Some(true)),
+        (200, "", "", Some(true)),
+    ] {
+        println!("user-service responds with {status} {media_type} {body}");
+        let status = axum::http::StatusCode::from_u16(status).unwrap();
+        let users = axum::Router::new().fallback(async move || (status, [("content-type", media_type)], body));
+        let users = testing::stub_peer(users).await;
+        let client = client(placement(Arc::new(MemoryStore::default()), users, products.clone(), LIMITED_RETRIES));
+        let response = client.post("/orders", order(ANN, &[(PEN, 2)])).await;
+        match exists {
+            Some(true) => drop(response.expect(201)),
+            Some(false) => drop(response.expect_problem(400, "user-not-found")),
+            None => expect_peer_problem(response, "user-service"),
+        }
+    }
 }
 
 #[tokio::test]

@@ -52,7 +52,7 @@ async fn returns_503_without_the_cause_when_the_store_is_unavailable() {
     assert_eq!(world.products.reserve.calls().len(), 1, "no peer is called before the intent is recorded");
     store.recover();
     assert_eq!(world.orders().await, [placed]);
-    world.client.get("/readyz").await.expect(200);
+    eventually("readiness", async || world.client.get("/readyz").await.status == 200).await;
 }
 
 /// In the end either the order exists with its reservation, or neither does. An attempt with a 4xx never becomes an

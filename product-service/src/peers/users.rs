@@ -93,8 +93,8 @@ async fn call(peer: &Peer, query: Option<String>, context: &RequestContext) -> R
             Ok(UserList::Found { rows: response.body.clone(), next: next_query(&response) })
         }
         StatusCode::BAD_REQUEST => match response.problem() {
-            Some(problem) => Ok(UserList::InvalidQuery(problem.errors)),
-            None => Err(peer.unexpected(&response, "a 400 without a problem")),
+            Some(problem) if !problem.errors.is_empty() => Ok(UserList::InvalidQuery(problem.errors)),
+            _ => Err(peer.unexpected(&response, "a 400 that names no parameter")),
         },
         _ => Err(peer.unexpected(&response, "not a list of users")),
     }

@@ -1,6 +1,7 @@
 //! A store that does not answer.
 
 use serde_json::json;
+use testing::eventually;
 
 use crate::fakes::{CAUSE, FaultyStore};
 use crate::support::{LAPTOP, Shop, lines, order};
@@ -35,5 +36,5 @@ async fn returns_503_and_changes_nothing_when_the_store_is_unavailable() {
     shop.get("/livez").await.expect(200);
     store.set_unavailable(false);
     assert_eq!((shop.inventory().await, shop.status(&order(1)).await), (inventory, String::new()));
-    shop.get("/readyz").await.expect(200);
+    eventually("readiness", async || shop.get("/readyz").await.status == 200).await;
 }

@@ -179,7 +179,7 @@ type Failure = fn() -> Response;
 
 #[tokio::test]
 async fn returns_503_for_every_response_that_is_not_a_list() {
-    let failures: [(Failure, &str); 19] = [
+    let failures: [(Failure, &str); 22] = [
         (|| StatusCode::INTERNAL_SERVER_ERROR.into_response(), "an internal error"),
         (|| (StatusCode::INTERNAL_SERVER_ERROR, "[]").into_response(), "an error with a list"),
         (|| (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "60")]).into_response(), "overloaded"),
@@ -190,6 +190,18 @@ async fn returns_503_for_every_response_that_is_not_a_list() {
         (|| Redirect::temporary("/elsewhere").into_response(), "a redirect"),
         (|| StatusCode::BAD_REQUEST.into_response(), "a 400 without a problem"),
         (|| (StatusCode::BAD_REQUEST, "{\"errors\": []}").into_response(), "a 400 that is not a problem"),
+        (
+            || {
+                let problem = r#"{"type": "urn:problem-type:not-found", "title": "", "status": 400, "detail": "", "requestId": "", "error": ""}"#;
+                (StatusCode::BAD_REQUEST, problem).into_response()
+            },
+            "a 400 that names no parameter",
+        ),
+        (
+            || (StatusCode::NOT_FOUND, [("content-type", "text/plain")], "default backend - 404").into_response(),
+            "the page of a gateway",
+        ),
+        (|| ([("content-type", "text/html")], "<!doctype html><p>Sign in").into_response(), "a page with 200"),
         (|| "".into_response(), "an empty body"),
         (|| "{}".into_response(), "an object"),
         (|| r#"{"users": []}"#.into_response(), "a list in an object"),

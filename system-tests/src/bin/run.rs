@@ -5,6 +5,7 @@
 
 use std::env;
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::pin::pin;
 use std::process::ExitCode;
 
@@ -24,7 +25,10 @@ async fn main() -> ExitCode {
 }
 
 async fn run() -> Result<(), String> {
-    if env::var_os("DATABASE_URL").is_some() {
+    if let Some(host) = foreign_host() {
+        print(&format!("HOST={host} is not an IP address; the services ignore it and listen on 127.0.0.1."));
+    }
+    if is_set("DATABASE_URL") {
         return Err("DATABASE_URL would be one database for all three, but each needs its own; \
                     see docs/postgres.md"
             .to_owned());
@@ -53,9 +57,23 @@ fn visible(launch: Launch) -> Launch {
         _ => Colour::Yellow,
     };
     let prefix = paint(&format!("{:15} | ", launch.service()), colour);
-    let launch = launch.inherit_environment().show_output(prefix);
+    let mut launch = launch.inherit_environment().show_output(prefix);
+    if foreign_host().is_some() {
+        launch = launch.env("HOST", "");
+    }
     // Their stdout is a pipe, but a person reads it.
-    if env::var_os("LOG_FORMAT").is_none() { launch.env("LOG_FORMAT", "text") } else { launch }
+    if is_set("LOG_FORMAT") { launch } else { launch.env("LOG_FORMAT", "text") }
+}
+
+/// Returns the variable `HOST` if it is no setting of the services: zsh, csh and conda set it to the name of the machine.
+fn foreign_host() -> Option<String> {
+    let host = env::var_os("HOST").map(|host| host.to_string_lossy().into_owned());
+    host.filter(|host| is_set("HOST") && host.parse::<IpAddr>().is_err())
+}
+
+/// Returns whether a variable has a value; the services ignore an empty one.
+fn is_set(variable: &str) -> bool {
+    env::var_os(variable).is_some_and(|value| !value.to_string_lossy().trim().is_empty())
 }
 
 /// Waits until all are ready, and then until one of them ends. Returns why the others must be stopped.

@@ -197,10 +197,18 @@ async fn changes_only_the_expected_version(store: &Store) {
 async fn frees_the_names_that_a_change_gives_up(store: &Store) {
     let ada = add(store, account("ada", "ada@example.com")).await;
     let renamed = replace(store, &ada, |record| record.user.username = Some("countess".to_owned())).await;
-    assert!(renamed.unwrap().is_some());
+    let renamed = renamed.unwrap().expect("no other change");
     assert!(store.by_username("ada").await.unwrap().is_none());
     assert!(store.by_username("countess").await.unwrap().is_some());
     add(store, account("ada", "other@example.com")).await;
+
+    let removed = replace(store, &renamed, |record| {
+        (record.user.username, record.user.email, record.password) = (None, None, None);
+    });
+    let removed = removed.await.unwrap().expect("no other change");
+    expect_stored(store, &removed, None).await;
+    assert!(store.by_username("countess").await.unwrap().is_none());
+    add(store, account("countess", "ada@example.com")).await;
 }
 
 async fn rejects_a_change_to_a_taken_name(store: &Store) {

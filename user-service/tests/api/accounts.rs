@@ -65,6 +65,37 @@ async fn frees_names_after_a_change_and_after_a_removal() {
 }
 
 #[tokio::test]
+async fn removes_and_frees_what_a_change_sets_to_null() {
+    let client = service().await;
+    sign_up(&client, "ada").await;
+    for media_type in ["application/json", "application/merge-patch+json"] {
+        let change = json!({"username": null, "email": null, "password": null}).to_string();
+        let change = client.request("PATCH", "/users/1").bytes(media_type, change);
+        let changed = change.send().await.expect(200);
+        assert_eq!(client.get("/users/1").await.header("etag"), changed.header("etag"));
+        let (changed, members) = (changed.json(), ["id", "name", "createdAt"]);
+        assert_eq!(changed["name"], "ada", "the name stays");
+        assert!(changed.as_object().unwrap().keys().all(|key| members.contains(&key.as_str())), "{changed}");
+    }
+    assert_eq!(client.get("/users?username=ada").await.expect(200).json(), json!([]));
+    sign_up(&client, "ADA").await;
+    let names = json!({"username": "ada"});
+    client.patch("/users/1", names).await.expect_problem(409, "username-taken");
+}
+
+#[tokio::test]
+async fn changes_and_removes_members_in_one_request() {
+    let client = service().await;
+    sign_up(&client, "ada").await;
+    let change = json!({"name": "Ada King", "username": "king", "email": null, "unknown": null});
+    let changed = client.patch("/users/1", change).await.expect(200).json();
+    assert_eq!((&changed["name"], &changed["username"]), (&json!("Ada King"), &json!("king")));
+    assert!(changed.get("email").is_none(), "{changed}");
+    let unchanged = client.patch("/users/1", json!({})).await.expect(200).json();
+    assert_eq!(unchanged, changed);
+}
+
+#[tokio::test]
 async fn stores_usernames_in_nfc() {
     let client = service().await;
     let account = sign_up(&client, "A\u{30a}ngstro\u{308}m").await;

@@ -10,7 +10,7 @@ use serde_json::json;
 use shared::Id;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions};
-use testing::{Client, postgres};
+use testing::{Client, eventually, postgres};
 use user_service::password::PasswordHash;
 use user_service::store::{PostgresStore, StoreError, UserStore};
 use user_service::user::{CreateUser, UserRecord};
@@ -114,10 +114,11 @@ async fn uses_a_database_again_when_it_comes_back() {
     let client = service_over(Arc::new(store), &settings());
     let ada = add(&client, "Ada").await;
     for _ in 0..3 {
-        client.get("/readyz").await.expect(200);
+        eventually("readiness", async || client.get("/readyz").await.status == 200).await;
         allow_connections(&database, false).await;
         client.get("/users/1").await.expect_problem(503, "store-unavailable");
         client.post("/users", json!({"name": "Bob"})).await.expect_problem(503, "store-unavailable");
+        eventually("unreadiness", async || client.get("/readyz").await.status == 503).await;
         client.get("/readyz").await.expect_problem(503, "store-unavailable");
         client.get("/livez").await.expect(200);
         allow_connections(&database, true).await;

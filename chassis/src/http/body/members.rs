@@ -64,8 +64,8 @@ impl<'a> Members<'a> {
         }
     }
 
-    /// Reads the member `name` of a change, like [`Members::optional`], except that `null` is a mistake: it would read as
-    /// "remove this".
+    /// Reads the member `name` of a change (RFC 7396) that cannot be removed: like [`Members::optional`], except that `null`
+    /// is a mistake.
     pub fn patch<T: DeserializeOwned, U>(
         &mut self,
         name: &'static str,
@@ -76,6 +76,18 @@ impl<'a> Members<'a> {
             return None;
         }
         self.optional(name, parse)
+    }
+
+    /// Reads the member `name` of a change (RFC 7396). Returns `Some(None)` if it is absent and `Some(Some(None))` if it is
+    /// `null`, which removes it.
+    pub fn removable<T: DeserializeOwned, U>(
+        &mut self,
+        name: &'static str,
+        parse: impl FnOnce(T) -> Result<U, Detail>,
+    ) -> Option<Option<Option<U>>> {
+        let is_given = self.members.iter().any(|(key, _)| key == name);
+        let value = self.optional(name, parse)?;
+        Some(is_given.then_some(value))
     }
 
     /// Reads the member `name`, which must be an array of objects, each of which `read` accepts. `length` limits the number
@@ -259,6 +271,15 @@ mod tests {
         }
     }
 
+    #[derive(Debug)]
+    struct Removal(Option<Option<String>>);
+
+    impl FromJson for Removal {
+        fn from_json(body: &mut Members<'_>) -> Option<Self> {
+            body.removable("note", any).map(Self)
+        }
+    }
+
     fn positive(count: u32) -> Result<u32, Detail> {
         if count > 0 { Ok(count) } else { Err("must be positive".into()) }
     }
@@ -298,6 +319,16 @@ mod tests {
         assert_eq!(read::<Change>(r#"{"note": "new"}"#).unwrap().0.as_deref(), Some("new"));
         assert_eq!(locations(read::<Change>(r#"{"note": null}"#)), ["/note"]);
         assert_eq!(locations(read::<Change>(r#"{"note": "new", "note": null}"#)), ["/note"]);
+    }
+
+    #[test]
+    fn tells_a_removed_member_from_an_absent_one() {
+        assert_eq!(read::<Removal>("{}").unwrap().0, None);
+        assert_eq!(read::<Removal>(r#"{"note": null}"#).unwrap().0, Some(None));
+        assert_eq!(read::<Removal>(r#"{"note": "new"}"#).unwrap().0, Some(Some("new".to_owned())));
+        for bad in [r#"{"note": 1}"#, r#"{"note": null, "note": null}"#, r#"{"note": "new", "n\u006fte": null}"#] {
+            assert_eq!(locations(read::<Removal>(bad)), ["/note"], "{bad}");
+        }
     }
 
     #[test]
