@@ -1,6 +1,8 @@
 """What .ci/schemathesis cannot learn from an OpenAPI document. No check is off. An exception is recognised by the type of the
 problem, so a rejection for any other reason still counts as a failure."""
 
+import re
+
 import schemathesis
 from schemathesis.openapi.checks import RejectedPositiveData
 
@@ -14,16 +16,27 @@ STATE = {
     "urn:problem-type:idempotency-key-reused": {"POST /orders"},
 }
 
+# Rules that JSON Schema cannot express. `uniqueItems` compares whole lines, and a repeated product is rejected even if the
+# quantities differ. `multipleOf: 0.01` is false for 599.99 in floating point. A pattern has no properties of characters.
+BEYOND_SCHEMAS = re.compile(
+    "^is in an earlier line already$|with at most two decimals$|^must not be blank$"
+    "|^must not have (invisible characters|white space, except|compatibility characters)"
+)
+
 
 @schemathesis.hook
 def map_body(context, body):
     """Uses existing users and products, each product once. Otherwise nearly every order would name unknown ones."""
     body = whole(body)
+    if isinstance(body, dict) and isinstance(body.get("price"), float):
+        body["price"] = round(body["price"], 2)
     lines = LINES.get(context.operation.label)
     if lines and isinstance(body, dict):
         if is_id(body.get("userId")):
             body["userId"] = 1 + int(body["userId"]) % 2
         for index, line in enumerate(body[lines] if isinstance(body.get(lines), list) else []):
+            if isinstance(line, dict) and isinstance(line.get("price"), float):
+                line["price"] = round(line["price"], 2)
             if isinstance(line, dict) and is_id(line.get("productId")):
                 line["productId"] = type(line["productId"])(1 + index % 100)
     if context.operation.label == "PATCH /orders/{id}" and isinstance(body, dict) and body.get("status") == "pending":
@@ -38,9 +51,8 @@ def filter_failure(context, failure, case, response):
         problem = response.json()
         if {case.method, case.operation.label} & STATE.get(problem["type"], set()):
             return False
-        # `uniqueItems` compares whole lines. The services reject a repeated product even if the quantities differ.
         errors = problem.get("errors", [])
-        return not errors or any(error["detail"] != "is in an earlier line already" for error in errors)
+        return not errors or not all(BEYOND_SCHEMAS.search(error["detail"]) for error in errors)
     if failure.code == "ST201" and case.operation.label == "POST /reservations" and response.status_code == 200:
         # Each item has its own result: an invalid one has status 400 inside the list.
         return all(outcome["status"] != 400 for outcome in response.json())

@@ -17,6 +17,7 @@ use axum::http::HeaderValue;
 use clap::builder::{BoolishValueParser, RangedU64ValueParser};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, ValueEnum};
+use ipnet::IpNet;
 use url::Url;
 
 /// How a service listens, what it accepts from clients, and what it logs.
@@ -44,6 +45,10 @@ pub struct Settings {
     #[arg(long, env, value_parser = peer_url)]
     pub otel_exporter_otlp_endpoint: Option<Url>,
 
+    /// Maximum spans that wait for the collector; further ones are lost and counted
+    #[arg(long, env, default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub otel_bsp_max_queue_size: u32,
+
     /// Maximum open connections, and at most three quarters of the process's file limit; further ones wait to be accepted
     #[arg(long, env, default_value_t = 16_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_connections: u32,
@@ -69,7 +74,7 @@ pub struct Settings {
     #[arg(long = "body-timeout", env = "BODY_TIMEOUT_SECONDS", value_name = "BODY_TIMEOUT_SECONDS", default_value = "10", value_parser = timeout)]
     pub body_timeout: Duration,
 
-    /// Maximum seconds to respond to a request; then 503
+    /// Maximum seconds to respond to a request; one that takes longer gets 503, a twentieth earlier
     #[arg(long = "request-timeout", env = "REQUEST_TIMEOUT_SECONDS", value_name = "REQUEST_TIMEOUT_SECONDS", default_value = "10", value_parser = timeout)]
     pub request_timeout: Duration,
 
@@ -84,6 +89,11 @@ pub struct Settings {
     /// Maximum seconds, during shutdown, to finish all work in flight
     #[arg(long = "shutdown", env = "SHUTDOWN_SECONDS", value_name = "SHUTDOWN_SECONDS", default_value = "10", value_parser = seconds)]
     pub shutdown: Duration,
+
+    /// Proxies whose `X-Forwarded-For` is believed when a client is logged: addresses and networks such as `10.0.0.0/8`, separated by
+    /// commas. If it is not set, the client is the peer of the connection
+    #[arg(long, env, value_delimiter = ',', value_parser = network)]
+    pub trusted_proxies: Vec<IpNet>,
 
     /// Origins of the web pages that may call the service: `*`, or a list separated by commas
     #[arg(long, env, default_value = "*", value_delimiter = ',', value_parser = origin)]
@@ -111,6 +121,11 @@ pub struct PeerSettings {
     /// Maximum seconds of a call to a peer, its whole response included
     #[arg(long = "peer-timeout", env = "PEER_TIMEOUT_SECONDS", value_name = "PEER_TIMEOUT_SECONDS", default_value = "2", value_parser = timeout)]
     pub timeout: Duration,
+
+    /// Maximum seconds that a connection to a peer is used, up to 25 % less at random. Then new calls open new connections, which
+    /// a balancer can lead to new replicas
+    #[arg(long = "peer-connection-max-age", env = "PEER_CONNECTION_MAX_AGE_SECONDS", value_name = "PEER_CONNECTION_MAX_AGE_SECONDS", default_value = "30", value_parser = timeout)]
+    pub connection_max_age: Duration,
 
     /// Maximum calls that wait for one peer; further ones fail immediately
     #[arg(
@@ -182,7 +197,7 @@ impl fmt::Debug for DatabaseUrl {
 
 /// Variables that OpenTelemetry's library reads and does not check. It would replace a bad value by its default, keep a
 /// core busy, or run out of memory.
-const LIBRARY_VARIABLES: [LibraryVariable; 7] = {
+const LIBRARY_VARIABLES: [LibraryVariable; 6] = {
     const SAMPLERS: [&str; 6] = [
         "always_on",
         "always_off",
@@ -203,7 +218,6 @@ const LIBRARY_VARIABLES: [LibraryVariable; 7] = {
         ("OTEL_BSP_SCHEDULE_DELAY", MILLISECONDS, "a number of milliseconds from 1 to 86400000"),
         ("OTEL_EXPORTER_OTLP_TIMEOUT", MILLISECONDS, "a number of milliseconds from 1 to 86400000"),
         ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", MILLISECONDS, "a number of milliseconds from 1 to 86400000"),
-        ("OTEL_BSP_MAX_QUEUE_SIZE", SPANS, "a number of spans from 1 to 1000000"),
         ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", SPANS, "a number of spans from 1 to 1000000"),
     ]
 };
@@ -278,6 +292,13 @@ pub fn peer_url(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
+/// Parses an address, or a network in CIDR notation.
+fn network(text: &str) -> Result<IpNet, &'static str> {
+    let text = text.trim();
+    let network = text.parse().or_else(|_| text.parse().map(IpAddr::into));
+    network.map_err(|_| "must be an IP address or a network like 10.0.0.0/8")
+}
+
 /// Parses an origin of the header `Origin`, or `*`.
 fn origin(text: &str) -> Result<HeaderValue, String> {
     let is_origin = text == "*" || Url::parse(text).is_ok_and(|url| url.origin().ascii_serialization() == text);
@@ -324,6 +345,9 @@ mod tests {
             ("request-timeout", "inf"),
             ("drain", "86401"),
             ("shutdown", ""),
+            ("trusted-proxies", "proxy.example"),
+            ("trusted-proxies", "10.0.0.0/33"),
+            ("trusted-proxies", "10.0.0.1:80"),
             ("cors-allowed-origins", "shop.example"),
             ("cors-allowed-origins", "https://shop.example/"),
             ("cors-allowed-origins", "https://a.example, https://b.example"),
@@ -344,8 +368,10 @@ mod tests {
     }
 
     #[test]
-    fn accepts_fractions_of_seconds_and_several_origins() {
+    fn accepts_fractions_of_seconds_and_lists() {
         assert_eq!(parse("drain", "0.25").unwrap().drain, Duration::from_millis(250));
+        let proxies = parse("trusted-proxies", "10.0.0.0/8, ::1").unwrap().trusted_proxies;
+        assert_eq!(proxies.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.0/8", "::1/128"]);
         let origins = parse("cors-allowed-origins", "https://a.example,http://localhost:8080").unwrap();
         assert_eq!(origins.cors_allowed_origins, ["https://a.example", "http://localhost:8080"]);
     }

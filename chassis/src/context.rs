@@ -1,7 +1,8 @@
-//! What a request passes on to every call made on its behalf: its id, its trace and its deadline.
+//! What a request passes on to every call made on its behalf: its id, its trace, its baggage and its deadline.
 
 use std::borrow::Cow;
 use std::convert::Infallible;
+use std::pin::pin;
 use std::time::Duration;
 
 use axum::extract::FromRequestParts;
@@ -12,7 +13,8 @@ use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
 use opentelemetry::trace::{SpanContext, TraceContextExt, TraceFlags, TraceState};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator};
-use tokio::time::Instant;
+use tokio::time::error::Elapsed;
+use tokio::time::{self, Instant};
 use tracing::Span;
 use uuid::Uuid;
 
@@ -24,6 +26,9 @@ pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub const X_DEADLINE_MS: HeaderName = HeaderName::from_static("x-deadline-ms");
 const TRACEPARENT: &str = "traceparent";
 const TRACESTATE: &str = "tracestate";
+const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
+/// Maximum bytes of a header that is passed on; W3C Baggage requires no more.
+const MAX_PASSED_ON: usize = 8192;
 
 /// The id, the trace and the deadline of one request. Functions pass it on as an argument, because ambient context is wrong for
 /// work that outlives its request, or that is done for several requests in one batch.
@@ -32,6 +37,8 @@ pub struct RequestContext {
     request_id: HeaderValue,
     /// The parent of the calls: the span of this request, or without a collector that of its caller.
     span: SpanContext,
+    /// W3C Baggage of the caller, as it was sent.
+    baggage: Option<HeaderValue>,
     deadline: Instant,
     /// Whether the caller set the deadline.
     is_caller_deadline: bool,
@@ -54,6 +61,7 @@ impl RequestContext {
         Self {
             request_id: request_id.cloned().unwrap_or_else(new_id),
             span: remote_span(headers).unwrap_or_else(new_trace),
+            baggage: joined(headers, BAGGAGE.as_str()),
             deadline: when + timeout.unwrap_or(limit),
             is_caller_deadline: timeout.is_some(),
         }
@@ -62,13 +70,16 @@ impl RequestContext {
     /// Returns the context of work that the service does without a request.
     pub fn background(limit: Duration) -> Self {
         let (request_id, span) = (new_id(), new_trace());
-        Self { request_id, span, deadline: Instant::now() + limit, is_caller_deadline: false }
+        Self { request_id, span, baggage: None, deadline: Instant::now() + limit, is_caller_deadline: false }
     }
 
-    /// Returns the context of one call made for several requests: the id and the trace of the first, the latest deadline of all.
+    /// Returns the context of one call made for several requests: the id and the trace of the first, the latest deadline of all. The
+    /// call has no baggage, because the baggage of one request must not appear in the others.
     pub fn merge<'a>(several: impl Iterator<Item = &'a Self>) -> Self {
-        let merged =
-            several.cloned().reduce(|first, next| Self { deadline: first.deadline.max(next.deadline), ..first });
+        let merged = several.cloned().reduce(|first, next| {
+            let deadline = first.deadline.max(next.deadline);
+            Self { deadline, baggage: None, ..first }
+        });
         merged.unwrap_or_else(|| Self::background(Duration::ZERO))
     }
 
@@ -88,9 +99,28 @@ impl RequestContext {
         if self.is_caller_deadline { self.deadline } else { self.deadline + delay }
     }
 
+    /// Returns the time until the deadline that the caller set; `None` if it set none.
+    pub(crate) fn caller_time_left(&self) -> Option<Duration> {
+        self.is_caller_deadline.then(|| self.time_left())
+    }
+
     /// Returns whether the caller set a deadline that has passed.
     pub(crate) fn caller_deadline_has_passed(&self) -> bool {
-        self.is_caller_deadline && self.time_left().is_zero()
+        self.caller_time_left().is_some_and(|left| left.is_zero())
+    }
+
+    /// Returns the result of `future` if it ends before the deadline, or at most `grace` after it.
+    ///
+    /// The grace begins when this task notices the deadline, so a busy machine does not take it away.
+    ///
+    /// # Errors
+    /// If the future does not end in time. It is dropped then.
+    pub async fn with_grace<T>(&self, grace: Duration, future: impl Future<Output = T>) -> Result<T, Elapsed> {
+        let mut future = pin!(future);
+        match time::timeout_at(self.deadline, future.as_mut()).await {
+            Ok(result) => Ok(result),
+            Err(_) => time::timeout(grace, future).await,
+        }
     }
 
     /// Returns the same context with `span` as the parent of its calls, if tracing is enabled.
@@ -153,6 +183,9 @@ impl RequestContext {
         headers.insert(X_REQUEST_ID, self.request_id.clone());
         let ms = u64::try_from(self.time_left().as_millis()).unwrap_or(u64::MAX);
         headers.insert(X_DEADLINE_MS, ms.into());
+        if let Some(baggage) = &self.baggage {
+            headers.insert(BAGGAGE, baggage.clone());
+        }
         let TraceHeaders { traceparent, tracestate } = TraceHeaders::inject(&self.span);
         for (name, value) in [(TRACEPARENT, traceparent), (TRACESTATE, tracestate)] {
             if let Some(value) = HeaderValue::from_str(&value).ok().filter(|value| !value.is_empty()) {
@@ -211,7 +244,8 @@ impl Extractor for TraceHeaders<'_> {
 /// Returns the span of the caller. `None` if there is no header `traceparent`, several or an invalid one.
 fn remote_span(headers: &HeaderMap) -> Option<SpanContext> {
     let traceparent = single(headers, TRACEPARENT)?.to_str().ok()?;
-    let tracestate = headers.get(TRACESTATE).and_then(|state| state.to_str().ok()).unwrap_or_default();
+    let tracestate = joined(headers, TRACESTATE);
+    let tracestate = tracestate.as_ref().and_then(|state| state.to_str().ok()).unwrap_or_default();
     TraceHeaders { traceparent: traceparent.into(), tracestate: tracestate.into() }.extract()
 }
 
@@ -241,6 +275,15 @@ fn single<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a HeaderValue> {
     let mut values = headers.get_all(name).iter();
     let first = values.next();
     first.filter(|_| values.next().is_none())
+}
+
+/// Returns the lines of a list header as one value. `None` if there is none, or if it is larger than [`MAX_PASSED_ON`].
+fn joined(headers: &HeaderMap, name: &str) -> Option<HeaderValue> {
+    let mut lines = headers.get_all(name).iter();
+    let first = lines.next()?.clone();
+    let joined =
+        lines.try_fold(first, |all, line| HeaderValue::from_bytes(&[all.as_bytes(), line.as_bytes()].join(&b',')));
+    joined.ok().filter(|value| (1..=MAX_PASSED_ON).contains(&value.len()))
 }
 
 fn is_sane_id(id: &HeaderValue) -> bool {
@@ -307,6 +350,44 @@ mod tests {
         let item = call.for_item(None, Some(PARENT));
         assert_eq!((item.remote_parent().as_ref(), &*item.traceparent()), (Some(&item.span), PARENT));
         assert_eq!(call.for_item(None, Some("none")).traceparent(), call.traceparent());
+    }
+
+    #[test]
+    fn forwards_the_baggage_of_one_request_only() {
+        let forwarded = |context: &RequestContext| {
+            let mut headers = HeaderMap::new();
+            context.forward(&mut headers);
+            headers.get(BAGGAGE).map(|baggage| baggage.to_str().unwrap().to_owned())
+        };
+        let of = |lines: &[&str]| {
+            let line = |line: &&str| (BAGGAGE, HeaderValue::from_str(line).unwrap());
+            RequestContext::from_headers(&lines.iter().map(line).collect(), Duration::ZERO)
+        };
+        let tenant = of(&["tenant=a;p=1, other=%20"]);
+        assert_eq!(forwarded(&tenant).as_deref(), Some("tenant=a;p=1, other=%20"));
+        assert_eq!(forwarded(&tenant.with_timeout(Duration::ZERO)), forwarded(&tenant));
+        assert_eq!(forwarded(&of(&["a=1", "b=2"])).as_deref(), Some("a=1,b=2"));
+        assert_eq!(forwarded(&RequestContext::merge([&tenant].into_iter())), forwarded(&tenant));
+        let merged = RequestContext::merge([&tenant, &of(&["tenant=b"])].into_iter());
+        assert_eq!(forwarded(&merged), None);
+        let large = "x".repeat(MAX_PASSED_ON);
+        assert_eq!(forwarded(&of(&[&large])).map(|baggage| baggage.len()), Some(MAX_PASSED_ON));
+        for none in [&[][..], &[""], &[&large, "y"]] {
+            assert_eq!(forwarded(&of(none)), None);
+        }
+    }
+
+    #[test]
+    fn joins_the_lines_of_a_tracestate() {
+        let headers = headers(&[
+            (HeaderName::from_static(TRACEPARENT), "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"),
+            (HeaderName::from_static(TRACESTATE), "vendor=1"),
+            (HeaderName::from_static(TRACESTATE), "other=2"),
+        ]);
+        let mut forwarded = HeaderMap::new();
+        RequestContext::from_headers(&headers, Duration::ZERO).forward(&mut forwarded);
+        assert_eq!(forwarded[TRACESTATE], "vendor=1,other=2");
+        assert_eq!(forwarded[TRACEPARENT], headers[TRACEPARENT], "the flags of the caller are kept");
     }
 
     #[test]

@@ -197,11 +197,10 @@ pub async fn migrate(storage: &Storage, signals: Signals) -> Result<(), String> 
 /// Ends the process, and prints an error on stderr.
 ///
 /// It does not wait for threads that are blocked, for example by a DNS server that does not answer.
-#[expect(clippy::print_stderr, reason = "a service that cannot start may have no log yet")]
 pub fn exit(result: Result<(), String>) -> ! {
     let code = result.map_or_else(
         |reason| {
-            eprintln!("error: {reason}");
+            telemetry::report_failure(&reason);
             1
         },
         |()| 0,

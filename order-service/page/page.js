@@ -15,7 +15,7 @@ const query = new URLSearchParams(location.search);
 const baseUrl = (service, param) => (query.get(param) ?? find(`meta[name=${service}]`).content).replace(/\/$/, '');
 const USERS = baseUrl('user-service', 'users');
 const PRODUCTS = baseUrl('product-service', 'products');
-const ORDERS = location.origin;
+const ORDERS = location.origin + location.pathname.replace(/\/+$/, ''); // behind a proxy the page may be at /shop/
 
 // ---- requests -----------------------------------------------------------------------------------------------------
 

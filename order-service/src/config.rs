@@ -22,7 +22,15 @@ pub struct Config {
     #[arg(long, env, default_value = "http://127.0.0.1:3002", value_parser = peer_url)]
     pub product_service_url: Url,
 
-    /// Seconds until an attempt to place an order fails with 503
+    /// Base URL of user-service for browsers, on the page at `/`; by default USER_SERVICE_URL
+    #[arg(long, env, value_parser = peer_url)]
+    pub public_user_service_url: Option<Url>,
+
+    /// Base URL of product-service for browsers, on the page at `/`; by default PRODUCT_SERVICE_URL
+    #[arg(long, env, value_parser = peer_url)]
+    pub public_product_service_url: Option<Url>,
+
+    /// Maximum seconds to answer an order; calls to peers end after nine tenths of them, with 503
     #[arg(long = "order-timeout", env = "ORDER_TIMEOUT_SECONDS", value_name = "ORDER_TIMEOUT_SECONDS", default_value = "5", value_parser = timeout)]
     pub order_timeout: Duration,
 

@@ -2,7 +2,7 @@
 
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use chassis::problem::{FieldError, Kind, NOT_FOUND, OVERLOADED, Problem};
+use chassis::problem::{FieldError, Kind, NOT_FOUND, OVERLOADED, Problem, TIMED_OUT};
 use shared::Money;
 use shared::orders::OrderStatus;
 use shared::products::problems;
@@ -44,11 +44,20 @@ impl From<Error> for Problem {
         match error {
             Error::NotFound => Self::new(&NOT_FOUND, "Order not found"),
             Error::NotPlaced(error) => error.into(),
-            Error::Store(error) => Self::store_unavailable(error),
+            Error::Store(error) => error.into(),
             Error::IllegalStep(from, to) => {
                 Self::new(&ILLEGAL_STEP, format!("An order that is {from} cannot become {to}"))
             }
             Error::Problem(problem) => problem,
+        }
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Unavailable(cause) => Self::store_unavailable(cause),
+            StoreError::OutcomeUnknown(cause) => Self::outcome_unknown(cause),
         }
     }
 }
@@ -80,9 +89,12 @@ impl From<PlaceOrderError> for Problem {
                 Self::new(&IN_PROGRESS, "The first request with this Idempotency-Key is still running").retry_after(1)
             }
             PlaceOrderError::TimedOut => Self::new(&OVERLOADED, "Placing the order took too long; nothing was sold"),
+            PlaceOrderError::Unfinished => {
+                Self::new(&TIMED_OUT, "Placing the order took too long. It may have been placed all the same")
+            }
             PlaceOrderError::Overloaded => Self::new(&OVERLOADED, "Too many orders at once"),
             PlaceOrderError::Peer(error) => error.into(),
-            PlaceOrderError::Store(error) => Self::store_unavailable(error),
+            PlaceOrderError::Store(error) => error.into(),
             PlaceOrderError::Panicked(cause) => Self::internal(cause),
         }
     }

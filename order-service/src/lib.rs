@@ -22,6 +22,7 @@ use chassis::App;
 use chassis::client::Peer;
 use chassis::config::Settings;
 use chassis::http::health::ReadinessChecks;
+use url::Url;
 
 use crate::placement::Placement;
 
@@ -32,19 +33,25 @@ pub const SERVICE: &str = "order-service";
 #[derive(Clone)]
 pub struct AppState {
     placement: Placement,
+    public_urls: [Option<Url>; 2],
 }
 
 impl AppState {
     /// Creates the state over this placement, its store and its peers.
     pub fn new(placement: Placement) -> Self {
-        Self { placement }
+        Self { placement, public_urls: [None, None] }
+    }
+
+    /// Sets the addresses at which browsers reach user-service and product-service, if they are not those of the peers.
+    pub fn with_public_urls(self, public_urls: [Option<Url>; 2]) -> Self {
+        Self { public_urls, ..self }
     }
 }
 
 /// Returns the service, ready to be served. The [`reconciler`] must run beside it.
 pub fn app(state: AppState, settings: &Settings) -> App {
     let description = "Orders. An order is placed completely or not at all, also when a service or a database fails.";
-    let page = page::route(&state.placement);
+    let page = page::route(&state.placement, &state.public_urls);
     App::new(SERVICE, description, routes::router().with_state(state.clone()), Arc::new(state), settings)
         .with_page(page)
 }

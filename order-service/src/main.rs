@@ -29,7 +29,9 @@ async fn start() -> Result<(), String> {
         Products::new(config.product_service_url.clone(), &config.peers).map_err(|error| error.to_string())?;
     let max_concurrent = config.settings.max_in_flight as usize;
     let placement = Placement::new(store, users, products, config.order_timeout, max_concurrent);
-    let app = app(AppState::new(placement.clone()), &config.settings);
+    let state = AppState::new(placement.clone())
+        .with_public_urls([config.public_user_service_url, config.public_product_service_url]);
+    let app = app(state, &config.settings);
     app.spawn_while_serving(&storage, reconciler::run(placement.clone(), config.reconcile));
     let (users, products) = (&config.user_service_url, &config.product_service_url);
     let about = format!("store: {storage}, peers: user-service {users}, product-service {products}");

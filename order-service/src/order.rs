@@ -167,8 +167,8 @@ pub struct WantedLine {
     /// The number of units: 1 to 10,000.
     #[schema(minimum = 1, maximum = 10_000, example = 2)]
     pub quantity: u32,
-    /// The price of one unit that the client expects. If the real price differs, no order is placed.
-    #[schema(value_type = Option<f64>, minimum = 0, maximum = 9_999_999_999_999.99, multiple_of = 0.01, example = 999.99)]
+    /// The price of one unit that the client expects, with at most two decimals. If the real price differs, no order is placed.
+    #[schema(value_type = Option<f64>, minimum = 0, maximum = 9_999_999_999_999.99, example = 999.99)]
     pub price: Option<Money>,
 }
 
@@ -196,7 +196,7 @@ impl WantedLine {
     }
 }
 
-/// The body of `PATCH /orders/{id}`.
+/// The body of `PATCH /orders/{id}`, a JSON Merge Patch. A status cannot be removed with `null`.
 #[derive(Clone, Copy, Debug, ToSchema)]
 pub struct UpdateOrder {
     /// The step to take: pending → confirmed → shipped → delivered, or pending or confirmed → cancelled.

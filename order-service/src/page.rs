@@ -6,6 +6,7 @@
 use axum::http::header;
 use axum::response::Html;
 use axum::routing::{self, MethodRouter};
+use url::Url;
 use uuid::Uuid;
 
 use crate::placement::Placement;
@@ -16,8 +17,8 @@ const STYLE: &str = include_str!("../page/page.css");
 const SCRIPT: &str = include_str!("../page/page.js");
 
 /// Returns the handler of the page.
-pub(crate) fn route(placement: &Placement) -> MethodRouter {
-    let page = document(placement);
+pub(crate) fn route(placement: &Placement, public_urls: &[Option<Url>]) -> MethodRouter {
+    let page = document(placement, public_urls);
     routing::get(async move || {
         let nonce = Uuid::new_v4().simple().to_string();
         // The query of the page may name any service to connect to, but nothing from another origin may run or style.
@@ -30,17 +31,17 @@ pub(crate) fn route(placement: &Placement) -> MethodRouter {
     })
 }
 
-/// Returns the document with style, script and the addresses of the peers, still without a nonce.
-fn document(placement: &Placement) -> String {
+/// Returns the document with style, script and the addresses of the peers for browsers, still without a nonce.
+fn document(placement: &Placement, public_urls: &[Option<Url>]) -> String {
     let inline = |page: String, element: &str, content: &str| {
         let tags = |content: &str| format!("<{element} nonce=\"\">{content}</{element}>");
         page.replace(&tags(""), &tags(content))
     };
     let page = inline(HTML.to_owned(), "style", STYLE);
     let page = inline(page, "script", SCRIPT);
-    placement.peers().iter().fold(page, |page, peer| {
+    placement.peers().iter().zip(public_urls).fold(page, |page, (peer, public)| {
         // A URL has no quotes or angle brackets, they are percent-encoded, so it needs no escaping.
         let meta = |content: &str| format!("<meta name=\"{}\" content=\"{content}\">", peer.name());
-        page.replace(&meta(""), &meta(peer.base().as_str()))
+        page.replace(&meta(""), &meta(public.as_ref().unwrap_or(peer.base()).as_str()))
     })
 }

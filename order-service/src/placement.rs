@@ -80,7 +80,8 @@ pub struct Placed {
     pub replayed: bool,
 }
 
-/// Why an order was not placed. No stock was sold. Lines are given by their index.
+/// Why an order was not placed. No stock was sold, except if the attempt is [`Self::Unfinished`] or the store does not know its
+/// outcome. Lines are given by their index.
 #[derive(Debug, thiserror::Error)]
 pub enum PlaceOrderError {
     /// The user does not exist.
@@ -104,6 +105,9 @@ pub enum PlaceOrderError {
     /// The attempt took too long: it was aborted meanwhile, or never started.
     #[error("the attempt took too long")]
     TimedOut,
+    /// The attempt has not ended in time. It goes on, and may succeed.
+    #[error("the attempt has not ended in time")]
+    Unfinished,
     /// Too many orders are being placed.
     #[error("too many orders are being placed")]
     Overloaded,
@@ -152,7 +156,10 @@ impl Placement {
         key: Option<(Key, Fingerprint)>,
         context: &RequestContext,
     ) -> Result<Placed, PlaceOrderError> {
-        let (this, context) = (self.clone(), context.with_timeout(self.0.timeout));
+        // The calls end when nine tenths of the time are over. Then the store has a twentieth, and the rest is for the way to
+        // a client that waits no longer than the whole time.
+        let context = context.with_timeout(self.0.timeout - self.0.timeout / 10);
+        let (this, deadline) = (self.clone(), context.clone());
         let Ok(permit) = Arc::clone(&self.0.permits).try_acquire_owned() else {
             return counted(Err(PlaceOrderError::Overloaded));
         };
@@ -161,7 +168,8 @@ impl Placement {
             counted(this.attempt(request, key, context).await)
         };
         let task = self.0.running.spawn(Box::pin(attempt.in_current_span())); // boxed: it is large, and tasks are moved
-        task.await.unwrap_or_else(|panicked| Err(PlaceOrderError::Panicked(panicked.to_string())))
+        let finished = deadline.with_grace(self.0.timeout / 20, task).await.map_err(|_| PlaceOrderError::Unfinished)?;
+        finished.unwrap_or_else(|panicked| Err(PlaceOrderError::Panicked(panicked.to_string())))
     }
 
     async fn attempt(
@@ -176,7 +184,8 @@ impl Placement {
         let id = OrderId(Uuid::now_v7());
         let intent = Intent { id, user_id: request.user_id, key, created_at: chassis::now() };
         crash_point!("place: before the intent");
-        match self.0.store.begin(intent).await? {
+        // An intent that was recorded all the same is aborted by the reconciler.
+        match self.0.store.begin(intent).await.map_err(StoreError::without_change)? {
             BeginOutcome::Started => crash_point!("place: after the intent"),
             BeginOutcome::Replayed(order) => return Ok(Placed { order, replayed: true }),
             BeginOutcome::InProgress => return Err(PlaceOrderError::InProgress),
@@ -232,10 +241,18 @@ impl Placement {
     /// If the row is not an intent any more, there are two cases. It may be an order, and only the response of the
     /// store was lost: then the order is returned. Or it is aborted already, by the reconciler or by an earlier try
     /// whose response was lost: then it is released again, which does no harm.
+    ///
+    /// If the store fails here, only an intent whose settlement has an unknown outcome may be an order.
     async fn abort(&self, id: OrderId, error: PlaceOrderError) -> Result<Placed, PlaceOrderError> {
         crash_point!("abort: before");
-        if !self.0.store.abort(id).await?
-            && let Some(order) = self.0.store.by_id(id).await?
+        let (error, classify): (_, fn(StoreError) -> StoreError) = match error {
+            PlaceOrderError::Store(error @ StoreError::OutcomeUnknown(_)) => {
+                (error.without_change().into(), StoreError::after_ambiguous_change)
+            }
+            error => (error, StoreError::without_change),
+        };
+        if !self.0.store.abort(id).await.map_err(classify)?
+            && let Some(order) = self.0.store.by_id(id).await.map_err(classify)?
         {
             return Ok(Placed { order, replayed: false });
         }
@@ -330,7 +347,7 @@ fn counted(outcome: Result<Placed, PlaceOrderError>) -> Result<Placed, PlaceOrde
         Err(PlaceOrderError::PriceChanged(_)) => "price_changed",
         Err(PlaceOrderError::KeyReused) => "key_reused",
         Err(PlaceOrderError::InProgress) => "in_progress",
-        Err(PlaceOrderError::TimedOut) => "timed_out",
+        Err(PlaceOrderError::TimedOut | PlaceOrderError::Unfinished) => "timed_out",
         Err(PlaceOrderError::Overloaded) => "overloaded",
         Err(PlaceOrderError::Peer(_)) => "peer_unavailable",
         Err(PlaceOrderError::Store(_)) => "store_unavailable",

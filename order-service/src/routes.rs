@@ -43,9 +43,10 @@ impl FromQuery for ListOrdersQuery {
 /// Lists orders, oldest first.
 ///
 /// The position of an order depends on when it was requested, not on when it was placed.
-#[utoipa::path(get, path = "/orders", tag = "orders",
+#[utoipa::path(get, path = "/orders", operation_id = "listOrders", tag = "orders",
     params(("limit" = Option<usize>, Query, description = "Maximum number of orders to return", minimum = 1, maximum = 1000),
-        ("after" = Option<OrderId>, Query, description = "Only orders after this id"),
+        ("after" = Option<OrderId>, Query, description = "Only orders after this id. \
+            With the id of the newest, a client can miss one that got its id earlier and was stored later"),
         ("userId" = Option<Id>, Query, description = "Only orders of this user"),
         ("status" = Option<OrderStatus>, Query, description = "Only orders with this status")),
     responses((status = OK, body = Vec<Order>, headers(("link" = String, description = "The next page, if there is one")))))]
@@ -59,7 +60,10 @@ async fn list(
 }
 
 /// Places an order: all lines or none, and once for each `Idempotency-Key`.
-#[utoipa::path(post, path = "/orders", tag = "orders", request_body = PlaceOrder,
+///
+/// A repeated request returns the order in its present state, which may have changed since it was placed. No other call reads
+/// `Idempotency-Key`.
+#[utoipa::path(post, path = "/orders", operation_id = "placeOrder", tag = "orders", request_body = PlaceOrder,
     params(("idempotency-key" = Option<String>, Header, nullable = false,
         pattern = r#"^("[!-~]{1,255}"|[!#-~][!-~]{0,254}|"[!-~]{0,253}[!#-~]|")$"#,
         description = "1 to 255 visible ASCII characters, with or without quotes. The same key with the same body returns the same order")),
@@ -86,7 +90,7 @@ async fn place(
 }
 
 /// Returns one order.
-#[utoipa::path(get, path = "/orders/{id}", tag = "orders", params(("id" = OrderId, Path)),
+#[utoipa::path(get, path = "/orders/{id}", operation_id = "getOrder", tag = "orders", params(("id" = OrderId, Path)),
     responses((status = OK, body = Order, headers(("etag" = String))), (status = NOT_MODIFIED), (status = NOT_FOUND)))]
 async fn read(State(app): State<AppState>, Path(id): Path<OrderId>, headers: HeaderMap) -> Result<Response, Error> {
     let order = app.placement.store().by_id(id).await?.ok_or(Error::NotFound)?;
@@ -97,7 +101,7 @@ async fn read(State(app): State<AppState>, Path(id): Path<OrderId>, headers: Hea
 ///
 /// The status that the order has already is 200 and changes nothing. The units of a cancelled order return to the stock within
 /// seconds.
-#[utoipa::path(patch, path = "/orders/{id}", tag = "orders", params(("id" = OrderId, Path)),
+#[utoipa::path(patch, path = "/orders/{id}", operation_id = "updateOrder", tag = "orders", params(("id" = OrderId, Path)),
     request_body = UpdateOrder, responses((status = OK, body = Order, headers(("etag" = String))), (status = NOT_FOUND),
         (status = CONFLICT, description = "`illegal-status-step`"), (status = PRECONDITION_FAILED)))]
 async fn update(

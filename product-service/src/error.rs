@@ -44,7 +44,8 @@ impl From<Error> for Problem {
             Error::ReservationNotFound => Self::new(&NOT_FOUND, "Reservation not found"),
             Error::Rejected(error) => error.into(),
             Error::Users(error) => Self::new(&PEER_UNAVAILABLE, "Error fetching users").caused_by(error),
-            Error::Store(error) => Self::store_unavailable(error),
+            Error::Store(StoreError::Unavailable(cause)) => Self::store_unavailable(cause),
+            Error::Store(StoreError::OutcomeUnknown(cause)) => Self::outcome_unknown(cause),
             Error::Problem(problem) => problem,
         }
     }

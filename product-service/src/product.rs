@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use shared::products::Product;
 use shared::{Id, Money};
+use unicode_normalization::UnicodeNormalization;
 use utoipa::ToSchema;
 
 const MAX_NAME: usize = 200;
@@ -28,11 +29,11 @@ pub struct ProductRecord {
 /// The body of `POST /products`.
 #[derive(Clone, Debug, ToSchema)]
 pub struct CreateProduct {
-    /// 1 to 200 characters, no control characters.
+    /// 1 to 200 characters, not blank, no control characters.
     #[schema(min_length = 1, max_length = 200, pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]+$", example = "Keyboard")]
     pub name: String,
-    /// The price of one unit: 0.00 to 1,000,000.00, by default 0.
-    #[schema(value_type = Option<f64>, minimum = 0, maximum = 1_000_000, multiple_of = 0.01, example = 49.5)]
+    /// The price of one unit: 0.00 to 1,000,000.00 with at most two decimals, by default 0.
+    #[schema(value_type = Option<f64>, minimum = 0, maximum = 1_000_000, example = 49.5)]
     pub price: Money,
     /// The units to sell: 0 to 1,000,000,000,000, by default 0.
     #[schema(value_type = Option<i64>, minimum = 0, maximum = 1_000_000_000_000_i64, example = 10)]
@@ -56,10 +57,11 @@ impl CreateProduct {
     }
 }
 
-/// The body of `PATCH /products/{id}`: the members to change, by the rules of `POST /products`. The others stay as they are.
+/// The body of `PATCH /products/{id}`, a JSON Merge Patch: the members to change, by the rules of `POST /products`. The others
+/// stay as they are. A product always has each of them, so none can be removed with `null`.
 #[derive(Clone, Debug, Default, ToSchema)]
 pub struct UpdateProduct {
-    /// 1 to 200 characters, no control characters.
+    /// 1 to 200 characters, not blank, no control characters.
     #[schema(
         nullable = false,
         min_length = 1,
@@ -68,8 +70,8 @@ pub struct UpdateProduct {
         example = "Keyboard"
     )]
     pub name: Option<String>,
-    /// The price of one unit: 0.00 to 1,000,000.00.
-    #[schema(value_type = Option<f64>, nullable = false, minimum = 0, maximum = 1_000_000, multiple_of = 0.01, example = 44.9)]
+    /// The price of one unit: 0.00 to 1,000,000.00 with at most two decimals.
+    #[schema(value_type = Option<f64>, nullable = false, minimum = 0, maximum = 1_000_000, example = 44.9)]
     pub price: Option<Money>,
     /// The units that are free to sell: 0 to 1,000,000,000,000.
     #[schema(nullable = false, minimum = 0, maximum = 1_000_000_000_000_i64, example = 25)]
@@ -98,12 +100,12 @@ impl UpdateProduct {
     }
 }
 
-/// Returns the form of a name in which the search by a part of the name compares it: without case.
+/// Returns the form of a name in which the search by a part of the name compares it: without case, in Unicode NFC.
 ///
 /// It folds each letter on its own, so that a part of a name folds to a part of the folded name. `str::to_lowercase` does
 /// not: it turns a Σ at the end of a word into another letter than a Σ in the middle.
 pub fn case_fold(name: &str) -> String {
-    name.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect()
+    name.nfc().flat_map(char::to_uppercase).flat_map(char::to_lowercase).nfc().collect()
 }
 
 fn price(value: Value) -> Result<Money, Detail> {

@@ -60,10 +60,11 @@ impl FromQuery for ListProductsQuery {
 /// Lists products, oldest first.
 ///
 /// With `ids`, returns those of them that exist, without pages. With `name`, returns only products whose name contains it.
-#[utoipa::path(get, path = "/products", tag = "products",
+#[utoipa::path(get, path = "/products", operation_id = "listProducts", tag = "products",
     params(("limit" = Option<usize>, Query, description = "Maximum products to return", minimum = 1, maximum = 1000),
-        ("after" = Option<Id>, Query, description = "Only products after this id"),
-        ("name" = Option<String>, Query, description = "Only products whose name contains this text; case does not matter"),
+        ("after" = Option<Id>, Query, description = "Only products after this id. \
+            With the id of the newest, a client can miss one that got its id earlier and was stored later"),
+        ("name" = Option<String>, Query, description = "Only products whose name contains this text; case and Unicode form (NFC, NFD) do not matter"),
         ("ids" = Option<Vec<Id>>, Query, explode = false, description = "Only the products with these ids", min_items = 1, max_items = 128)),
     responses((status = OK, body = Vec<Product>, headers(("link" = String, description = "The next page, if there is one")))))]
 async fn list(
@@ -84,7 +85,7 @@ async fn list(
 }
 
 /// Adds a product.
-#[utoipa::path(post, path = "/products", tag = "products", request_body = CreateProduct,
+#[utoipa::path(post, path = "/products", operation_id = "createProduct", tag = "products", request_body = CreateProduct,
     responses((status = CREATED, body = Product, headers(("location" = String), ("etag" = String)))))]
 async fn create(
     State(app): State<AppState>,
@@ -96,7 +97,7 @@ async fn create(
 }
 
 /// Returns one product.
-#[utoipa::path(get, path = "/products/{id}", tag = "products", params(("id" = Id, Path)),
+#[utoipa::path(get, path = "/products/{id}", operation_id = "getProduct", tag = "products", params(("id" = Id, Path)),
     responses((status = OK, body = Product, headers(("etag" = String))), (status = NOT_MODIFIED), (status = NOT_FOUND)))]
 async fn read(State(app): State<AppState>, Path(id): Path<Id>, headers: HeaderMap) -> Result<Response, Error> {
     let found = app.store.by_id(id).await?.ok_or(Error::ProductNotFound)?;
@@ -104,7 +105,7 @@ async fn read(State(app): State<AppState>, Path(id): Path<Id>, headers: HeaderMa
 }
 
 /// Changes the members that are given.
-#[utoipa::path(patch, path = "/products/{id}", tag = "products", params(("id" = Id, Path)),
+#[utoipa::path(patch, path = "/products/{id}", operation_id = "updateProduct", tag = "products", params(("id" = Id, Path)),
     request_body = UpdateProduct, responses((status = OK, body = Product, headers(("etag" = String))), (status = NOT_FOUND), (status = PRECONDITION_FAILED)))]
 async fn update(
     State(app): State<AppState>,
@@ -129,7 +130,7 @@ async fn update(
 }
 
 /// Removes a product. Orders keep its name and price.
-#[utoipa::path(delete, path = "/products/{id}", tag = "products", params(("id" = Id, Path)),
+#[utoipa::path(delete, path = "/products/{id}", operation_id = "deleteProduct", tag = "products", params(("id" = Id, Path)),
     responses((status = NO_CONTENT), (status = NOT_FOUND), (status = PRECONDITION_FAILED)))]
 async fn delete(
     State(app): State<AppState>,
@@ -150,9 +151,10 @@ async fn delete(
 }
 
 /// Lists users, with the rows unchanged from user-service.
-#[utoipa::path(get, path = "/users", tag = "users",
+#[utoipa::path(get, path = "/users", operation_id = "listUsersOfProductService", tag = "users",
     params(("limit" = Option<usize>, Query, description = "Maximum users to return", minimum = 1, maximum = 1000),
-        ("after" = Option<Id>, Query, description = "Only users after this id"),
+        ("after" = Option<Id>, Query, description = "Only users after this id. \
+            With the id of the newest, a client can miss one that got its id earlier and was stored later"),
         ("username" = Option<String>, Query, description = "Only the user with this username"),
         ("ids" = Option<Vec<Id>>, Query, explode = false, description = "Only the users with these ids", min_items = 1, max_items = 128)),
     responses((status = OK, body = Vec<User>, headers(("link" = String, description = "The next page, if there is one")))))]
@@ -173,7 +175,7 @@ async fn users(
 }
 
 /// Reserves the units of all lines for an order, or of none. Safe to repeat.
-#[utoipa::path(put, path = "/reservations/{orderId}", tag = "reservations", params(("orderId" = OrderId, Path)), request_body = ReservationLines,
+#[utoipa::path(put, path = "/reservations/{orderId}", operation_id = "reserveStock", tag = "reservations", params(("orderId" = OrderId, Path)), request_body = ReservationLines,
     responses((status = CREATED, body = Reserved, description = "Reserved"), (status = OK, body = Reserved, description = "Reserved before"),
         (status = BAD_REQUEST, description = "`invalid-request` or `product-not-found`"),
         (status = CONFLICT, description = "`insufficient-stock`, `reservation-released` or `reservation-mismatch`"),
@@ -227,7 +229,7 @@ enum BatchItemBody {
 }
 
 /// Reserves units for several orders. Each order gets all units of its lines, or none, independently of the others.
-#[utoipa::path(post, path = "/reservations", operation_id = "reserve_each", tag = "reservations", request_body = ReservationBatch,
+#[utoipa::path(post, path = "/reservations", operation_id = "reserveStockBatch", tag = "reservations", request_body = ReservationBatch,
     responses((status = OK, body = Vec<BatchItemResponse>, description = "What a request for each item alone would have returned, in the order of the items")))]
 async fn reserve_many(
     State(app): State<AppState>,
@@ -281,7 +283,7 @@ fn item_problem(problem: &Problem, context: &RequestContext) -> BatchItemRespons
 }
 
 /// Releases a reservation, known or not: its units return to the stock once, and its id can never be reserved again.
-#[utoipa::path(delete, path = "/reservations/{orderId}", tag = "reservations", params(("orderId" = OrderId, Path)),
+#[utoipa::path(delete, path = "/reservations/{orderId}", operation_id = "releaseStock", tag = "reservations", params(("orderId" = OrderId, Path)),
     responses((status = NO_CONTENT), (status = PRECONDITION_FAILED)))]
 async fn release(
     State(app): State<AppState>,
@@ -296,7 +298,7 @@ async fn release(
 }
 
 /// Releases several reservations, each as by a request of its own.
-#[utoipa::path(delete, path = "/reservations", operation_id = "release_each", tag = "reservations",
+#[utoipa::path(delete, path = "/reservations", operation_id = "releaseStockBatch", tag = "reservations",
     params(("ids" = Vec<OrderId>, Query, explode = false, description = "The orders whose reservations to release", min_items = 1, max_items = 128)),
     responses((status = NO_CONTENT)))]
 async fn release_many(
@@ -310,7 +312,7 @@ async fn release_many(
 }
 
 /// Returns a reservation.
-#[utoipa::path(get, path = "/reservations/{orderId}", tag = "reservations", params(("orderId" = OrderId, Path)),
+#[utoipa::path(get, path = "/reservations/{orderId}", operation_id = "getReservation", tag = "reservations", params(("orderId" = OrderId, Path)),
     responses((status = OK, body = Reservation, headers(("etag" = String))), (status = NOT_MODIFIED), (status = NOT_FOUND)))]
 async fn reservation(
     State(app): State<AppState>,

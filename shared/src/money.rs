@@ -96,11 +96,12 @@ impl<'de> Deserialize<'de> for Money {
 }
 
 impl PartialSchema for Money {
+    /// The schema has no `multipleOf`: a validator that computes in floating point would reject 599.99 for 0.01.
     fn schema() -> RefOr<Schema> {
         ObjectBuilder::new()
             .schema_type(Type::Number)
+            .description(Some("An amount with at most two decimals"))
             .minimum(Some(0))
-            .multiple_of(Some(0.01))
             .examples([999.99])
             .into()
     }

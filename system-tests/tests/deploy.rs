@@ -117,6 +117,12 @@ async fn runs_the_services_over_separate_databases_with_the_settings_of_compose(
             launch = match variable.as_str() {
                 "PORT" => launch,
                 "DATABASE_URL" => launch.env(&variable, here(&value, &socket)),
+                _ if variable.starts_with("PUBLIC_") => {
+                    let service = variable.trim_start_matches("PUBLIC_").trim_end_matches("_URL");
+                    let service = service.to_lowercase().replace('_', "-");
+                    assert_eq!(value, format!("http://localhost:{}", environment(&service)["PORT"]));
+                    launch.env(&variable, value)
+                }
                 _ if variable.ends_with("_SERVICE_URL") => {
                     let host = value.trim_start_matches("http://").split(':').next().expect("a host");
                     assert_eq!(value, format!("http://{host}:{}", environment(host)["PORT"]));

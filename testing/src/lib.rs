@@ -160,6 +160,12 @@ impl Sending {
         sending
     }
 
+    /// Sets a body that may arrive in parts.
+    pub fn body(mut self, body: Body) -> Self {
+        *self.request.body_mut() = body;
+        self
+    }
+
     /// Sends the request and returns the response.
     pub async fn send(self) -> Received {
         let response = self.app.call(self.request).await;

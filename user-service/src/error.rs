@@ -34,6 +34,7 @@ impl From<Error> for Problem {
             Error::Store(StoreError::UsernameTaken) => Self::new(&USERNAME_TAKEN, "Username is already taken"),
             Error::Store(StoreError::EmailTaken) => Self::new(&EMAIL_TAKEN, "E-mail is already taken"),
             Error::Store(StoreError::Unavailable(cause)) => Self::store_unavailable(cause),
+            Error::Store(StoreError::OutcomeUnknown(cause)) => Self::outcome_unknown(cause),
             Error::Hash(HashError::Busy) => Self::new(&OVERLOADED, "Too many passwords at once"),
             Error::Hash(HashError::Failed(cause)) => Self::internal(cause),
             Error::Problem(problem) => problem,

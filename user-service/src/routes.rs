@@ -41,9 +41,10 @@ impl FromQuery for ListUsersQuery {
 /// Lists users, oldest first.
 ///
 /// With `ids`, returns those of them that exist, without pages. With `username`, returns at most one user.
-#[utoipa::path(get, path = "/users", tag = "users",
+#[utoipa::path(get, path = "/users", operation_id = "listUsers", tag = "users",
     params(("limit" = Option<usize>, Query, description = "Maximum users to return", minimum = 1, maximum = 1000),
-        ("after" = Option<Id>, Query, description = "Only users after this id"),
+        ("after" = Option<Id>, Query, description = "Only users after this id. \
+            With the id of the newest, a client can miss one that got its id earlier and was stored later"),
         ("username" = Option<String>, Query, description = "Only the user with this username; case does not matter"),
         ("ids" = Option<Vec<Id>>, Query, explode = false, description = "Only the users with these ids", min_items = 1, max_items = 128)),
     responses((status = OK, body = Vec<User>, headers(("link" = String, description = "The next page, if there is one")))))]
@@ -65,7 +66,7 @@ async fn list(
 }
 
 /// Adds a user.
-#[utoipa::path(post, path = "/users", tag = "users", request_body = CreateUser,
+#[utoipa::path(post, path = "/users", operation_id = "createUser", tag = "users", request_body = CreateUser,
     responses((status = CREATED, body = User, headers(("location" = String), ("etag" = String))),
         (status = CONFLICT, description = "`username-taken` or `email-taken`")))]
 async fn create(
@@ -79,7 +80,7 @@ async fn create(
 }
 
 /// Returns one user.
-#[utoipa::path(get, path = "/users/{id}", tag = "users", params(("id" = Id, Path)),
+#[utoipa::path(get, path = "/users/{id}", operation_id = "getUser", tag = "users", params(("id" = Id, Path)),
     responses((status = OK, body = User, headers(("etag" = String))), (status = NOT_MODIFIED), (status = NOT_FOUND)))]
 async fn read(State(app): State<AppState>, Path(id): Path<Id>, headers: HeaderMap) -> Result<Response, Error> {
     let found = app.store.by_id(id).await?.ok_or(Error::NotFound)?;
@@ -87,7 +88,7 @@ async fn read(State(app): State<AppState>, Path(id): Path<Id>, headers: HeaderMa
 }
 
 /// Changes the members that are given, and removes those that are `null`. A removed username or e-mail is free again.
-#[utoipa::path(patch, path = "/users/{id}", tag = "users", params(("id" = Id, Path)),
+#[utoipa::path(patch, path = "/users/{id}", operation_id = "updateUser", tag = "users", params(("id" = Id, Path)),
     request_body = UpdateUser, responses((status = OK, body = User, headers(("etag" = String))), (status = NOT_FOUND),
         (status = CONFLICT, description = "`username-taken` or `email-taken`"), (status = PRECONDITION_FAILED)))]
 async fn update(
@@ -113,7 +114,7 @@ async fn update(
 }
 
 /// Removes a user. Its username and e-mail are free again.
-#[utoipa::path(delete, path = "/users/{id}", tag = "users", params(("id" = Id, Path)),
+#[utoipa::path(delete, path = "/users/{id}", operation_id = "deleteUser", tag = "users", params(("id" = Id, Path)),
     responses((status = NO_CONTENT), (status = NOT_FOUND), (status = PRECONDITION_FAILED)))]
 async fn delete(
     State(app): State<AppState>,

@@ -1,8 +1,9 @@
 //! Every rule about a user.
 
 use std::borrow::Cow;
+use std::iter::once;
 
-use chassis::http::body::values::{Detail, text};
+use chassis::http::body::values::{Detail, is_invisible, text};
 use chassis::http::body::{FromJson, Members};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -103,7 +104,7 @@ impl PartialSchema for CreateUser {
 /// `null` removes a username, an e-mail or a password. A name cannot be removed.
 #[derive(ToSchema)]
 pub struct UpdateUser {
-    /// The name that people see: 1 to 200 characters, no control characters.
+    /// The name that people see: 1 to 200 characters, not blank, no control characters.
     #[schema(
         nullable = false,
         min_length = 1,
@@ -112,7 +113,10 @@ pub struct UpdateUser {
         example = "Ada King"
     )]
     pub name: Option<String>,
-    /// The name of the account, unique in any case: 1 to 64 characters, no control characters.
+    /// The name of the account: 1 to 64 characters, stored in Unicode NFC. Unique in any case and any width of letters.
+    ///
+    /// By RFC 8265 it has no control or invisible characters, no compatibility characters such as ligatures, and no white space
+    /// except single spaces inside.
     #[schema(
         value_type = Option<String>,
         min_length = 1,
@@ -121,7 +125,7 @@ pub struct UpdateUser {
         example = "ada"
     )]
     pub username: Option<Option<String>>,
-    /// Unique in any case: one `@` with text on both sides, no white space, at most 254 characters.
+    /// Unique in any case: one `@` with text on both sides, no white space or invisible characters, at most 254 characters.
     #[schema(
         value_type = Option<String>,
         min_length = 3,
@@ -171,7 +175,9 @@ impl UpdateUser {
     }
 }
 
-/// Returns the form in which usernames and e-mails are compared: without case, in one Unicode form (NFC).
+/// Returns the form in which usernames and e-mails are compared: in one width, without case, in one Unicode form (NFC).
+///
+/// It is the `UsernameCaseMapped` profile of RFC 8265. In addition, both small sigmas are the same letter.
 pub fn case_fold(name: &str) -> Cow<'_, str> {
     if name.bytes().all(|b| b.is_ascii() && !b.is_ascii_uppercase()) {
         return name.into(); // the usual case, without an allocation
@@ -179,7 +185,17 @@ pub fn case_fold(name: &str) -> Cow<'_, str> {
     if name.is_ascii() {
         return name.to_ascii_lowercase().into();
     }
-    name.nfc().collect::<String>().to_lowercase().nfc().collect()
+    map_width(name).to_lowercase().replace('ς', "σ").nfc().collect()
+}
+
+/// Replaces full-width and half-width characters by the usual ones (RFC 8265, section 3.3.1). Returns NFC.
+fn map_width(name: &str) -> String {
+    let is_wide_or_narrow = |c| matches!(c, '\u{3000}' | '\u{ff00}'..='\u{ffef}');
+    let mut mapped = String::with_capacity(name.len());
+    for c in name.chars() {
+        if is_wide_or_narrow(c) { mapped.extend(once(c).nfkc()) } else { mapped.push(c) }
+    }
+    mapped.nfc().collect()
 }
 
 // The limits of these rules are also in the schema of `UpdateUser`.
@@ -188,14 +204,33 @@ fn name(name: String) -> Result<String, Detail> {
     text(1..=200)(name)
 }
 
+/// Accepts a username without the characters that make two names look alike (RFC 8265): invisible ones, white space but for
+/// single spaces inside, and characters with a compatibility mapping, such as ligatures.
 fn username(username: String) -> Result<String, Detail> {
-    text(1..=64)(username.nfc().collect())
+    let username = text(1..=64)(username.nfc().collect())?;
+    if username.is_ascii() && !username.contains(' ') {
+        return Ok(username); // the usual case; `text` has rejected control characters
+    }
+    let mapped = map_width(&username);
+    if username.contains(is_invisible) || mapped.contains(is_invisible) {
+        return Err("must not have invisible characters".into());
+    }
+    if mapped.split(' ').any(|word| word.is_empty() || word.contains(char::is_whitespace)) {
+        return Err("must not have white space, except single spaces inside".into());
+    }
+    if mapped.nfkc().ne(mapped.chars()) {
+        return Err("must not have compatibility characters, such as ligatures".into());
+    }
+    Ok(username)
 }
 
 fn email(email: String) -> Result<String, Detail> {
     let email = text(3..=254)(email)?; // longer ones do not fit into an SMTP path (RFC 5321)
     let parts: Vec<&str> = email.split('@').collect();
     let is_address = matches!(parts.as_slice(), [local, domain] if !local.is_empty() && !domain.is_empty());
+    if email.contains(is_invisible) {
+        return Err("must not have invisible characters".into());
+    }
     if !is_address || email.contains(char::is_whitespace) {
         return Err("must be an e-mail address: one @ with something on both sides, and no white space".into());
     }
@@ -205,6 +240,33 @@ fn email(email: String) -> Result<String, Detail> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn folds_a_name_that_is_folded_to_itself() {
+        for c in '\0'..=char::MAX {
+            let folded = case_fold(c.encode_utf8(&mut [0; 4])).into_owned();
+            assert_eq!(case_fold(&folded), folded, "{c:?}");
+            assert!(folded.chars().count() <= 3, "{c:?}: an index entry has a maximum size");
+        }
+    }
+
+    #[test]
+    fn folds_names_that_look_alike_to_one() {
+        for (one, other) in [
+            ("ada", "ＡＤＡ"),
+            ("İpek", "i\u{307}pek"),
+            ("STRAẞE", "straße"),
+            ("ΟΔΟΣ", "οδοσ"),
+            ("ΟΔΟΣ", "οδος"),
+            ("\u{212b}", "å"),
+            ("ガ", "ｶﾞ"),
+            ("K\u{212a}", "kk"),
+            ("A\u{323}\u{307}", "a\u{307}\u{323}"),
+        ] {
+            assert_eq!(case_fold(one), case_fold(other), "{one} {other}");
+        }
+        assert_ne!(case_fold("strasse"), case_fold("straße"));
+    }
 
     #[test]
     fn shows_the_user_without_the_password_and_the_version() {

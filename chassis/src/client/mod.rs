@@ -4,10 +4,11 @@
 //! deadline. Its result is a [`PeerResponse`] of any status, or a [`PeerError`]: then the caller does not know what the peer did.
 //!
 //! Transient failures are retried ([`retry`]). A peer that fails most calls gets few calls ([`throttle`]). At most
-//! `PEER_MAX_IN_FLIGHT` calls wait for one peer. Concurrent calls can share one request ([`batched`]).
+//! `PEER_MAX_IN_FLIGHT` calls wait for one peer. A connection is used for a limited time ([`connections`]). Concurrent calls can share one request ([`batched`]).
 //! Every call must be safe to repeat, each `post` too.
 
 mod batched;
+mod connections;
 mod retry;
 mod throttle;
 
@@ -26,6 +27,7 @@ use tracing::Instrument;
 use url::Url;
 
 pub use self::batched::{BatchEndpoint, BatchedCalls, Outcome};
+use self::connections::Connections;
 use self::retry::Retries;
 use self::throttle::Throttle;
 use crate::config::PeerSettings;
@@ -38,9 +40,6 @@ use crate::telemetry::traces;
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// A call that had less time than this does not count against the peer when it times out.
 const MIN_FAIR_TIMEOUT: Duration = Duration::from_millis(250);
-/// Idle connections are closed after this time. The peer closes them after 15 s; closing earlier on this side avoids sending a
-/// request on a connection that the peer is closing.
-const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Counts each attempt. Outcomes: `ok` is a status below 400, `refused` below 500, `failed` any other status; the rest are the
 /// kinds of [`PeerError`].
@@ -65,7 +64,7 @@ pub struct Peer(Arc<Inner>);
 struct Inner {
     name: &'static str,
     base: Url,
-    http: reqwest::Client,
+    connections: Connections,
     settings: PeerSettings,
     permits: Semaphore,
     throttle: Throttle,
@@ -173,17 +172,10 @@ impl Peer {
         settings: &PeerSettings,
         retries: Option<Retries>,
     ) -> Result<Self, PeerError> {
-        let http = reqwest::Client::builder()
-            .connect_timeout(settings.connect_timeout)
-            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
-            .no_proxy() // HTTP_PROXY is for calls to the outside
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never()) // reqwest's own retries know no deadline and no budget
-            .referer(false)
-            .build();
-        let http = http.map_err(|error| PeerError::Unreachable { peer: name, cause: chain(&error) })?;
+        let connections = Connections::new(settings);
+        let connections = connections.map_err(|error| PeerError::Unreachable { peer: name, cause: chain(&error) })?;
         let (permits, throttle) = (Semaphore::new(settings.max_in_flight as usize), Throttle::new());
-        Ok(Self(Arc::new(Inner { name, base, http, settings: settings.clone(), permits, throttle, retries })))
+        Ok(Self(Arc::new(Inner { name, base, connections, settings: settings.clone(), permits, throttle, retries })))
     }
 
     /// Returns the name of the service.
@@ -324,7 +316,7 @@ impl Peer {
             *request.body_mut() = Some(json.clone().into());
         }
 
-        let mut response = self.0.http.execute(request).await.map_err(broken)?;
+        let mut response = self.0.connections.client().execute(request).await.map_err(broken)?;
         let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
         let mut body = BytesMut::new();
         while let Some(chunk) = response.chunk().await.map_err(broken)? {

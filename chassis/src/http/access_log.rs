@@ -1,17 +1,20 @@
 //! The access log and the request metrics: one record for each request, written when it ends.
 //!
 //! Failed and slow requests are always logged. Of the successful ones at most N per second are logged. The rest are counted,
-//! and their number is logged with the first request of a later second.
+//! and their number is logged with the first request of a later second. A health check that succeeds is not logged.
 
 use std::mem;
+use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
 use tokio::time::Instant;
+use tracing::field::display;
 
 use crate::context::RequestContext;
 use crate::problem::Problem;
+use crate::telemetry::PROBES;
 use crate::telemetry::metrics::{Metrics, Route};
 
 /// A request that takes this long is always logged.
@@ -41,6 +44,8 @@ pub(crate) struct RequestLog<'a> {
     method: Method,
     route: &'a Route,
     context: &'a RequestContext,
+    /// `None` for a request without a connection.
+    client: Option<IpAddr>,
     received_at: Instant,
     finished: bool,
 }
@@ -57,10 +62,11 @@ impl AccessLog {
         method: &Method,
         route: &'a Route,
         context: &'a RequestContext,
+        client: Option<IpAddr>,
         received_at: Instant,
     ) -> RequestLog<'a> {
         self.metrics.begin();
-        RequestLog { access_log: self, method: method.clone(), route, context, received_at, finished: false }
+        RequestLog { access_log: self, method: method.clone(), route, context, client, received_at, finished: false }
     }
 
     /// Returns whether to log a successful request that ends now.
@@ -84,22 +90,22 @@ impl RequestLog<'_> {
     pub(crate) fn finish(mut self, status: StatusCode, problem: Option<&Problem>) {
         self.finished = true;
         let now = Instant::now();
-        let Self { access_log, method, route, context, received_at, .. } = &self;
+        let Self { access_log, method, route, context, client, received_at, .. } = &self;
         let duration = now.saturating_duration_since(*received_at);
         access_log.metrics.end(method, route, status, duration);
         let succeeded = status.as_u16() < 400 && duration < SLOW;
-        if succeeded && !access_log.should_log(now) {
+        if succeeded && (PROBES.contains(&&*route.template) || !access_log.should_log(now)) {
             return;
         }
         let (method, route) = (method.as_str(), &*route.template);
-        let (request_id, trace_id) = (context.request_id(), &*context.trace_id());
+        let (request_id, trace_id, client) = (context.request_id(), &*context.trace_id(), client.map(display));
         let is_failure = problem.map_or(status.is_server_error(), Problem::is_failure);
         let (status, ms) = (status.as_u16(), duration.as_micros() as f64 / 1000.0);
         let (problem, cause) = (problem.map(|p| p.kind().slug), problem.and_then(Problem::cause));
         if is_failure {
-            tracing::error!(method, route, status, ms, request_id, trace_id, problem, cause, "request");
+            tracing::error!(method, route, status, ms, client, request_id, trace_id, problem, cause, "request");
         } else {
-            tracing::info!(method, route, status, ms, request_id, trace_id, problem, cause, "request");
+            tracing::info!(method, route, status, ms, client, request_id, trace_id, problem, cause, "request");
         }
     }
 }
@@ -109,12 +115,20 @@ impl Drop for RequestLog<'_> {
         if self.finished {
             return;
         }
-        let Self { access_log, method, route, context, received_at, .. } = self;
+        let Self { access_log, method, route, context, client, received_at, .. } = self;
         let status = StatusCode::from_u16(CLIENT_CLOSED_REQUEST).unwrap_or(StatusCode::BAD_REQUEST);
         access_log.metrics.end(method, route, status, received_at.elapsed());
         let (method, route) = (method.as_str(), &*route.template);
-        let (request_id, trace_id) = (context.request_id(), &*context.trace_id());
-        tracing::info!(method, route, status = CLIENT_CLOSED_REQUEST, request_id, trace_id, "client disconnected");
+        let (request_id, trace_id, client) = (context.request_id(), &*context.trace_id(), client.map(display));
+        tracing::info!(
+            method,
+            route,
+            status = CLIENT_CLOSED_REQUEST,
+            client,
+            request_id,
+            trace_id,
+            "client disconnected"
+        );
     }
 }
 

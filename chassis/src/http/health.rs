@@ -122,12 +122,8 @@ async fn check(checks: &dyn ReadinessChecks) -> Result<BTreeMap<&'static str, &'
 /// Returns the routes `/livez` and `/readyz`.
 pub(crate) fn routes(draining: Draining, starting: Starting, checks: Arc<dyn ReadinessChecks>) -> OpenApiRouter {
     let report = Arc::new(Mutex::new(watch::channel(None).1));
-    OpenApiRouter::new().routes(routes!(livez)).routes(routes!(readyz)).with_state(Health {
-        draining,
-        starting,
-        checks,
-        report,
-    })
+    let health = Health { draining, starting, checks, report };
+    OpenApiRouter::new().routes(routes!(livez)).routes(routes!(readyz)).with_state(health)
 }
 
 /// A process that answers.
@@ -139,7 +135,7 @@ struct Alive {
 }
 
 /// Whether the process is alive. It never asks anyone else.
-#[utoipa::path(get, path = "/livez", tag = "health", responses((status = OK, body = Alive)))]
+#[utoipa::path(get, path = "/livez", operation_id = "getLiveness", tag = "health", responses((status = OK, body = Alive)))]
 async fn livez() -> Json<Alive> {
     Json(Alive { status: "alive" })
 }
@@ -157,7 +153,7 @@ struct Ready {
 /// Whether to send requests here: 503 with the reasons while starting, while draining or without the store.
 ///
 /// The state of the store and of the peers is at most half a second old.
-#[utoipa::path(get, path = "/readyz", tag = "health", responses((status = OK, body = Ready)))]
+#[utoipa::path(get, path = "/readyz", operation_id = "getReadiness", tag = "health", responses((status = OK, body = Ready)))]
 async fn readyz(State(health): State<Health>) -> Response {
     if let Some(waits_for) = health.starting.get().filter(|_| !health.draining.has_begun()) {
         let reasons = vec!["starting".to_owned(), waits_for.to_owned()];

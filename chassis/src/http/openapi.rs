@@ -21,8 +21,8 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use crate::http::extract::accepted_media_types;
 use crate::http::forwarded::Prefix;
-use crate::http::pipeline::NEVER_SHED;
 use crate::problem::{self, Body, FieldError, Problem};
+use crate::telemetry::PROBES;
 
 /// The prefix of the second path family, the same API under `/api`.
 pub(crate) const API: &str = "/api";
@@ -39,6 +39,10 @@ pub(crate) fn assemble(
     let server = |url, description| ServerBuilder::new().url(url).description(Some(description)).build();
     for item in health_document.paths.paths.values_mut() {
         item.servers = Some(vec![server("/", "Only here")]);
+        // One client may be generated from the documents of all services, so an id is used only once.
+        for id in operations(item).filter_map(|operation| operation.operation_id.as_mut()) {
+            *id = format!("{id}Of{}", pascal_case(service));
+        }
     }
     document.merge(health_document);
     document.servers = Some(vec![server("/", "The root"), server(API, "The same API under /api")]);
@@ -52,6 +56,13 @@ pub(crate) fn assemble(
 
     let router = resources.clone().nest(API, resources).merge(health).merge(docs(document.clone()));
     (router, document)
+}
+
+/// Returns a name in another form: `UserService` for `user-service`.
+fn pascal_case(name: &str) -> String {
+    name.split('-')
+        .flat_map(|word| word[..1].to_uppercase().chars().chain(word[1..].chars()).collect::<Vec<_>>())
+        .collect()
 }
 
 /// Serves `/openapi.json`, and `/docs` from files inside the binary. The page loads nothing from another host. By default
@@ -214,7 +225,7 @@ pub(crate) fn calls_without_query(document: &OpenApi) -> impl Iterator<Item = (&
             (Method::DELETE, &item.delete),
             (Method::PATCH, &item.patch),
         ];
-        let is_resource = !NEVER_SHED.contains(&path.as_str());
+        let is_resource = !PROBES.contains(&path.as_str());
         let without_query = operations
             .into_iter()
             .filter(|(_, operation)| is_resource && operation.as_ref().is_some_and(|operation| !has_query(operation)));

@@ -6,6 +6,7 @@
 use std::any::Any;
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use crate::config::Settings;
 use crate::context::{RequestContext, X_REQUEST_ID};
 use crate::http::access_log::AccessLog;
 use crate::http::body;
+use crate::http::client_address::client_address;
 use crate::http::compression;
 use crate::http::conditional;
 use crate::http::cors::{self, Cors};
@@ -39,10 +41,7 @@ use crate::problem::{
     REQUEST_TIMEOUT, TIMED_OUT,
 };
 use crate::telemetry::metrics::{Metrics, Route};
-use crate::telemetry::traces;
-
-/// Paths that are served under any load. Otherwise a busy service would look dead.
-pub(crate) const NEVER_SHED: [&str; 3] = ["/livez", "/readyz", "/metrics"];
+use crate::telemetry::{PROBES, traces};
 
 /// The error of a request body: hyper's, or that of a body made by a test.
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -97,7 +96,9 @@ impl Pipeline {
         let prefix = Prefix::from_headers(request.headers());
         let accepted_codings = compression::accepted_codings(request.headers());
         let has_if_match = request.headers().contains_key(header::IF_MATCH);
-        let log = self.access_log.start(request.method(), route, &context, received_at);
+        let peer = request.extensions().get::<SocketAddr>();
+        let client = peer.map(|peer| client_address(*peer, request.headers(), &self.settings.trusted_proxies));
+        let log = self.access_log.start(request.method(), route, &context, client, received_at);
 
         let mut response = match self.answer(request, entry, &context, received_at).instrument(span.clone()).await {
             Ok(response) => response,
@@ -146,31 +147,38 @@ impl Pipeline {
 
         let (body, complete_at) = match body.is_end_stream() {
             true => (Body::empty(), received_at),
-            false => (Body::from(self.read_body(&head, body).await?), Instant::now()),
+            false => (Body::from(self.read_body(&head, body, context).await?), Instant::now()),
         };
         entry.check_query(&head)?;
         // The body has a time limit of its own, so reading it does not shorten the handler's.
         let deadline = context.deadline_after(complete_at - received_at);
         if context.with_deadline(deadline).caller_deadline_has_passed() {
-            return Err(Problem::new(&DEADLINE_EXCEEDED, "The time that the caller gave is over. Nothing was done"));
+            return Err(nothing_was_done());
         }
         // After the body, so that a slow body holds no permit.
         let _permit = self.acquire_permit(&head.uri)?;
         let _running = self.running.token();
 
-        // The handler's own calls end when nine tenths of its time are over. The rest is for its error handling.
+        // The handler's own calls end when nine tenths of its time are over. Then it has a twentieth for its error handling.
+        // The rest is for the way to a client that waits no longer than the whole time.
         let reserve = deadline.saturating_duration_since(complete_at) / 10;
         let context = context.with_deadline(deadline - reserve);
         head.extensions.insert(context.clone());
-        let response = self.call_router(Request::from_parts(head, body), deadline).await;
+        let response = self.call_router(Request::from_parts(head, body), &context, reserve / 2).await;
         blame_caller_for_timeout(response, &context)
     }
 
-    /// Calls the router, with a deadline. A panic becomes a 500 and affects no other request: what the handler holds is
-    /// dropped, and the stores hold no lock across code that can panic in the middle of a change.
-    async fn call_router(&self, request: Request<Body>, deadline: Instant) -> Result<Response<Body>, Problem> {
+    /// Calls the router, until the deadline of `context` and for `grace` more. A panic becomes a 500 and affects no other
+    /// request: what the handler holds is dropped, and the stores hold no lock across code that can panic in the middle of a
+    /// change.
+    async fn call_router(
+        &self,
+        request: Request<Body>,
+        context: &RequestContext,
+        grace: Duration,
+    ) -> Result<Response<Body>, Problem> {
         let response = AssertUnwindSafe(self.router.clone().call(request)).catch_unwind();
-        match time::timeout_at(deadline, response).await {
+        match context.with_grace(grace, response).await {
             Ok(Ok(Ok(response))) => Ok(response),
             Ok(Ok(Err(never))) => match never {},
             Ok(Err(panic)) => Err(Problem::internal(format!("panic: {}", panic_message(&*panic)))),
@@ -181,7 +189,7 @@ impl Pipeline {
     /// Acquires a permit, if the path needs one. Without a free permit the request is rejected immediately: in a queue it
     /// would wait until its client has given up.
     fn acquire_permit(&self, uri: &Uri) -> Result<Option<SemaphorePermit<'_>>, Problem> {
-        if NEVER_SHED.contains(&uri.path()) {
+        if PROBES.contains(&uri.path()) {
             return Ok(None);
         }
         self.permits.try_acquire().map(Some).map_err(|_| {
@@ -190,8 +198,8 @@ impl Pipeline {
         })
     }
 
-    /// Reads the whole body, within its limits of size and time.
-    async fn read_body<B>(&self, head: &Parts, body: B) -> Result<Bytes, Problem>
+    /// Reads the whole body, within its limits of size and time, and within the time that the caller gave.
+    async fn read_body<B>(&self, head: &Parts, body: B, context: &RequestContext) -> Result<Bytes, Problem>
     where
         B: http_body::Body<Data: Buf, Error: Into<BoxError>>,
     {
@@ -205,16 +213,24 @@ impl Pipeline {
             return Err(too_large());
         }
         let mut body = pin!(body);
-        match time::timeout(self.settings.body_timeout, Limited::new(body.as_mut(), limit).collect()).await {
+        let callers_time =
+            context.caller_time_left().map(|left| left - left / 20).filter(|left| *left < self.settings.body_timeout);
+        let timeout = callers_time.unwrap_or(self.settings.body_timeout);
+        match time::timeout(timeout, Limited::new(body.as_mut(), limit).collect()).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
             Ok(Err(error)) if error.is::<LengthLimitError>() => {
                 discard(body).await;
                 Err(too_large())
             }
             Ok(Err(error)) => Err(Problem::new(&INVALID_REQUEST, "The body could not be read").caused_by(error)),
+            Err(_) if callers_time.is_some() => Err(nothing_was_done()),
             Err(_) => Err(Problem::new(&REQUEST_TIMEOUT, "The body did not arrive in time")),
         }
     }
+}
+
+fn nothing_was_done() -> Problem {
+    Problem::new(&DEADLINE_EXCEEDED, "The time that the caller gave is over. Nothing was done")
 }
 
 /// Reads and drops the rest of a body, within limits. The operating system resets a connection that is closed with unread

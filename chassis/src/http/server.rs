@@ -3,13 +3,15 @@
 //! `axum::serve` sets no timer, so a silent client would keep its connection forever. hyper's HTTP/1 builder has one.
 //! Listener and shutdown signal are arguments, so tests use the same server.
 
-use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -19,6 +21,7 @@ use tokio::time::{self, Instant};
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
 
 use crate::http::pipeline::{self, Pipeline};
 
@@ -56,15 +59,13 @@ pub(crate) async fn serve(
         pipeline.draining.begin();
         if shutdown == Shutdown::Drain {
             tracing::info!(seconds = settings.drain.as_secs_f64(), "shutdown requested; draining");
-            time::sleep(settings.drain).await;
+            if !settings.drain.is_zero() {
+                time::sleep(settings.drain).await;
+            }
         }
         shutdown
     };
-    let shutdown = tokio::select! {
-        never = accept(&listener, pipeline, &connections) => match never {},
-        shutdown = drained => shutdown,
-    };
-    drop(listener);
+    let shutdown = accept(listener, pipeline, &connections, drained).await;
     let closed_at = Instant::now();
     if time::timeout(settings.shutdown, finish(shutdown, pipeline, &connections)).await.is_err() {
         let running = pipeline.running.len();
@@ -92,7 +93,13 @@ async fn finish(shutdown: Shutdown, pipeline: &Arc<Pipeline>, connections: &Conn
     }
 }
 
-async fn accept(listener: &TcpListener, pipeline: &Arc<Pipeline>, connections: &Connections) -> Infallible {
+/// Accepts connections until `shutdown`, then closes the listener.
+async fn accept(
+    listener: TcpListener,
+    pipeline: &Arc<Pipeline>,
+    connections: &Connections,
+    shutdown: impl Future<Output = Shutdown>,
+) -> Shutdown {
     let settings = &pipeline.settings;
     let permits = Arc::new(Semaphore::new(connection_limit(settings.max_connections as usize)));
     let mut http = http1::Builder::new();
@@ -103,21 +110,14 @@ async fn accept(listener: &TcpListener, pipeline: &Arc<Pipeline>, connections: &
         .half_close(true)
         // Twice the limit, so that the pipeline can respond to a header over it. hyper would only close the connection.
         .max_buf_size((2 * settings.max_header_bytes as usize).max(MIN_BUFFER));
-    let service = TowerToHyperService::new(pipeline::service(Arc::clone(pipeline)));
-    loop {
-        // The permit first: connections over the limit wait in the kernel's queue and cost this process nothing.
-        let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) if is_client_disconnect(&error) => continue,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
+    let service = pipeline::service(Arc::clone(pipeline));
+    let serve = |stream, peer: SocketAddr, permit| {
         let stream = TokioIo::new(with_write_timeout(stream, settings.header_timeout));
-        let (http, service, closing) = (http.clone(), service.clone(), connections.closing.clone());
+        let service = service.clone().map_request(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer); // for the log
+            request
+        });
+        let (http, service, closing) = (http.clone(), TowerToHyperService::new(service), connections.closing.clone());
         let open = pipeline.metrics.connections.clone();
         open.inc();
         connections.tasks.spawn(async move {
@@ -135,7 +135,45 @@ async fn accept(listener: &TcpListener, pipeline: &Arc<Pipeline>, connections: &
             open.dec();
             drop(permit);
         });
+    };
+    let accept = async {
+        loop {
+            // The permit first: connections over the limit wait in the kernel's queue and cost this process nothing.
+            let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
+            match listener.accept().await {
+                Ok((stream, peer)) => serve(stream, peer, permit),
+                Err(error) if is_client_disconnect(&error) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    };
+    let shutdown = tokio::select! {
+        never = accept => match never {},
+        shutdown = shutdown => shutdown,
+    };
+    // The kernel resets the connections in its queue when the listener closes. Their clients may have sent a request already.
+    // (tokio's `accept` does not see a connection that arrived after its last poll.)
+    let queued = listener.into_std().and_then(|listener| {
+        while let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
+            match listener.accept() {
+                Ok((stream, peer)) => {
+                    stream.set_nonblocking(true)?;
+                    serve(TcpStream::from_std(stream)?, peer, permit);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if is_client_disconnect(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    });
+    if let Err(error) = queued {
+        tracing::warn!(%error, "cannot accept the last connections");
     }
+    shutdown
 }
 
 /// Returns whether `accept` failed because that client has already disconnected. The next connection can be accepted.

@@ -1,8 +1,8 @@
 //! Lends connections to the database.
 //!
 //! sqlx's pool does not serve here, for three reasons. It waits without limit for a silent database when a connection is
-//! returned. If the server has no connection left, it goes on trying to open one, although others are returned meanwhile. It
-//! cannot give up the connections that were open before a failover.
+//! returned. While it tries to open a connection, it does not use those that are returned meanwhile, also if the server has no
+//! connection left. It cannot give up the connections that were open before a failover.
 
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,6 +11,7 @@ use std::time::Duration;
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Error};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
 use tokio::time::error::Elapsed;
 use tokio::time::{self, Instant};
 
@@ -44,9 +45,9 @@ pub(super) struct Connections {
     /// One per lent connection.
     permits: Arc<Semaphore>,
     idle: Mutex<Idle>,
-    /// Notified when a connection is returned.
+    /// Notified when a connection is returned, closed or opened.
     returned: Notify,
-    /// One reference per open connection, besides this one.
+    /// One reference per connection that is open or being opened, besides this one.
     open: Arc<()>,
 }
 
@@ -101,53 +102,82 @@ impl Connections {
     pub(super) async fn acquire(self: &Arc<Self>) -> Result<Borrowed, Error> {
         let permit = time::timeout(self.acquire_timeout, Arc::clone(&self.permits).acquire_owned()).await;
         let permit = permit.map_err(|_| Error::PoolTimedOut)?.map_err(|_| Error::PoolClosed)?;
-        let (mut failure, deadline) = (Error::PoolTimedOut, Instant::now() + self.acquire_timeout);
-        loop {
-            match time::timeout_at(deadline, self.idle_or_new()).await {
-                Ok(Ok(open)) => return Ok(Borrowed { lent: Some((open, permit)), connections: Arc::clone(self) }),
-                // Without connections, waiting helps only against a transient error.
-                Ok(Err(Some(error))) if self.count().0 == 0 && !is_transient(&error) => {
-                    return Err(not_connected(error));
-                }
-                Ok(Err(error)) => failure = error.unwrap_or(failure),
-                Err(Elapsed { .. }) => return Err(not_connected(failure)),
-            }
-            // A connection that is returned serves as well as a new one.
-            let pause = (Instant::now() + CONNECT_INTERVAL).min(deadline);
-            let _ = time::timeout_at(pause, self.returned.notified()).await;
+        let mut failure = Error::PoolTimedOut;
+        match time::timeout(self.acquire_timeout, self.idle_or_new(&mut failure)).await {
+            Ok(Some(open)) => Ok(Borrowed { lent: Some((open, permit)), connections: Arc::clone(self) }),
+            Ok(None) | Err(Elapsed { .. }) => Err(not_connected(failure)),
         }
     }
 
-    /// Returns an idle connection that works, or opens one.
-    ///
-    /// # Errors
-    /// If none could be opened; without a reason if that was tried just before.
-    async fn idle_or_new(&self) -> Result<Open, Option<Error>> {
+    /// Returns a connection as soon as one is returned or opened. `None` if none is open, and waiting does not help; then
+    /// `failure` is the reason. A connection that is being opened when this is cancelled becomes an idle one.
+    async fn idle_or_new(self: &Arc<Self>, failure: &mut Error) -> Option<Open> {
+        let mut opening = None;
+        loop {
+            if let Some(open) = self.idle().await {
+                return Some(open);
+            }
+            opening = opening.or_else(|| self.start_opening());
+            let opened = async {
+                match &mut opening {
+                    Some(opening) => opening.await,
+                    None => {
+                        time::sleep(CONNECT_INTERVAL).await;
+                        Ok(Ok(()))
+                    }
+                }
+            };
+            tokio::select! {
+                outcome = opened => {
+                    opening = None;
+                    if let Ok(Err(error)) = outcome {
+                        *failure = error;
+                        if self.count().0 == 0 && !is_transient(failure) {
+                            return None;
+                        }
+                    }
+                }
+                () = self.returned.notified() => {}
+            }
+        }
+    }
+
+    /// Returns an idle connection that works.
+    async fn idle(&self) -> Option<Open> {
         while let Some(mut open) = self.pop() {
             if open.used.elapsed() < PING_AFTER_IDLE || answers(&mut open.connection, ANSWER_TIMEOUT).await {
-                return Ok(open);
+                return Some(open);
             }
             self.give_up_all(open.opened);
         }
-        if self.lock().connect_after > Instant::now() {
-            return Err(None);
+        None
+    }
+
+    /// Opens a further connection in the background. `None` if there are enough, or if the last attempt has just failed.
+    fn start_opening(self: &Arc<Self>) -> Option<JoinHandle<Result<(), Error>>> {
+        let idle = self.lock();
+        let (open, max_connections) = (Arc::strong_count(&self.open) - 1, self.max_connections as usize);
+        if open >= max_connections || idle.connect_after > Instant::now() {
+            return None;
         }
-        let connected = self.sessions.connect().await;
-        let now = Instant::now();
-        match connected {
-            Ok(connection) => Ok(Open { connection, opened: now, used: now, _counted: Arc::clone(&self.open) }),
-            Err(error) => {
-                let mut idle = self.lock();
-                idle.connect_after = now + CONNECT_INTERVAL;
-                if idle.logged.is_none_or(|logged| logged.elapsed() > LOG_INTERVAL) {
-                    idle.logged = Some(now);
-                    tracing::warn!(
-                        error = class_of(&error).describe(&error),
-                        "opening a connection to the database failed"
-                    );
-                }
-                Err(Some(error))
-            }
+        let (this, counted) = (Arc::clone(self), Arc::clone(&self.open));
+        Some(tokio::spawn(async move {
+            let opened = Instant::now();
+            let connected = time::timeout(this.acquire_timeout, this.sessions.connect()).await;
+            let connection = connected.unwrap_or(Err(Error::PoolTimedOut)).inspect_err(|error| this.report(error))?;
+            this.take_back(Open { connection, opened, used: opened, _counted: counted }, true);
+            Ok(())
+        }))
+    }
+
+    /// Logs a failed attempt to open a connection, and delays the next one.
+    fn report(&self, error: &Error) {
+        let (mut idle, now) = (self.lock(), Instant::now());
+        idle.connect_after = now + CONNECT_INTERVAL;
+        if idle.logged.is_none_or(|logged| logged.elapsed() > LOG_INTERVAL) {
+            idle.logged = Some(now);
+            let error = class_of(error).describe(error);
+            tracing::warn!(error, "opening a connection to the database failed");
         }
     }
 

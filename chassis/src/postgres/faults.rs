@@ -207,6 +207,18 @@ async fn works_on_with_open_connections_when_the_role_may_open_no_more() {
 }
 
 #[tokio::test]
+async fn works_on_with_open_connections_while_new_ones_get_no_answer() {
+    let Some(database) = database().await else { return };
+    let (database, wire) = behind_a_faulty_connection(&database).await;
+    let pool = pool(&database, 5, generous_timeouts()).await;
+    open_connections(&pool, 1).await;
+    wire.ignore_new();
+    let steps = join_all((0..5).map(|_| query("select pg_sleep(0.01)").execute(&pool)));
+    let outcomes = time::timeout(Duration::from_secs(30), steps).await.expect("the open connection is used");
+    assert!(outcomes.iter().all(Result::is_ok));
+}
+
+#[tokio::test]
 async fn keeps_the_connection_of_a_statement_that_fails() {
     let Some(database) = database().await else { return };
     let pool = pool(&database, 1, generous_timeouts()).await;

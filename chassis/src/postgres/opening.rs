@@ -109,9 +109,7 @@ impl OpenError {
             Self::Unusable(error) => (error, "the database is unusable"),
         }
     }
-}
 
-impl OpenError {
     fn new(doing: &str, error: &Error) -> Self {
         let text = format!("{doing}: {}", class_of(error).describe(error));
         if is_away(error) { Self::Away(text) } else { Self::Refused(text) }

@@ -35,11 +35,7 @@ pub(super) fn migrations(sql: &[&'static str]) -> Migrator {
     Migrator::with_migrations(numbered.collect())
 }
 
-pub(super) async fn open(
-    database: &PgConnectOptions,
-    settings: &DatabaseSettings,
-    migrations: &Migrator,
-) -> Result<Pool, String> {
+async fn open(database: &PgConnectOptions, settings: &DatabaseSettings, migrations: &Migrator) -> Result<Pool, String> {
     let pool = Pool::new("tiny", database, settings, migrations);
     pool.open().await?;
     Ok(pool)

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde_json::json;
 use tracing::Subscriber;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::field::RecordFields;
@@ -27,6 +28,12 @@ const QUEUED_LINES: usize = 8192;
 /// Time to write the queued lines when the process ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Whether `LOG_FORMAT` is `json`. Then stderr has JSON, too.
+static IS_JSON: OnceLock<bool> = OnceLock::new();
+
+/// The queue, for the start-up line.
+static QUEUE: OnceLock<NonBlocking> = OnceLock::new();
+
 /// The target of the start-up event. It has a filter of its own, because the line is written whatever `RUST_LOG` is.
 const START_UP: &str = "start_up";
 
@@ -35,11 +42,13 @@ pub(super) fn layer<S>(format: LogFormat, filter: &str) -> Result<(impl Layer<S>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
+    let _ = IS_JSON.set(format == LogFormat::Json);
     let filter = EnvFilter::try_new(filter).map_err(|error| format!("RUST_LOG={filter}: {error}"))?;
     let start_up = format!("{START_UP}=info").parse().map_err(|error| format!("{START_UP}: {error}"))?;
     let filter = filter.add_directive(start_up).and(filter_fn(|metadata| metadata.is_event()));
     let is_json = is_json(format);
     let (writer, guard) = queue(io::stdout(), is_json);
+    let _ = QUEUE.set(writer.clone());
     let lines = if is_json { json(writer) } else { text(writer, io::stdout().is_terminal()) };
     Ok((lines.with_filter(filter), guard))
 }
@@ -48,9 +57,18 @@ where
 pub(super) fn start_up(format: LogFormat, message: &str) {
     if is_json(format) {
         tracing::info!(target: START_UP, "{message}");
-    } else {
-        let _ = writeln!(io::stdout(), "{message}"); // a closed stdout must not stop the service
+    } else if let Some(queue) = QUEUE.get() {
+        let _ = queue.clone().write_all(format!("{message}\n").as_bytes());
     }
+}
+
+/// Writes to stderr why the process ends: a JSON object if `LOG_FORMAT` is `json`, otherwise text.
+pub(super) fn failure(reason: &str) {
+    let line = match IS_JSON.get() {
+        Some(true) => json_line("ERROR", reason, None),
+        _ => format!("error: {reason}\n"),
+    };
+    run_in_time(move || drop(io::stderr().write_all(line.as_bytes())));
 }
 
 fn is_json(format: LogFormat) -> bool {
@@ -141,12 +159,20 @@ impl<W: Write> Write for Output<W> {
 /// Returns the line that reports lost lines. Not an event: it would have to pass the queue.
 fn lost_lines(lines: usize, is_json: bool) -> String {
     const MESSAGE: &str = "log lines lost; stdout is read too slowly";
-    let now = Timestamp::now();
-    if is_json {
-        format!("{{\"timestamp\":\"{now:.6}\",\"level\":\"WARN\",\"message\":\"{MESSAGE}\",\"lines\":{lines}}}\n")
-    } else {
-        format!("{now:.6}  WARN {MESSAGE} lines={lines}\n")
+    match is_json {
+        true => json_line("WARN", MESSAGE, Some(lines)),
+        false => format!("{:.6}  WARN {MESSAGE} lines={lines}\n", Timestamp::now()),
     }
+}
+
+/// Returns a line as JSON that does not pass the queue.
+fn json_line(level: &str, message: &str, lines: Option<usize>) -> String {
+    let timestamp = format!("{:.6}", Timestamp::now());
+    let mut line = json!({"timestamp": timestamp, "level": level, "message": message});
+    if let Some(lines) = lines {
+        line["lines"] = lines.into();
+    }
+    format!("{line}\n")
 }
 
 /// Writes the queued lines when it is dropped: at the end of the process, or when a panic unwinds `main`.
@@ -156,15 +182,20 @@ pub(super) struct LogGuard(Option<WorkerGuard>);
 impl Drop for LogGuard {
     fn drop(&mut self) {
         let worker = self.0.take();
-        let (flushed, wait) = mpsc::channel::<()>();
-        let flush = move || {
-            drop(worker);
-            drop(flushed);
-        };
-        // In a thread, because `WorkerGuard` reports a full queue by `println!`. If stdout is not read, that never returns.
-        if thread::Builder::new().spawn(flush).is_ok() {
-            let _ = wait.recv_timeout(FLUSH_TIMEOUT);
-        }
+        // `WorkerGuard` reports a full queue by `println!`. If stdout is not read, that never returns.
+        run_in_time(|| drop(worker));
+    }
+}
+
+/// Runs a write in a thread, and waits for its end for at most [`FLUSH_TIMEOUT`]: it may block, if nothing reads the output.
+fn run_in_time(write: impl FnOnce() + Send + 'static) {
+    let (done, wait) = mpsc::channel::<()>();
+    let write = move || {
+        write();
+        drop(done);
+    };
+    if thread::Builder::new().spawn(write).is_ok() {
+        let _ = wait.recv_timeout(FLUSH_TIMEOUT);
     }
 }
 

@@ -2,9 +2,13 @@
 //!
 //! Code reports by `tracing`: events become log lines, and spans become traces. Without a collector no span is made.
 
+mod export;
 mod log;
 pub mod metrics;
 pub mod traces;
+
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::panic::{self, PanicHookInfo};
 
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing_subscriber::layer::SubscriberExt;
@@ -12,6 +16,10 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use self::log::LogGuard;
 use crate::config::Settings;
+
+/// Paths of health checks and scrapes. If they succeed, they make no log line and no span. They are served under any load: a busy
+/// service would otherwise look dead.
+pub(crate) const PROBES: [&str; 3] = ["/livez", "/readyz", "/metrics"];
 
 /// Keeps log and traces running until the process ends. Dropping it writes the queued log lines.
 #[must_use = "when it is dropped, the log ends"]
@@ -27,10 +35,25 @@ pub struct Telemetry {
 pub fn start(service: &'static str, settings: &Settings) -> Result<Telemetry, String> {
     let (log, guard) = log::layer(settings.log_format, &settings.rust_log)?;
     let collector = settings.otel_exporter_otlp_endpoint.as_ref();
-    let provider = collector.map(|collector| traces::provider(service, collector)).transpose()?;
+    let max_spans = settings.otel_bsp_max_queue_size;
+    let provider = collector.map(|collector| traces::provider(service, collector, max_spans)).transpose()?;
     let traces = provider.as_ref().map(traces::layer);
     tracing_subscriber::registry().with(traces).with(log).try_init().map_err(|error| error.to_string())?;
+    panic::set_hook(Box::new(log_panic));
     Ok(Telemetry { traces: provider, _log: guard })
+}
+
+/// Logs a panic. The default hook would write text to stderr, and wait for its reader.
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let backtrace = Backtrace::capture();
+    let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
+    let location = panic.location().map(ToString::to_string);
+    tracing::error!(cause = panic.payload_as_str(), location, backtrace, "a thread panicked");
+}
+
+/// Reports on stderr why the process ends: as a JSON object if `LOG_FORMAT` is `json`, otherwise as text.
+pub(crate) fn report_failure(reason: &str) {
+    log::failure(reason);
 }
 
 /// Writes the line that says that the service has started. `RUST_LOG` does not suppress it: supervisors and scripts read it.

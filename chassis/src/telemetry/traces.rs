@@ -4,7 +4,8 @@
 //! HTTP. OpenTelemetry's library reads further settings from its own variables: `OTEL_SERVICE_NAME`,
 //! `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_TRACES_SAMPLER`, `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_BSP_*`.
 //!
-//! A collector that is down delays no request: spans wait in a bounded queue, and a thread of the library exports them.
+//! A collector that is down delays no request: spans wait in a bounded queue, and a thread of the library exports them. Lost spans
+//! are counted and logged; see [`super::export`].
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -21,6 +22,8 @@ use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::registry::LookupSpan;
 use url::Url;
 
+use super::export::{Queue, Sampler};
+
 /// Maximum time to export the last spans when the process ends.
 pub const EXPORT_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -34,8 +37,8 @@ fn tracing_enabled() -> bool {
     ENABLED.load(Ordering::Relaxed)
 }
 
-/// Returns the provider that exports spans to `collector`. `OTEL_SERVICE_NAME` overrides `service`.
-pub(super) fn provider(service: &'static str, collector: &Url) -> Result<SdkTracerProvider, String> {
+/// Returns the provider that exports spans to `collector`. At most `max_spans` wait for it. `OTEL_SERVICE_NAME` overrides `service`.
+pub(super) fn provider(service: &'static str, collector: &Url, max_spans: u32) -> Result<SdkTracerProvider, String> {
     let endpoint = format!("{}/v1/traces", collector.as_str().trim_end_matches('/'));
     let exporter = SpanExporter::builder().with_http().with_endpoint(endpoint).build();
     let exporter = exporter.map_err(|error| format!("OTEL_EXPORTER_OTLP_ENDPOINT={collector}: {error}"))?;
@@ -44,7 +47,8 @@ pub(super) fn provider(service: &'static str, collector: &Url) -> Result<SdkTrac
     if resource_name().is_none_or(|name| name.trim().is_empty() || name.starts_with("unknown_service")) {
         resource = resource.with_service_name(service);
     }
-    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build()).build())
+    let provider = SdkTracerProvider::builder().with_sampler(Sampler::configured());
+    Ok(provider.with_span_processor(Queue::new(exporter, max_spans as usize)).with_resource(resource.build()).build())
 }
 
 /// Returns the service name that OpenTelemetry's variables set; `unknown_service…` if they set none.

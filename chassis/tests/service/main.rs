@@ -2,6 +2,7 @@
 
 mod connections;
 mod fuzz;
+mod panics;
 mod peers;
 mod raw_http;
 mod requests;

@@ -1,6 +1,8 @@
 //! Calls to a peer: the real client against stub servers, working and broken.
 
 use std::future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -15,7 +17,7 @@ use chassis::context::RequestContext;
 use chassis::problem::Problem;
 use futures_util::FutureExt;
 use serde_json::{Value, json};
-use testing::{dead_peer, stub_peer, with_timeout};
+use testing::{dead_peer, eventually, stub_peer, with_timeout};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time;
@@ -239,6 +241,53 @@ async fn rejects_calls_over_max_in_flight_immediately() {
 }
 
 /// Linux drops connection requests when the accept queue is full. A peer behind a dead switch looks the same.
+/// A server that counts the connections opened to it, and those that are still open.
+async fn counting_server() -> (Url, Arc<[AtomicUsize; 2]>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("a bound listener");
+    let counts = Arc::new([const { AtomicUsize::new(0) }; 2]);
+    let counters = Arc::clone(&counts);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            for count in &*counters {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            let counters = Arc::clone(&counters);
+            tokio::spawn(async move {
+                while stream.read(&mut [0; 1024]).await.is_ok_and(|bytes| bytes > 0) {
+                    let _ = stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await;
+                }
+                counters[1].fetch_sub(1, Ordering::Relaxed);
+            });
+        }
+    });
+    (Url::parse(&format!("http://{address}")).expect("a URL"), counts)
+}
+
+/// A balancer leads new connections to replicas that were added.
+#[tokio::test]
+async fn replaces_connections_that_reach_their_maximum_age() {
+    let (url, counts) = counting_server().await;
+    let settings = PeerSettings { connection_max_age: Duration::from_millis(20), ..generous_timeouts() };
+    let peer = peer_at(url, &settings);
+    let calls_until_replaced = async || {
+        get_from(&peer, "/").await.expect("no call fails while connections are replaced");
+        counts[0].load(Ordering::Relaxed) >= 4
+    };
+    eventually("new connections", calls_until_replaced).await;
+    eventually("the old connections to close", async || counts[1].load(Ordering::Relaxed) <= 1).await;
+}
+
+#[tokio::test]
+async fn keeps_a_connection_until_its_maximum_age() {
+    let (url, counts) = counting_server().await;
+    let peer = peer_at(url, &PeerSettings { connection_max_age: HOUR, ..generous_timeouts() });
+    for _ in 0..20 {
+        get_from(&peer, "/").await.expect("a response");
+    }
+    assert_eq!(counts[0].load(Ordering::Relaxed), 1);
+}
+
 #[tokio::test]
 async fn gives_up_connecting_after_the_connect_timeout() {
     let socket = TcpSocket::new_v4().unwrap();

@@ -75,6 +75,12 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// Takes over an open connection.
+    pub(crate) fn from_std(stream: std::net::TcpStream) -> Self {
+        stream.set_nonblocking(true).expect("an open socket");
+        Self { stream: TcpStream::from_std(stream).expect("a runtime"), buffer: BytesMut::new() }
+    }
+
     /// Sends these bytes, or fewer if the server closes the connection.
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = with_timeout("the server to read", self.stream.write_all(bytes.as_ref())).await;

@@ -5,9 +5,11 @@ use std::time::Duration;
 use chassis::Shutdown;
 use chassis::config::Settings;
 use serde_json::json;
-use testing::eventually;
+use testing::{eventually, with_timeout};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 
-use crate::raw_http::Server;
+use crate::raw_http::{Connection, Server};
 use crate::sample_service::{self, Gate, settings};
 
 async fn start(settings: Settings) -> (Server, Gate) {
@@ -107,6 +109,27 @@ async fn serves_one_request_of_the_last_accepted_connection() {
     let response = last.get("/numbers/2").await.expect(200);
     assert_eq!(response.header("connection"), "close");
     server.stopped().await;
+}
+
+/// The kernel has accepted these connections, and resets them if the listener closes without the service accepting them.
+#[tokio::test]
+async fn serves_the_connections_in_the_queue_when_the_listener_closes() {
+    let settings = Settings { linger: Duration::from_secs(60), ..no_drain() };
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("a bound listener");
+    let (sender, queued) = oneshot::channel();
+    // They connect in the same step in which the shutdown begins, so the accept loop does not see them.
+    let shutdown = async move {
+        let connect = |_| std::net::TcpStream::connect(address).expect("it listens");
+        sender.send((0..20).map(connect).collect::<Vec<_>>()).expect("the test waits");
+        Shutdown::Drain
+    };
+    let (app, _) = sample_service::service(&settings);
+    let server = tokio::spawn(async move { chassis::serve(listener, &app, shutdown).await });
+    for stream in queued.await.expect("the connections") {
+        Connection::from_std(stream).get("/numbers/2").await.expect(200);
+    }
+    with_timeout("the end of the server", server).await.expect("it stops without a panic");
 }
 
 /// The shutdown timeout is an hour here: a hanging client does not count as a running request.

@@ -113,9 +113,26 @@ pub struct Filter {
 /// Why a call to the store failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// The store did not answer. The step may or may not have been done.
+    /// The store did not answer. Nothing changed.
     #[error("the store does not answer: {0}")]
     Unavailable(String),
+    /// The store did not answer after a change. The change may or may not have been made.
+    #[error("the store does not answer, and the change may have been made: {0}")]
+    OutcomeUnknown(String),
+}
+
+impl StoreError {
+    /// Returns the error of a change whose outcome is unknown, because this error kept the store from finding it out.
+    pub fn after_ambiguous_change(self) -> Self {
+        let (Self::Unavailable(cause) | Self::OutcomeUnknown(cause)) = self;
+        Self::OutcomeUnknown(cause)
+    }
+
+    /// Returns the same error if it turns out that the change was not made.
+    pub fn without_change(self) -> Self {
+        let (Self::Unavailable(cause) | Self::OutcomeUnknown(cause)) = self;
+        Self::Unavailable(cause)
+    }
 }
 
 /// Returns the store in the database of these settings, or in memory without a database, and its storage.

@@ -79,10 +79,11 @@ impl FlakyStore {
         if fault.is_none() {
             return call.await;
         }
+        self.failures.fetch_add(1, Ordering::Relaxed);
         if fault == Some(Fault::ResponseLost) {
             call.await?;
+            return Err(StoreError::OutcomeUnknown(CAUSE.to_owned()));
         }
-        self.failures.fetch_add(1, Ordering::Relaxed);
         Err(StoreError::Unavailable(CAUSE.to_owned()))
     }
 }

@@ -1,5 +1,6 @@
 //! The OpenAPI document.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use chassis::config::defaults;
@@ -13,6 +14,21 @@ use crate::support::{ANN, PEN, World, order};
 async fn serves_the_committed_document() {
     let app = app(AppState::new(World::new().await.placement), &defaults());
     check_openapi(&app, &Path::new(env!("CARGO_MANIFEST_DIR")).join("openapi.json"));
+}
+
+/// One client may be generated from all three documents.
+#[test]
+fn uses_each_operation_id_once_over_the_three_documents() {
+    let mut ids = Vec::new();
+    for service in ["user-service", "product-service", "order-service"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(service).join("openapi.json");
+        let document: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let paths = document["paths"].as_object().unwrap().values();
+        let operations = paths.flat_map(|path| path.as_object().unwrap().values());
+        ids.extend(operations.filter_map(|operation| operation["operationId"].as_str().map(str::to_owned)));
+    }
+    let unique: BTreeSet<&String> = ids.iter().collect();
+    assert_eq!((unique.len(), ids.len()), (ids.len(), 26), "{ids:?}");
 }
 
 #[tokio::test]

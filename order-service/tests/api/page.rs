@@ -1,5 +1,9 @@
 //! `GET /`: the page for people.
 
+use chassis::config::defaults;
+use order_service::{AppState, app};
+use testing::Client;
+
 use crate::support::World;
 
 #[tokio::test]
@@ -22,6 +26,12 @@ async fn serves_a_page_at_the_root_that_is_not_part_of_the_api() {
         let meta = format!("<meta name=\"{}\" content=\"{}\">", peer.name(), peer.base());
         assert!(html.contains(&meta), "{meta} in {page}");
     }
+
+    let state = AppState::new(world.placement.clone());
+    let public = state.with_public_urls([Some("http://localhost:3001/shop".parse().unwrap()), None]);
+    let page = Client::new(app(public, &defaults())).get("/").await.expect(200).to_string();
+    assert!(page.contains(r#"<meta name="user-service" content="http://localhost:3001/shop">"#), "{page}");
+    assert!(page.contains(world.placement.peers()[1].base().as_str()), "the other is the peer: {page}");
 
     world.client.get("/?users=http://127.0.0.1:3001").await.expect(200);
     world.client.request("POST", "/").send().await.expect_problem(405, "method-not-allowed");

@@ -84,6 +84,8 @@ async fn places_an_order_completely_or_not_at_all_whichever_step_fails() {
                 assert_eq!(world.products.stock(LAPTOP), 50 - 5 * i64::try_from(orders.len()).unwrap());
                 match response.status.as_u16() {
                     201 => assert_eq!(orders, [response.json()]),
+                    // Only a settlement whose response was lost, and that could not be checked, may be an order.
+                    503 if !orders.is_empty() => drop(response.expect_problem(503, "timed-out")),
                     503 => drop(response.expect_problem(503, "store-unavailable")),
                     _ => drop(response.expect_problem(400, "user-not-found")),
                 }
@@ -124,7 +126,11 @@ async fn cancels_an_order_completely_or_not_at_all_whichever_step_fails() {
             let placed = world.place(order(ANN, &[(LAPTOP, 5), (PEN, 1)])).await;
             store.fail(step, fault);
             let response = world.step(id(&placed), "cancelled").await;
-            assert_eq!(response.status, if step == "step" { 503 } else { 200 }, "{response}");
+            match (step, fault) {
+                ("step", Fault::NotDone) => drop(response.expect_problem(503, "store-unavailable")),
+                ("step", Fault::ResponseLost) => drop(response.expect_problem(503, "timed-out")),
+                _ => drop(response.expect(200)),
+            }
             with_timeout("the running tasks", world.placement.finish(HOUR)).await;
             store.recover();
             while world.placement.reconcile(64).await.unwrap() > 0 {}

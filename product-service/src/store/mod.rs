@@ -99,9 +99,12 @@ pub trait ProductStore: Send + Sync {
 /// Why a call to the store failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// The store did not answer. The step may or may not have been done.
+    /// The store did not answer. Nothing changed.
     #[error("the store does not answer: {0}")]
     Unavailable(String),
+    /// The store did not answer after a change. The change may or may not have been made.
+    #[error("the store does not answer, and the change may have been made: {0}")]
+    OutcomeUnknown(String),
 }
 
 /// Returns the store in the database of these settings, or in memory without a database, and its storage. Only a store in memory is seeded.

@@ -15,6 +15,8 @@ fn bad_products() -> Vec<(Value, Vec<&'static str>, &'static str)> {
         (named(json!("La\u{0}mp")), vec!["/name"], "U+0000, which PostgreSQL cannot store"),
         (named(json!("La\nmp")), vec!["/name"], "a line break"),
         (named(json!("La\u{85}mp")), vec!["/name"], "a control character beyond ASCII"),
+        (named(json!(" \u{3000}\u{feff}")), vec!["/name"], "white space and an invisible character"),
+        (named(json!("\u{3164}")), vec!["/name"], "a Hangul filler"),
         (named(json!(7)), vec!["/name"], "a number for a name"),
         (named(json!(["Lamp"])), vec!["/name"], "a list for a name"),
         (stocked(json!(-1)), vec!["/stock"], "a negative stock"),

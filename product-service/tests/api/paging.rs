@@ -112,6 +112,7 @@ async fn finds_products_by_a_part_of_their_name() {
         ("%CE%9F%CE%94%CE%9F%CE%A3", vec![7], "a sigma at the end of a word, in upper case"),
         ("%CF%83%CE%B1", vec![7], "a sigma in the middle"),
         ("%CE%B4%CE%BF%CF%82", vec![7], "a final sigma"),
+        ("A%CC%8Angstro%CC%88m", vec![6], "letters with separate marks (NFD)"),
         ("%5C", vec![8], "a backslash"),
         (".*", vec![9], "no regular expression"),
         ("[x]", vec![9], "no character class"),

@@ -1,7 +1,10 @@
 //! A store that does not answer.
 
+use std::sync::Arc;
+
+use product_service::store::PostgresStore;
 use serde_json::json;
-use testing::eventually;
+use testing::{eventually, postgres};
 
 use crate::fakes::{CAUSE, FaultyStore};
 use crate::support::{LAPTOP, Shop, lines, order};
@@ -37,4 +40,22 @@ async fn returns_503_and_changes_nothing_when_the_store_is_unavailable() {
     store.set_unavailable(false);
     assert_eq!((shop.inventory().await, shop.status(&order(1)).await), (inventory, String::new()));
     eventually("readiness", async || shop.get("/readyz").await.status == 200).await;
+}
+
+/// The service cannot know the outcome, so the client gets `timed-out`. A second try could add a product twice or return a 404.
+#[tokio::test]
+async fn makes_a_change_once_when_its_response_is_lost() {
+    let Some(database) = postgres::database().await else { return };
+    let (database, wire) = postgres::behind_a_faulty_connection(&database).await;
+    let store = PostgresStore::open(&database, &postgres::generous_timeouts()).await.unwrap();
+    let shop = Shop::with_store(Arc::new(store));
+    let lamp = format!("/products/{}", shop.add("Lamp", 5).await);
+    for (method, path) in [("POST", "/products"), ("PATCH", &lamp), ("DELETE", &lamp)] {
+        wire.lose_an_answer();
+        let change = shop.request(method, path).json(&json!({"name": "Desk"})).send().await;
+        change.expect_problem(503, "timed-out");
+        assert!(wire.has_lost_it(), "{method}");
+    }
+    let products = shop.get("/products").await.expect(200).json();
+    assert!(products.as_array().is_some_and(|products| products.len() == 1 && products[0]["id"] == 2), "{products}");
 }

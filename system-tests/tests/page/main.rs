@@ -1,6 +1,7 @@
 //! The page of order-service in a real browser: clicks have their effect, and the page shows it.
 
 mod browser;
+mod prefix;
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -123,6 +124,25 @@ async fn shows_a_dead_user_service_within_three_seconds_and_explains_a_failed_or
     browser.until("document.querySelectorAll('article.up').length === 3").await;
     assert_eq!(exceptions(&mut browser).await, [] as [Value; 0]);
     browser.close().await;
+}
+
+#[tokio::test]
+async fn works_behind_a_proxy_that_strips_a_path() {
+    let system = System::start().await;
+    let proxy = prefix::serve_under("/shop", system.orders.address()).await;
+    for path in ["/shop/", "/shop"] {
+        let Some(mut browser) = Browser::open(&format!("http://{proxy}{path}")).await else { return };
+        browser.until("document.querySelectorAll('article.up').length === 3").await;
+        browser.click("button[value=once]").await;
+        browser.until(&result_has("201 Created")).await;
+        browser.until("document.querySelector('#orders tr button') !== null").await;
+        browser.click("#orders tr button").await;
+        browser.until(&result_has("Cancelled")).await;
+        let link = "[...document.querySelectorAll('.docs')].at(-1).href";
+        assert_eq!(browser.evaluate(link).await, format!("http://{proxy}/shop/docs"));
+        assert_eq!(exceptions(&mut browser).await, [] as [Value; 0]);
+        browser.close().await;
+    }
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 pub struct FaultyConnection {
     breaks: AtomicBool,
     silent: AtomicBool,
+    ignores_new: AtomicBool,
 }
 
 impl FaultyConnection {
@@ -29,6 +30,11 @@ impl FaultyConnection {
     /// Drops everything that either side sends, without closing the connection; `false` ends this.
     pub fn set_silent(&self, silent: bool) {
         self.silent.store(silent, Ordering::SeqCst);
+    }
+
+    /// Lets further connections open and gives them no answer. Those that are open work on.
+    pub fn ignore_new(&self) {
+        self.ignores_new.store(true, Ordering::SeqCst);
     }
 
     async fn carry(&self, mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) {
@@ -65,6 +71,9 @@ pub async fn behind_a_faulty_connection(database: &PgConnectOptions) -> (PgConne
             let server = tokio::net::UnixStream::connect(&server).await.expect("a server that is there");
             let proxy = Arc::clone(&proxy);
             tokio::spawn(async move {
+                if proxy.ignores_new.load(Ordering::SeqCst) {
+                    std::future::pending::<()>().await;
+                }
                 let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
                 tokio::select! {
                     () = proxy.carry(from_client, to_server) => {}

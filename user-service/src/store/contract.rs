@@ -107,7 +107,9 @@ async fn rejects_a_taken_name_in_any_case(store: &Store) {
     for (username, email, expected) in [
         ("ångström", "other@example.com", StoreError::UsernameTaken),
         ("A\u{30a}NGSTRO\u{308}M", "other@example.com", StoreError::UsernameTaken),
+        ("Ａ\u{30a}ngstrÖm", "other@example.com", StoreError::UsernameTaken),
         ("other", "ADA@example.COM", StoreError::EmailTaken),
+        ("other", "ＡＤＡ@example.COM", StoreError::EmailTaken),
         ("ångström", "ada@example.com", StoreError::UsernameTaken), // both are taken
     ] {
         let rejected = try_add(store, account(username, email)).await.err();
@@ -141,7 +143,9 @@ async fn finds_users_by_id_and_by_username(store: &Store) {
     let (ada_id, bob_id, unknown) = (ada.user.id, bob.user.id, Id::new(999).unwrap());
     assert!(store.by_id(ada_id).await.unwrap().is_some_and(|found| found.user == ada.user));
     assert!(store.by_id(unknown).await.unwrap().is_none());
-    assert!(store.by_username("ADA").await.unwrap().is_some_and(|found| found.user.id == ada_id));
+    for same in ["ADA", "Ａｄａ"] {
+        assert!(store.by_username(same).await.unwrap().is_some_and(|found| found.user.id == ada_id), "{same}");
+    }
     for other in ["ad", "ada\0", "\0", "", "%"] {
         assert!(store.by_username(other).await.unwrap().is_none(), "{other:?}");
     }

@@ -6,13 +6,15 @@ use testing::Sending;
 use crate::support::{add, all_users, expect_rejected, ids, seeded, service, sign_up};
 
 /// Returns names that the accounts of Ada and Ångström have taken, with the slug of the problem.
-fn taken_names() -> [(Value, &'static str); 7] {
+fn taken_names() -> [(Value, &'static str); 9] {
     [
         (json!({"username": "ada", "email": "new@example.com"}), "username-taken"),
         (json!({"username": "ADA", "email": "new@example.com"}), "username-taken"),
         (json!({"username": "ångström"}), "username-taken"),
         (json!({"username": "A\u{30a}NGSTRO\u{308}M"}), "username-taken"),
+        (json!({"username": "ＡＤＡ"}), "username-taken"),
         (json!({"username": "new", "email": "ada@example.com"}), "email-taken"),
+        (json!({"username": "new", "email": "ａｄａ@example.com"}), "email-taken"),
         (json!({"username": "new", "email": "Ada@EXAMPLE.com"}), "email-taken"),
         (json!({"name": "new", "email": "ÅNGSTRÖM@example.com"}), "email-taken"),
     ]
@@ -115,7 +117,9 @@ async fn finds_a_user_by_its_username_in_any_case() {
         ("username=aDA", vec![3]),
         ("username=%C3%85NGSTR%C3%96M", vec![4]),
         ("username=A%CC%8ANGSTRO%CC%88M", vec![4]),
+        ("username=%EF%BC%A1da", vec![3]),
         ("username=ada&ids=1,3", vec![3]),
+        ("username=%20ada", vec![]),
         ("username=ada&ids=1,2", vec![]),
         ("username=ad", vec![]),
         ("username=ada%00", vec![]),

@@ -126,7 +126,26 @@ async fn uses_a_database_again_when_it_comes_back() {
     }
 }
 
-/// The service cannot know the outcome, so the client gets a 503. A second try could add a user twice or return a 404.
+#[tokio::test]
+async fn is_not_ready_over_a_read_only_database_and_says_so() {
+    let Some(database) = postgres::database().await else { return };
+    let store = PostgresStore::open(&database, &postgres::generous_timeouts()).await.unwrap();
+    let client = service_over(Arc::new(store), &settings());
+    let name = database.get_database().expect("a database");
+    let mut admin = database.clone().database("postgres").connect().await.expect("a running server");
+    let alter = format!("alter database {name} set default_transaction_read_only = on");
+    sqlx::query(AssertSqlSafe(alter)).execute(&mut admin).await.expect("the rights of a superuser");
+    client.get("/users").await.expect(200);
+    client.post("/users", json!({"name": "Ada"})).await.expect_problem(503, "store-unavailable");
+    let unready = client.get("/readyz").await.expect_problem(503, "store-unavailable");
+    assert_eq!(unready["reasons"], json!(["the database is read-only"]));
+    let reset = format!("alter database {name} reset all");
+    sqlx::query(AssertSqlSafe(reset)).execute(&mut admin).await.expect("the rights of a superuser");
+    client.post("/users", json!({"name": "Ada"})).await.expect(201);
+    client.get("/readyz").await.expect(200);
+}
+
+/// The service cannot know the outcome, so the client gets `timed-out`. A second try could add a user twice or return a 404.
 #[tokio::test]
 async fn makes_a_change_once_when_its_response_is_lost() {
     let Some(database) = postgres::database().await else { return };
@@ -137,7 +156,7 @@ async fn makes_a_change_once_when_its_response_is_lost() {
     for (method, path) in [("POST", "/users"), ("PATCH", "/users/1"), ("DELETE", "/users/1")] {
         wire.lose_an_answer();
         let change = client.request(method, path).json(&json!({"name": "Bob"})).send().await;
-        change.expect_problem(503, "store-unavailable");
+        change.expect_problem(503, "timed-out");
         assert!(wire.has_lost_it(), "{method}");
     }
     let users = client.get("/users").await.expect(200).json();

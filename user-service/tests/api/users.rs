@@ -74,7 +74,7 @@ async fn stores_a_name_exactly_as_it_was_sent() {
         "👩‍👩‍👧‍👦",
         "'; DROP TABLE users; --",
         "\u{202e}gnp.exe",
-        " ",
+        " Ada ",
         "A\u{30a}",
         &longest,
     ] {

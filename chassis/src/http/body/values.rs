@@ -5,6 +5,8 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+use icu_properties::props::{DefaultIgnorableCodePoint, GeneralCategory};
+use icu_properties::{CodePointMapData, CodePointSetData};
 use serde_json::Value;
 
 /// What is wrong with a value, as clients read it: `must be 1 to 64 characters`.
@@ -15,7 +17,8 @@ pub fn any<T>(value: T) -> Result<T, Detail> {
     Ok(value)
 }
 
-/// Accepts text whose number of characters is in `length`, without control characters (PostgreSQL cannot store U+0000).
+/// Accepts text whose number of characters is in `length`, without control characters (PostgreSQL cannot store U+0000) and
+/// not blank.
 pub fn text(length: RangeInclusive<usize>) -> impl Fn(String) -> Result<String, Detail> {
     move |text| {
         if !length.contains(&text.chars().count()) {
@@ -24,8 +27,24 @@ pub fn text(length: RangeInclusive<usize>) -> impl Fn(String) -> Result<String, 
         if text.contains(char::is_control) {
             return Err("must not have control characters".into());
         }
+        if text.chars().all(|c| c.is_whitespace() || is_invisible(c)) {
+            return Err("must not be blank".into());
+        }
         Ok(text)
     }
+}
+
+/// Returns whether a character shows nothing, or only changes how others are shown: a control or format character, a filler,
+/// a variation selector. White space is not among them.
+pub fn is_invisible(c: char) -> bool {
+    use GeneralCategory::{Control, Format, LineSeparator, ParagraphSeparator};
+    /// Blank by their shape, although Unicode counts them as letters or symbols.
+    const BLANK: [char; 3] = ['\u{2800}', '\u{16fe4}', '\u{1d159}'];
+    let category = || CodePointMapData::<GeneralCategory>::new().get(c);
+    !(c.is_ascii_graphic() || c == ' ')
+        && (BLANK.contains(&c)
+            || CodePointSetData::new::<DefaultIgnorableCodePoint>().contains(c)
+            || matches!(category(), Control | Format | LineSeparator | ParagraphSeparator))
 }
 
 /// Accepts an integer in `range`, also as `1.0` or `1e0`. Rejects a number with a fraction and digits in quotes.
@@ -70,11 +89,37 @@ mod tests {
     #[test]
     fn counts_characters_and_rejects_control_characters() {
         let good = |given: &str| text(1..=3)(given.to_owned()).is_ok();
-        for given in ["a", "äöü", "日本語", "🦀🦀🦀", " "] {
+        for given in ["a", "äöü", "日本語", "🦀🦀🦀", " a ", "a\u{200d}"] {
             assert!(good(given), "{given:?}");
         }
         for given in ["", "abcd", "🦀🦀🦀🦀", "\0", "a\n", "\u{7f}", "\u{85}"] {
             assert!(!good(given), "{given:?}");
+        }
+    }
+
+    #[test]
+    fn rejects_blank_text() {
+        for blank in [" ", "\u{a0}\u{3000}", "\u{200b}", "\u{3164} ", "\u{2800}\u{2800}", "\u{feff}", "\u{2028}"] {
+            assert_eq!(text(1..=3)(blank.to_owned()), Err("must not be blank".into()), "{blank:?}");
+        }
+    }
+
+    #[test]
+    fn tells_invisible_characters_from_visible_ones() {
+        for c in [
+            '\0', '\u{ad}', '\u{34f}', '\u{61c}', '\u{115f}', '\u{180e}', '\u{200b}', '\u{200c}', '\u{200d}',
+            '\u{200e}',
+        ]
+        .into_iter()
+        .chain([
+            '\u{2028}', '\u{2029}', '\u{202e}', '\u{2060}', '\u{2066}', '\u{2800}', '\u{3164}', '\u{fe0f}', '\u{feff}',
+        ])
+        .chain(['\u{ffa0}', '\u{fff9}', '\u{1d159}', '\u{1d173}', '\u{e0001}', '\u{e0041}', '\u{e0100}'])
+        {
+            assert!(is_invisible(c), "{c:?}");
+        }
+        for c in ['a', '~', ' ', 'é', '\u{301}', 'ﬁ', '日', '\u{a0}', '\u{3000}', '🦀'] {
+            assert!(!is_invisible(c), "{c:?}");
         }
     }
 

@@ -66,7 +66,7 @@ impl<A: Send + Sync + 'static, T: Send + 'static> BatchedStatement<A, T> {
             Ok(result) => return result,
             Err(BatchError::QueueFull) => "too many steps are waiting",
             Err(BatchError::Timeout) => "earlier steps took too long",
-            Err(BatchError::Panicked) => "the step panicked",
+            Err(BatchError::Panicked) => return Err(StoreError::OutcomeUnknown("the step panicked".to_owned())),
         };
         Err(StoreError::Unavailable(reason.to_owned()))
     }

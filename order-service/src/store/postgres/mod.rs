@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use chassis::config::DatabaseSettings;
 use chassis::http::entity::Entity;
 use chassis::http::page::{Page, Rows};
-use chassis::postgres::{Pool, Storage};
+use chassis::postgres::{Failure, Pool, Storage};
 use jiff_sqlx::ToSqlx;
 use serde::{Deserialize, Serialize};
 use shared::orders::{Order, OrderLine, OrderStatus};
@@ -132,7 +132,7 @@ impl PostgresStore {
             order by id <> $1 limit 1";
         let (key, fingerprint) = key_columns(intent);
         let select = || query(SQL).bind(intent.id.0).bind(key).fetch_optional(&self.pool);
-        let Some(row) = self.pool.retry_idempotent("find_conflict", select).await? else { return Ok(None) };
+        let Some(row) = self.pool.retry_read("find_conflict", select).await? else { return Ok(None) };
         Ok(Some(if row.try_get::<Uuid, _>("id")? == intent.id.0 {
             BeginOutcome::Started
         } else if row.try_get::<Option<&[u8]>, _>("fingerprint")? != fingerprint {
@@ -156,7 +156,10 @@ impl PostgresStore {
         is_done: impl Fn(&Order) -> bool + Send,
     ) -> Result<Option<Entity<Order>>, StoreError> {
         match result {
-            StepResult { value: None, is_ambiguous: true } => Ok(self.by_id(id).await?.filter(|order| is_done(order))),
+            StepResult { value: None, is_ambiguous: true } => {
+                let order = self.by_id(id).await.map_err(StoreError::after_ambiguous_change)?;
+                Ok(order.filter(|order| is_done(order)))
+            }
             StepResult { value, .. } => Ok(value),
         }
     }
@@ -209,12 +212,12 @@ impl OrderStore for PostgresStore {
     async fn by_id(&self, id: OrderId) -> Result<Option<Entity<Order>>, StoreError> {
         const SQL: &str = r"
             select id, user_id, lines, total, status, created_at from orders where status is not null and id = $1";
-        let row = self.pool.retry_idempotent("by_id", || query(SQL).bind(id.0).fetch_optional(&self.pool)).await?;
+        let row = self.pool.retry_read("by_id", || query(SQL).bind(id.0).fetch_optional(&self.pool)).await?;
         Ok(row.as_ref().map(order).transpose()?)
     }
 
     async fn page(&self, page: Page<OrderId>, filter: Filter) -> Result<Rows<Entity<Order>>, StoreError> {
-        let rows = self.pool.retry_idempotent("page", || page_query(page, filter).fetch_all(&self.pool)).await?;
+        let rows = self.pool.retry_read("page", || page_query(page, filter).fetch_all(&self.pool)).await?;
         let orders: Vec<Entity<Order>> = rows.iter().map(order).collect::<Result<_, _>>()?;
         Ok(Rows::cut(orders.into_iter(), page.limit))
     }
@@ -246,7 +249,7 @@ impl OrderStore for PostgresStore {
             select count(*) from
                 (select from orders where state in ('aborting', 'cancelling') and claimed_until > '-infinity' limit 1000)
                 as waiting";
-        Ok(self.pool.retry_idempotent("unsettled", || query_scalar(SQL).fetch_one(&self.pool)).await?)
+        Ok(self.pool.retry_read("unsettled", || query_scalar(SQL).fetch_one(&self.pool)).await?)
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
@@ -377,6 +380,9 @@ fn invalid(column: &str) -> Error {
 
 impl From<Error> for StoreError {
     fn from(error: Error) -> Self {
-        Self::Unavailable(error.to_string())
+        match Failure::from(&error) {
+            Failure::Unavailable(cause) => Self::Unavailable(cause),
+            Failure::OutcomeUnknown(cause) => Self::OutcomeUnknown(cause),
+        }
     }
 }

@@ -52,6 +52,10 @@ pub(super) async fn finds_products_by_a_part_of_the_name(store: &Store) {
         let found = store.page(page(Id::new(id.get() - 1), 3), Some(name)).await.unwrap();
         assert_eq!(ids(&found), [id.get()], "{name}");
     }
+    let cafe = add(store, "Cafe\u{301}", 0).await;
+    for form in ["café", "CAFE\u{301}"] {
+        assert_eq!(ids(&store.page(page(None, 3), Some(form)).await.unwrap()), [cafe.get()], "{form}");
+    }
     for absent in ["1%0", "a%b", r"a\_b", "10_%", "\0", "%%", r"\\"] {
         assert!(store.page(page(None, 3), Some(absent)).await.unwrap().rows.is_empty(), "{absent}");
     }

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use chassis::config::DatabaseSettings;
 use chassis::http::entity::Entity;
 use chassis::http::page::{Page, Rows};
-use chassis::postgres::{Pool, Storage, is_row_error};
+use chassis::postgres::{Failure, Pool, Storage, is_row_error};
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
 use serde::de::Error as _;
@@ -100,7 +100,7 @@ impl ProductStore for PostgresStore {
     async fn by_id(&self, id: Id) -> Result<Option<Entity<ProductRecord>>, StoreError> {
         const SQL: &str = "select id, name, price, stock, version, created_at from products where id = $1";
         let by_id = || sqlx::query_as(SQL).bind(id.get()).fetch_optional(&self.pool);
-        Ok(self.pool.retry_idempotent("by_id", by_id).await?.map(Entity::new))
+        Ok(self.pool.retry_read("by_id", by_id).await?.map(Entity::new))
     }
 
     async fn by_ids(&self, ids: &[Id]) -> Result<Vec<Entity<ProductRecord>>, StoreError> {
@@ -109,7 +109,7 @@ impl ProductStore for PostgresStore {
             where id = any ($1) order by id";
         let ids: Vec<i64> = ids.iter().map(|id| id.get()).collect();
         let by_ids = || sqlx::query_as(SQL).bind(&ids).fetch_all(&self.pool);
-        let found = self.pool.retry_idempotent("by_ids", by_ids).await?;
+        let found = self.pool.retry_read("by_ids", by_ids).await?;
         Ok(found.into_iter().map(Entity::new).collect())
     }
 
@@ -127,12 +127,12 @@ impl ProductStore for PostgresStore {
         let limit = i64::try_from(page.limit + 1).unwrap_or(i64::MAX); // one more, to see whether more follow
         let page_of = |sql| sqlx::query_as(sql).bind(page.after.map_or(0, Id::get)).bind(limit);
         let found = if name.is_empty() {
-            self.pool.retry_idempotent("page", || page_of(PAGE).fetch_all(&self.pool)).await?
+            self.pool.retry_read("page", || page_of(PAGE).fetch_all(&self.pool)).await?
         } else {
             let pattern = like_pattern(&name);
             // Planned anew for each search: the better index depends on the name.
             let search = || page_of(SEARCH).bind(&pattern).persistent(false).fetch_all(&self.pool);
-            self.pool.retry_idempotent("search", search).await?
+            self.pool.retry_read("search", search).await?
         };
         Ok(Rows::cut(found.into_iter().map(Entity::new), page.limit))
     }
@@ -213,7 +213,7 @@ impl ProductStore for PostgresStore {
         const SQL: &str = "select jsonb_build_array(status, lines) from reservations where order_id = $1";
         let reservation = || sqlx::query_scalar(SQL).bind(order_id.0).fetch_optional(&self.pool);
         let found: Option<Json<(ReservationStatus, Vec<StoredLine>)>> =
-            self.pool.retry_idempotent("reservation", reservation).await?;
+            self.pool.retry_read("reservation", reservation).await?;
         Ok(found.map(|Json((status, lines))| Reservation { order_id, status, lines: reserved_lines(lines) }))
     }
 
@@ -224,7 +224,10 @@ impl ProductStore for PostgresStore {
 
 impl From<Error> for StoreError {
     fn from(error: Error) -> Self {
-        Self::Unavailable(error.to_string())
+        match Failure::from(&error) {
+            Failure::Unavailable(cause) => Self::Unavailable(cause),
+            Failure::OutcomeUnknown(cause) => Self::OutcomeUnknown(cause),
+        }
     }
 }
 

@@ -48,6 +48,21 @@ async fn keeps_everything_across_a_restart() {
     assert_eq!(store.by_id(Id::new(lamp).unwrap()).await.unwrap().unwrap().product.stock, 3);
 }
 
+#[tokio::test]
+async fn folds_the_names_of_an_older_release_anew() {
+    const ROW: &str = r"insert into products (name, folded_name, price, stock, version, created_at)
+        values (U&'Cafe\0301', U&'cafe\0301', 1, 1, 1, now())";
+    let Some(database) = database().await else { return };
+    let mut connection = PgConnection::connect_with(&database).await.unwrap();
+    let older = Migrator::with_migrations(MIGRATIONS.iter().take(2).cloned().collect());
+    older.run(&mut connection).await.unwrap();
+    sqlx::raw_sql(ROW).execute(&mut connection).await.unwrap();
+
+    let store = open(&database).await;
+    let page = store.page(Page { after: None, limit: 9 }, Some("café")).await.unwrap();
+    assert_eq!(page.rows.len(), 1);
+}
+
 /// The client gets an error, because the outcome is unknown. A second execution could undo the change of another client, or set
 /// a stock twice.
 #[tokio::test]

@@ -5,12 +5,14 @@
 
 #[cfg(test)]
 mod plans;
+#[cfg(test)]
+mod tests;
 
 use async_trait::async_trait;
 use chassis::config::DatabaseSettings;
 use chassis::http::entity::Entity;
 use chassis::http::page::{Page, Rows};
-use chassis::postgres::{Pool, Storage};
+use chassis::postgres::{Failure, Pool, Storage};
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
 use shared::Id;
@@ -71,7 +73,7 @@ impl PostgresStore {
     async fn is_taken(&self, username: Option<&str>, id: Option<Id>) -> Result<bool, Error> {
         const SQL: &str = "select exists (select from users where folded_username = $1 and id is distinct from $2)";
         let select = || sqlx::query_scalar(SQL).bind(username).bind(id.map(Id::get)).fetch_one(&self.pool);
-        self.pool.retry_idempotent("is_taken", select).await
+        self.pool.retry_read("is_taken", select).await
     }
 }
 
@@ -102,13 +104,13 @@ impl UserStore for PostgresStore {
 
     async fn by_id(&self, id: Id) -> Result<Option<Entity<UserRecord>>, StoreError> {
         let by_id = || sqlx::query_as(select("where id = $1")).bind(id.get()).fetch_optional(&self.pool);
-        Ok(self.pool.retry_idempotent("by_id", by_id).await?.map(Entity::new))
+        Ok(self.pool.retry_read("by_id", by_id).await?.map(Entity::new))
     }
 
     async fn by_ids(&self, ids: &[Id]) -> Result<Vec<Entity<UserRecord>>, StoreError> {
         let ids: Vec<i64> = ids.iter().map(|id| id.get()).collect();
         let by_ids = || sqlx::query_as(select("where id = any ($1) order by id")).bind(&ids).fetch_all(&self.pool);
-        Ok(self.pool.retry_idempotent("by_ids", by_ids).await?.into_iter().map(Entity::new).collect())
+        Ok(self.pool.retry_read("by_ids", by_ids).await?.into_iter().map(Entity::new).collect())
     }
 
     async fn by_username(&self, username: &str) -> Result<Option<Entity<UserRecord>>, StoreError> {
@@ -118,7 +120,7 @@ impl UserStore for PostgresStore {
         let username = case_fold(username);
         let by_username =
             || sqlx::query_as(select("where folded_username = $1")).bind(&username).fetch_optional(&self.pool);
-        Ok(self.pool.retry_idempotent("by_username", by_username).await?.map(Entity::new))
+        Ok(self.pool.retry_read("by_username", by_username).await?.map(Entity::new))
     }
 
     async fn page(&self, page: Page<Id>) -> Result<Rows<Entity<UserRecord>>, StoreError> {
@@ -126,7 +128,7 @@ impl UserStore for PostgresStore {
         // One more row than the page has shows whether more follow.
         let limit = i64::try_from(page.limit).map_or(i64::MAX, |limit| limit.saturating_add(1));
         let select = || sqlx::query_as(select("where id > $1 order by id limit $2")).bind(after).bind(limit);
-        let found = self.pool.retry_idempotent("page", || select().fetch_all(&self.pool)).await?;
+        let found = self.pool.retry_read("page", || select().fetch_all(&self.pool)).await?;
         Ok(Rows::cut(found.into_iter().map(Entity::new), page.limit))
     }
 
@@ -200,7 +202,10 @@ impl From<Error> for StoreError {
         match error.as_database_error().and_then(|error| error.constraint()) {
             Some("users_username_unique") => Self::UsernameTaken,
             Some("users_email_unique") => Self::EmailTaken,
-            _ => Self::Unavailable(error.to_string()),
+            _ => match Failure::from(&error) {
+                Failure::Unavailable(cause) => Self::Unavailable(cause),
+                Failure::OutcomeUnknown(cause) => Self::OutcomeUnknown(cause),
+            },
         }
     }
 }

@@ -1,145 +1,20 @@
 //! Traces and logs as an operator gets them: from a collector of traces, and from stdout.
 
-use std::sync::{Arc, Mutex};
+mod collector;
+mod sampling;
+
 use std::time::Duration;
 
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-use opentelemetry_proto::tonic::common::v1::KeyValue;
-use opentelemetry_proto::tonic::common::v1::any_value::Value as Attribute;
-use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
-use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
-use prost::Message;
 use serde_json::{Value, json};
 use system_tests::durable::Durable;
 use system_tests::{Launch, ORDERS, PRODUCTS, Service, Signal, System, USERS, eventually, order, seed};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::net::TcpListener;
+
+use self::collector::{Collector, SentSpan, hex, show};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";
-
-/// A collector of traces by OTLP over HTTP.
-struct Collector {
-    url: String,
-    spans: Arc<Mutex<Vec<SentSpan>>>,
-    _tasks: JoinSet<()>,
-}
-
-/// A span, and the service that sent it.
-#[derive(Clone, Debug)]
-struct SentSpan {
-    service: String,
-    span: Span,
-}
-
-impl Collector {
-    async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let url = format!("http://{}", listener.local_addr().expect("it is bound"));
-        let spans = Arc::<Mutex<Vec<SentSpan>>>::default();
-        let mut tasks = JoinSet::new();
-        let all = Arc::clone(&spans);
-        tasks.spawn(async move {
-            let mut connections = JoinSet::new();
-            while let Ok((connection, _)) = listener.accept().await {
-                connections.spawn(collect(connection, Arc::clone(&all)));
-            }
-        });
-        Self { url, spans, _tasks: tasks }
-    }
-
-    /// Makes a service send its spans here, after 50 ms at most.
-    fn traced(&self, launch: Launch) -> Launch {
-        launch.env("OTEL_EXPORTER_OTLP_ENDPOINT", &self.url).env("OTEL_BSP_SCHEDULE_DELAY", 50)
-    }
-
-    fn all(&self) -> Vec<SentSpan> {
-        self.spans.lock().expect("no holder of the lock panics").clone()
-    }
-
-    /// Waits for the span of this name from this service.
-    async fn find(&self, service: &str, name: &str) -> SentSpan {
-        let find = || self.all().into_iter().find(|sent| sent.service == service && sent.span.name == name);
-        assert!(eventually(true, async || find().is_some()).await, "{service} {name}: {:#?}", self.names());
-        find().expect("it was found")
-    }
-
-    fn names(&self) -> Vec<String> {
-        self.all().iter().map(|sent| format!("{} {}", sent.service, sent.span.name)).collect()
-    }
-}
-
-/// Prints a trace as a tree, as docs/observability.md shows one.
-fn show(spans: &[SentSpan], parent: &[u8], depth: usize) {
-    let mut children: Vec<_> = spans.iter().filter(|sent| sent.span.parent_span_id == parent).collect();
-    children.sort_by_key(|sent| sent.span.start_time_unix_nano);
-    for SentSpan { service, span } in children {
-        let ms = (span.end_time_unix_nano - span.start_time_unix_nano) as f64 / 1e6;
-        println!("{:3$}{:<4$}{:6.1} ms  {service}", "", span.name, ms, 2 * depth, 36 - 2 * depth);
-        show(spans, &span.span_id, depth + 1);
-    }
-}
-
-/// Reads the requests of one connection to its end.
-async fn collect(connection: TcpStream, spans: Arc<Mutex<Vec<SentSpan>>>) {
-    let mut connection = BufReader::new(connection);
-    loop {
-        let (mut line, mut length) = (String::new(), 0);
-        while !matches!(connection.read_line(&mut line).await, Err(_) | Ok(0 | 2)) {
-            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-                length = value.trim().parse().expect("a length");
-            }
-            line.clear();
-        }
-        let mut body = vec![0; length];
-        if length == 0 || connection.read_exact(&mut body).await.is_err() {
-            return;
-        }
-        let export = ExportTraceServiceRequest::decode(&*body).expect("OTLP");
-        for resource in export.resource_spans {
-            let service = text(&resource.resource.expect("a resource").attributes, "service.name");
-            let sent = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
-            spans
-                .lock()
-                .expect("no holder of the lock panics")
-                .extend(sent.map(|span| SentSpan { service: service.clone(), span }));
-        }
-        if connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.is_err() {
-            return;
-        }
-    }
-}
-
-/// An attribute as text; empty if there is none.
-fn text(attributes: &[KeyValue], key: &str) -> String {
-    let attribute = attributes.iter().find(|attribute| attribute.key == key);
-    match attribute.and_then(|attribute| attribute.value.clone()?.value) {
-        Some(Attribute::StringValue(text)) => text,
-        Some(Attribute::IntValue(number)) => number.to_string(),
-        Some(other) => format!("{other:?}"),
-        None => String::new(),
-    }
-}
-
-impl SentSpan {
-    fn attribute(&self, key: &str) -> String {
-        text(&self.span.attributes, key)
-    }
-
-    fn trace(&self) -> String {
-        hex(&self.span.trace_id)
-    }
-
-    fn is_error(&self) -> bool {
-        self.span.status.as_ref().is_some_and(|status| status.code() == StatusCode::Error)
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 #[tokio::test]
 async fn joins_the_spans_of_the_three_services_in_one_trace() {
@@ -292,6 +167,21 @@ async fn logs_one_line_per_request_with_its_ids() {
     let fields = ["level", "message", "method", "route", "request_id", "trace_id"].map(|field| line[field].as_str());
     assert_eq!(fields, ["INFO", "request", "GET", "/users/{id}", "seven", TRACE].map(Some), "{line}");
     assert!(line["status"] == 200 && line["ms"].is_number() && line["timestamp"].is_string(), "{line}");
+    assert_eq!(line["client"], "127.0.0.1", "{line}");
+}
+
+#[tokio::test]
+async fn logs_the_client_that_a_trusted_proxy_names() {
+    for (trusted, client) in [("", "127.0.0.1"), ("10.0.0.0/8", "127.0.0.1"), ("127.0.0.1, 10.0.0.0/8", "198.51.100.7")]
+    {
+        let users = Service::start(Launch::of(USERS).env("TRUSTED_PROXIES", trusted)).await.unwrap();
+        let request = users.request("GET", "/users/1").header("x-forwarded-for", "1.2.3.4, 198.51.100.7, 10.0.0.2");
+        request.send().await.expect(200);
+        let line = || users.log().into_iter().find(|line| line.contains(r#""route":"/users/{id}""#));
+        assert!(eventually(true, async || line().is_some()).await, "{:#?}", users.log());
+        let line: Value = serde_json::from_str(&line().expect("it was found")).expect("JSON");
+        assert_eq!(line["client"], client, "TRUSTED_PROXIES={trusted}: {line}");
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,71 @@
+//! The connections to one peer, each used for a limited time.
+//!
+//! A balancer chooses a replica when a connection is opened. If connections lived on, a replica that is added later would get
+//! no calls. reqwest limits only the idle time of a connection, so the whole client is replaced: new calls open connections
+//! to the addresses that DNS returns then, and the old connections close when their last call ends.
+
+use std::mem;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::config::PeerSettings;
+
+/// Idle connections are closed after this time. The peer closes them after 15 s; closing earlier on this side avoids sending a
+/// request on a connection that the peer is closing.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The share of the maximum age that jitter may take away. Callers that started together must not reconnect together.
+const JITTER: f64 = 0.25;
+
+pub(super) struct Connections {
+    connect_timeout: Duration,
+    max_age: Duration,
+    current: Mutex<Current>,
+}
+
+struct Current {
+    http: reqwest::Client,
+    replace_at: Instant,
+}
+
+impl Connections {
+    pub(super) fn new(settings: &PeerSettings) -> reqwest::Result<Self> {
+        let (connect_timeout, max_age) = (settings.connect_timeout, settings.connection_max_age);
+        let current = Current { http: build(connect_timeout)?, replace_at: replace_at(max_age) };
+        Ok(Self { connect_timeout, max_age, current: Mutex::new(current) })
+    }
+
+    /// Returns the client for one call.
+    pub(super) fn client(&self) -> reqwest::Client {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if Instant::now() < current.replace_at {
+            return current.http.clone();
+        }
+        current.replace_at = replace_at(self.max_age);
+        let old = match build(self.connect_timeout) {
+            Ok(new) => mem::replace(&mut current.http, new),
+            Err(error) => {
+                tracing::warn!(%error, "cannot replace the connections to a peer");
+                return current.http.clone();
+            }
+        };
+        let http = current.http.clone();
+        drop(current);
+        drop(old); // closes its idle connections, outside the lock
+        http
+    }
+}
+
+fn replace_at(max_age: Duration) -> Instant {
+    Instant::now() + max_age.mul_f64(1.0 - JITTER * rand::random::<f64>())
+}
+
+fn build(connect_timeout: Duration) -> reqwest::Result<reqwest::Client> {
+    reqwest::Client::builder()
+        .connect_timeout(connect_timeout)
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .no_proxy() // HTTP_PROXY is for calls to the outside
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never()) // reqwest's own retries know no deadline and no budget
+        .referer(false)
+        .build()
+}
