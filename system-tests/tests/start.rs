@@ -5,8 +5,8 @@ use std::time::Duration;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor};
 use system_tests::durable::Databases;
-use system_tests::{Launch, ORDERS, PRODUCTS, Service, Signal, USERS, eventually};
-use testing::postgres::{Durability, Server};
+use system_tests::{Launch, ORDERS, PRODUCTS, Service, Signal, System, USERS, eventually, order};
+use testing::postgres::{Durability, Server, behind_pgbouncer};
 
 const ALL: [(&str, &str); 3] = [(USERS, "/users"), (PRODUCTS, "/products"), (ORDERS, "/orders")];
 /// Much longer than a process takes to end.
@@ -166,6 +166,37 @@ fn grants() -> Vec<String> {
     let grants: Vec<_> = page.lines().filter(|line| line.starts_with("grant ")).map(str::to_owned).collect();
     assert!(grants.len() >= 2, "{grants:?}");
     grants
+}
+
+/// Once as PgBouncer refuses the parameters of a connection, and once as it drops them.
+#[tokio::test]
+async fn places_an_order_behind_pgbouncer() {
+    let Some(postgres) = Server::start(Durability::ProcessOnly) else { return };
+    for settings in ["", "ignore_startup_parameters = extra_float_digits,options"] {
+        let mut urls = std::collections::BTreeMap::new();
+        for (service, _) in ALL {
+            let database = postgres.create_database().await;
+            let Some(pooled) = behind_pgbouncer(&database, settings) else { return };
+            let (name, port) = (pooled.get_database().unwrap(), pooled.get_port());
+            let folder = pooled.get_socket().unwrap().display().to_string();
+            urls.insert(service, format!("postgres://postgres@localhost:{port}/{name}?host={folder}"));
+        }
+        let launch = |launch: Launch| {
+            let url = &urls[launch.service()];
+            launch.env("DATABASE_URL", url)
+        };
+        let system = System::start_as(launch).await.unwrap();
+        for service in [&system.users, &system.products, &system.orders] {
+            assert!(logged(service, "INFO", "a pooler is in front of the database"), "{:?}", service.log());
+        }
+        system.users.post("/users", serde_json::json!({"name": "Eve"})).await.expect(201);
+        let product = system.add_product("Lamp", 19.99, 5).await;
+        let placed = system.orders.post("/orders", order(1, product, 2)).await.expect(201);
+        let cancel = serde_json::json!({"status": "cancelled"});
+        system.orders.patch(placed.header("location"), cancel).await.expect(200);
+        assert_eq!(eventually(5, || system.stock(product)).await, 5);
+        system.stop().await;
+    }
 }
 
 #[tokio::test]

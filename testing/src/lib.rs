@@ -22,7 +22,7 @@ pub use self::plans::{Plans, with_logged_plans};
 pub use self::wait::{DEADLINE, eventually, with_timeout};
 use chassis::App;
 
-/// Declares every case of a store's contract as a test of each store. The arguments: how to create each store, in memory and from
+/// Declares every case of a store's contract as a test of each store, and of the one in PostgreSQL also behind PgBouncer. The arguments: how to create each store, in memory and from
 /// the address of an empty database, then the cases, which are functions that take the store.
 #[macro_export]
 macro_rules! store_contract {
@@ -49,6 +49,17 @@ macro_rules! store_contract {
             async fn $case() {
                 use super::*;
                 if let Some(database) = $crate::postgres::database().await {
+                    super::$case(&$postgres(database).await).await;
+                }
+            })*
+        }
+
+        mod pgbouncer {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                use super::*;
+                let Some(database) = $crate::postgres::database().await else { return };
+                if let Some(database) = $crate::postgres::behind_pgbouncer(&database, "") {
                     super::$case(&$postgres(database).await).await;
                 }
             })*

@@ -8,14 +8,15 @@ use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{ConnectOptions, Connection, Error};
+use sqlx::postgres::PgConnection;
+use sqlx::{Connection, Error};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 use tokio::time::error::Elapsed;
 use tokio::time::{self, Instant};
 
 use super::retry::{class_of, is_transient, not_connected, timed_out};
+use super::session::Sessions;
 
 /// How long the answer to a ping may take, and how much longer than `statement_timeout` the answer to a statement. The
 /// database keeps that limit itself: when its answer is later than this, it is silent.
@@ -36,7 +37,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// Lends connections, at most `max_connections` at a time.
 #[derive(Debug)]
 pub(super) struct Connections {
-    pub(super) connect_options: PgConnectOptions,
+    pub(super) sessions: Sessions,
     max_connections: u32,
     acquire_timeout: Duration,
     /// The longest that a statement may take, and after it the end of a failed or cancelled one.
@@ -74,7 +75,7 @@ struct Open {
 impl Connections {
     /// Returns connections that are opened when they are first needed.
     pub(super) fn new(
-        connect_options: PgConnectOptions,
+        sessions: Sessions,
         max_connections: u32,
         acquire_timeout: Duration,
         statement_timeout: Duration,
@@ -82,7 +83,7 @@ impl Connections {
         let now = Instant::now();
         let idle = Idle { connections: Vec::new(), suspect_since: None, connect_after: now, logged: None };
         Arc::new(Self {
-            connect_options,
+            sessions,
             max_connections,
             acquire_timeout,
             statement_timeout,
@@ -162,7 +163,7 @@ impl Connections {
         let (this, counted) = (Arc::clone(self), Arc::clone(&self.open));
         Some(tokio::spawn(async move {
             let opened = Instant::now();
-            let connected = time::timeout(this.acquire_timeout, this.connect_options.connect()).await;
+            let connected = time::timeout(this.acquire_timeout, this.sessions.connect()).await;
             let connection = connected.unwrap_or(Err(Error::PoolTimedOut)).inspect_err(|error| this.report(error))?;
             this.take_back(Open { connection, opened, used: opened, _counted: counted }, true);
             Ok(())

@@ -7,6 +7,7 @@ mod metrics;
 mod opening;
 mod pool;
 mod retry;
+mod session;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

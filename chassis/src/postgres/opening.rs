@@ -8,13 +8,14 @@ use std::pin::pin;
 use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{ConnectOptions, Connection, Error, query_as, query_scalar};
+use sqlx::postgres::PgConnection;
+use sqlx::{Connection, Error, Executor, query_as, query_scalar};
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::Pool;
-use super::retry::{is_misconfigured, sql_state, timed_out};
+use super::retry::{class_of, is_misconfigured, sql_state, timed_out};
+use super::session::Sessions;
 
 /// How long one attempt to connect, or one check, may take.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,8 +28,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(2);
 const LOCK_INTERVAL: Duration = Duration::from_millis(250);
 /// How often the log repeats what the service waits for.
 const REPORT_INTERVAL: Duration = Duration::from_secs(15);
-/// How long `--migrate-only` waits for a database that does not answer. Both may be started together.
-const MIGRATE_ONLY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long [`Pool::open`] waits for a database that does not answer. Both may be started together.
+pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where a store keeps its rows.
 #[derive(Clone, Debug)]
@@ -75,7 +76,7 @@ impl Storage {
     pub(crate) async fn migrate(&self) -> Result<(), String> {
         match self {
             Self::Memory => Err("--migrate-only needs DATABASE_URL: a store in memory has no migrations".to_owned()),
-            Self::Postgres(pool) => pool.opening.open(Some(MIGRATE_ONLY_TIMEOUT), &|_| {}).await,
+            Self::Postgres(pool) => pool.open().await,
         }
     }
 }
@@ -83,7 +84,7 @@ impl Storage {
 /// A database, and what must be done before it can be used.
 #[derive(Debug)]
 pub(super) struct Opening {
-    options: PgConnectOptions,
+    sessions: Sessions,
     migrations: Migrator,
     /// Cancelled when the database is open.
     opened: CancellationToken,
@@ -108,11 +109,16 @@ impl OpenError {
             Self::Unusable(error) => (error, "the database is unusable"),
         }
     }
+
+    fn new(doing: &str, error: &Error) -> Self {
+        let text = format!("{doing}: {}", class_of(error).describe(error));
+        if is_away(error) { Self::Away(text) } else { Self::Refused(text) }
+    }
 }
 
 impl From<Error> for OpenError {
     fn from(error: Error) -> Self {
-        if is_away(&error) { Self::Away(error.to_string()) } else { Self::Refused(error.to_string()) }
+        Self::new("cannot read the database", &error)
     }
 }
 
@@ -144,20 +150,20 @@ fn is_away(error: &Error) -> bool {
 }
 
 impl Opening {
-    pub(super) fn new(options: PgConnectOptions, migrations: &Migrator) -> Self {
+    pub(super) fn new(sessions: Sessions, migrations: &Migrator) -> Self {
         let mut migrations = Migrator::with_migrations(migrations.iter().cloned().collect());
         // A release that is rolled back finds the migrations of the newer one. It still runs, because migrations only add.
         migrations.set_ignore_missing(true);
         migrations.set_locking(false); // `migrate` has a lock that lasts no longer than its transaction
-        Self { options, migrations, opened: CancellationToken::new() }
+        Self { sessions, migrations, opened: CancellationToken::new() }
     }
 
     pub(super) fn is_open(&self) -> bool {
         self.opened.is_cancelled()
     }
 
-    /// Opens the database. With a `limit`, gives up when it has not answered for so long, or when it refuses access.
-    async fn open(&self, limit: Option<Duration>, report: &impl Fn(&'static str)) -> Result<(), String> {
+    /// Opens the database. `report` gets what it waits for. With a `limit`, gives up when it has not answered for so long, or when it refuses access.
+    pub(super) async fn open(&self, limit: Option<Duration>, report: &impl Fn(&'static str)) -> Result<(), String> {
         let (started, mut pause) = (Instant::now(), MIN_PAUSE);
         let mut logged: Option<(String, Instant)> = None;
         loop {
@@ -190,23 +196,27 @@ impl Opening {
     }
 
     /// Makes one attempt to open the database.
-    pub(super) async fn attempt_once(&self) -> Result<(), String> {
-        self.attempt(&|_| {}).await.map_err(|error| error.describe().0.to_owned())
-    }
-
     async fn attempt(&self, report: &impl Fn(&'static str)) -> Result<(), OpenError> {
-        // Otherwise PostgreSQL sends a notice for each object that exists already, and sqlx logs it.
-        let options = self.options.clone().options([("client_min_messages", "warning")]);
-        let mut connection = within(CHECK_TIMEOUT, options.connect()).await?;
-        let name = within(CHECK_TIMEOUT, check_encoding(&mut connection)).await?;
+        let connected = time::timeout(CHECK_TIMEOUT, self.sessions.detect()).await.unwrap_or_else(|_| Err(timed_out()));
+        let mut connection = connected.map_err(|error| OpenError::new("cannot connect to DATABASE_URL", &error))?;
+        let (name, is_migrated) = within(CHECK_TIMEOUT, self.check(&mut connection)).await?;
         // A database that lacks nothing needs neither the lock nor the privileges of a migration.
-        if !within(CHECK_TIMEOUT, self.is_migrated(&mut connection)).await? {
+        if !is_migrated {
             report("the database is being migrated");
             narrate(within(MIGRATION_TIMEOUT, self.migrate(&mut connection, &name))).await?;
         }
         let _ = time::timeout(CHECK_TIMEOUT, connection.close()).await; // a failure loses nothing
         self.opened.cancel();
         Ok(())
+    }
+
+    /// Returns the name of the database, and whether it has run all migrations.
+    async fn check(&self, connection: &mut PgConnection) -> Result<(String, bool), OpenError> {
+        let mut transaction = connection.begin().await?; // behind a pooler, one session for all statements
+        let name = check_encoding(&mut transaction).await?;
+        let is_migrated = self.is_migrated(&mut transaction).await?;
+        transaction.rollback().await?;
+        Ok((name, is_migrated))
     }
 
     /// Returns whether the database has run all migrations.
@@ -246,13 +256,19 @@ impl Opening {
     ///
     /// The lock ends with the transaction. A lock of the session would outlive its process in a pooler.
     async fn migrate(&self, connection: &mut PgConnection, database: &str) -> Result<(), OpenError> {
+        // Otherwise PostgreSQL sends a notice for each object that exists already, and sqlx logs it.
+        const QUIET: &str = "deallocate all; set local client_min_messages = warning";
+        // sqlx prepares statements under names that another client of the pooler may have left, or may use later.
+        const FORGET: &str = "deallocate all";
         let mut is_waiting = false;
         loop {
             let mut transaction = connection.begin().await?;
             let lock = query_scalar("select pg_try_advisory_xact_lock($1)").bind(lock_id(database)).persistent(false);
             if lock.fetch_one(&mut *transaction).await? {
                 if !self.is_migrated(&mut transaction).await? {
+                    transaction.execute(QUIET).await?;
                     self.migrations.run(&mut *transaction).await?;
+                    transaction.execute(FORGET).await?;
                 }
                 return Ok(transaction.commit().await?);
             }

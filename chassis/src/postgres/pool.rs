@@ -17,11 +17,12 @@ use tracing::Instrument;
 
 use super::connections::{ANSWER_TIMEOUT, Connections};
 use super::metrics;
-use super::opening::Opening;
+use super::opening::{OPEN_TIMEOUT, Opening};
 use super::retry::{
     ambiguous, is_constraint_violation, is_transient, no_connection_left, not_connected, not_executed, not_open,
     retry_if, timed_out,
 };
+use super::session::Sessions;
 use crate::config::DatabaseSettings;
 use crate::telemetry::traces;
 
@@ -31,6 +32,10 @@ const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
 const LOCK_TIMEOUT_SHARE: f64 = 0.4;
 /// The `lock_timeout` of [`Pool::short_lock_timeout`]: enough for another step to end, too short for a lock that is stuck.
 const SHORT_LOCK_TIMEOUT: Duration = Duration::from_millis(10);
+
+/// Each statement has an index. A plan that was made while a table was small must not scan this table, or a whole index for a
+/// hash or merge join, when it has grown.
+const AVOIDED_PLANS: [&str; 3] = ["enable_seqscan", "enable_hashjoin", "enable_mergejoin"];
 
 /// The reason why a service is not ready if its database accepts no changes.
 pub const READ_ONLY: &str = "the database is read-only";
@@ -60,19 +65,21 @@ impl Pool {
         let options = url.clone().disable_statement_logging();
         let options =
             if options.get_application_name().is_some() { options } else { options.application_name(service) };
-        let opening = Arc::new(Opening::new(options.clone(), migrations));
+        let sessions = Sessions::new(options);
+        let opening = Arc::new(Opening::new(sessions.clone(), migrations));
         let millis = |time: Duration| time.as_millis().max(1).to_string(); // 0 would mean no limit
-        let options = options.options([
+        let sessions = sessions.with([
             ("statement_timeout", millis(settings.database_statement)),
             ("lock_timeout", millis(settings.database_statement.mul_f64(LOCK_TIMEOUT_SHARE))),
             ("idle_in_transaction_session_timeout", millis(IDLE_IN_TRANSACTION_TIMEOUT)),
         ]);
-        let short_lock_timeout = options.clone().options([("lock_timeout", millis(SHORT_LOCK_TIMEOUT))]);
+        let sessions = sessions.with(AVOIDED_PLANS.map(|plan| (plan, "off".to_owned())));
+        let short_lock_timeout = sessions.with([("lock_timeout", millis(SHORT_LOCK_TIMEOUT))]);
         let acquire_timeout = settings.database_acquire;
         let statement_timeout = settings.database_statement + ANSWER_TIMEOUT;
-        let connections = |options, max| Connections::new(options, max, acquire_timeout, statement_timeout);
+        let connections = |sessions, max| Connections::new(sessions, max, acquire_timeout, statement_timeout);
         let pool = Self {
-            connections: connections(options, settings.database_connections),
+            connections: connections(sessions, settings.database_connections),
             short_lock_timeout: connections(short_lock_timeout, 1),
             health_connection: Arc::default(),
             statement_timeout,
@@ -83,12 +90,12 @@ impl Pool {
         pool
     }
 
-    /// Opens the database with one attempt: runs the migrations that it lacks.
+    /// Opens the database: runs the migrations that it lacks.
     ///
     /// # Errors
-    /// If the database does not answer, refuses access or belongs to another service, or if a migration fails.
+    /// If the database does not answer for 30 s, refuses access or belongs to another service, or if a migration fails.
     pub async fn open(&self) -> Result<(), String> {
-        self.opening.attempt_once().await
+        self.opening.open(Some(OPEN_TIMEOUT), &|_| {}).await
     }
 
     /// Runs a step that only reads. Transient failures are retried, up to 4 attempts in all. Metrics and traces use `name`.
@@ -191,7 +198,7 @@ impl Pool {
                 }
                 self.connections.give_up_all(opened);
             }
-            match self.connections.connect_options.connect().await {
+            match self.connections.sessions.connect().await {
                 Err(error) if no_connection_left(&error) => check(self).await,
                 Err(error) => Err(not_connected(error)),
                 Ok(mut connection) => {
@@ -232,7 +239,13 @@ impl<'p> Executor<'p> for &'p Pool {
     {
         let fetched = async move {
             let mut borrowed = self.connections.acquire().await?;
-            let fetched = borrowed.connection().fetch_many(query).try_collect();
+            let fetched = async {
+                let mut running = self.connections.sessions.begin(borrowed.connection()).await?;
+                let query = running.adapt(query);
+                let fetched = running.fetch_many(query).try_collect().await?;
+                running.commit().await?;
+                Ok(fetched)
+            };
             let fetched = time::timeout(self.statement_timeout, fetched).await;
             let fetched: Vec<_> = self.connections.finish(borrowed, fetched).await?;
             Ok(stream::iter(fetched.into_iter().map(Ok)))
@@ -249,7 +262,13 @@ impl<'p> Executor<'p> for &'p Pool {
     {
         let fetched = async move {
             let mut borrowed = self.connections.acquire().await?;
-            let fetched = borrowed.connection().fetch_optional(query);
+            let fetched = async {
+                let mut running = self.connections.sessions.begin(borrowed.connection()).await?;
+                let query = running.adapt(query);
+                let fetched = running.fetch_optional(query).await?;
+                running.commit().await?;
+                Ok(fetched)
+            };
             let fetched = time::timeout(self.statement_timeout, fetched).await;
             self.connections.finish(borrowed, fetched).await
         };

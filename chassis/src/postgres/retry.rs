@@ -270,6 +270,14 @@ pub(super) fn timed_out() -> Error {
     Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the database does not answer"))
 }
 
+/// Returns the error of a statement that was not sent, because its transaction could not begin.
+pub(super) fn not_sent(error: Error) -> Error {
+    if may_have_executed(&error) {
+        return Error::Io(io::Error::new(io::ErrorKind::BrokenPipe, class_of(&error).describe(&error)));
+    }
+    error
+}
+
 /// Returns the error of a step before the database is open.
 pub(super) fn not_open() -> Error {
     Error::Io(io::Error::new(io::ErrorKind::NotConnected, "the database is not open yet"))

@@ -6,11 +6,12 @@ use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, SqlSafeStr};
 use testing::eventually;
-use testing::postgres::{behind_a_faulty_connection, database};
+use testing::postgres::{behind_a_faulty_connection, behind_pgbouncer, database};
 use tokio::time;
 
 use super::Pool;
 use super::connections::ANSWER_TIMEOUT;
+use super::retry::sql_state;
 use crate::config::{DatabaseSettings, defaults};
 
 const THINGS: &str = "create table things (id bigint primary key); select pg_sleep(0.2)";
@@ -230,4 +231,65 @@ async fn waits_while_a_replica_of_an_earlier_release_migrates() {
     time::timeout(Duration::from_millis(500), opened.as_mut()).await.expect_err("the lock is held");
     sqlx::migrate::Migrate::unlock(&mut earlier).await.unwrap();
     opened.await.unwrap();
+}
+
+/// Returns addresses of new databases behind PgBouncer: with the defaults of Debian, which refuse the parameters of a session,
+/// and with the setting that many use, which drops them. Empty without PgBouncer.
+async fn pooled_databases() -> Vec<PgConnectOptions> {
+    let mut databases = Vec::new();
+    for settings in ["", "ignore_startup_parameters = extra_float_digits,options,search_path"] {
+        let Some(database) = database().await else { continue };
+        databases.extend(behind_pgbouncer(&database, settings));
+    }
+    databases
+}
+
+#[tokio::test]
+async fn keeps_every_time_limit_behind_pgbouncer() {
+    for database in pooled_databases().await {
+        let pool = open(&database, &generous_timeouts(), &migrations(&[THINGS])).await.unwrap();
+        sqlx::query("insert into things values (1)").execute(&pool).await.unwrap();
+        for (pool, lock_timeout) in [(&pool, "24s"), (&pool.short_lock_timeout(), "10ms")] {
+            for (limit, value) in
+                [("statement_timeout", "1min"), ("lock_timeout", lock_timeout), ("enable_seqscan", "off")]
+            {
+                let setting = sqlx::query_scalar::<_, String>("select current_setting($1)").bind(limit);
+                assert_eq!(setting.fetch_one(pool).await.unwrap(), value, "{limit}");
+            }
+        }
+        let mut other = database.port(5432).connect().await.unwrap(); // not through PgBouncer
+        sqlx::raw_sql("begin; update things set id = 1").execute(&mut other).await.unwrap();
+        let locked = sqlx::query("update things set id = $1").bind(1_i64).execute(&pool.short_lock_timeout()).await;
+        assert_eq!(sql_state(&locked.unwrap_err()).as_deref(), Some("55P03"), "lock_timeout");
+        pool.ping().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn migrates_once_when_replicas_start_together_behind_pgbouncer() {
+    for database in pooled_databases().await {
+        let (settings, things) = (generous_timeouts(), migrations(&[THINGS]));
+        let opened = join_all((0..5).map(|_| open(&database, &settings, &things))).await;
+        for pool in opened {
+            sqlx::query("select id from things where id > $1").bind(0_i64).execute(&pool.unwrap()).await.unwrap();
+        }
+        // A later release finds what sqlx has left on the connections of the pooler.
+        let later = migrations(&[THINGS, "alter table things add column name text"]);
+        open(&database, &settings, &later).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn leaves_no_transaction_open_behind_pgbouncer_when_statements_are_cancelled() {
+    for database in pooled_databases().await {
+        let pool = open(&database, &generous_timeouts(), &migrations(&[THINGS])).await.unwrap();
+        for n in 0..20 {
+            let insert = sqlx::query("insert into things select $1 from pg_sleep(0.05)").bind(n).execute(&pool);
+            let _ = time::timeout(Duration::from_millis(5 * n as u64), insert).await;
+        }
+        let idle = "select count(*) from pg_stat_activity where datname = current_database() and state like 'idle in%'";
+        let none_is_open = async || sqlx::query_scalar::<_, i64>(idle).fetch_one(&pool).await.unwrap() == 0;
+        eventually("no open transaction", none_is_open).await;
+        assert!(run_concurrently(&pool, 30).await, "more statements than connections to the server");
+    }
 }

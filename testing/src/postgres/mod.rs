@@ -2,6 +2,7 @@
 //! test.
 
 mod faulty_connection;
+mod pgbouncer;
 
 use std::env;
 use std::fs::{self, Permissions};
@@ -22,6 +23,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, query_scalar};
 
 pub use self::faulty_connection::{FaultyConnection, behind_a_faulty_connection};
+pub use self::pgbouncer::behind_pgbouncer;
 
 /// Maximum time for the server to start. Half a second is usual.
 const START_LIMIT: Duration = Duration::from_secs(60);

@@ -80,9 +80,7 @@ struct Line {
 impl PostgresStore {
     /// Returns the store in the database at `url`. Its calls fail until the database is open.
     pub fn new(url: &PgConnectOptions, settings: &DatabaseSettings) -> Self {
-        // A generic plan that was made while the table was small must not scan it when it is large.
-        let plans = ["enable_seqscan", "enable_hashjoin", "enable_mergejoin"].map(|scans| (scans, "off"));
-        let pool = Pool::new(SERVICE, &url.clone().options(plans), settings, &MIGRATIONS);
+        let pool = Pool::new(SERVICE, url, settings, &MIGRATIONS);
         let (id, item_bytes, read) = (|id: &OrderId| *id, |_: &OrderId| 0, |_: &PgRow| Ok(()));
         let insert = StatementSpec {
             name: "insert",
@@ -109,10 +107,10 @@ impl PostgresStore {
         }
     }
 
-    /// Returns the store, after one attempt to open its database.
+    /// Returns the store, and opens its database before.
     ///
     /// # Errors
-    /// If the database cannot be opened or migrated.
+    /// If the database does not answer for 30 s, refuses access, or cannot be migrated.
     pub async fn open(url: &PgConnectOptions, settings: &DatabaseSettings) -> Result<Self, String> {
         let store = Self::new(url, settings);
         store.pool.open().await?;

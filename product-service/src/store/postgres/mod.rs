@@ -39,16 +39,13 @@ pub struct PostgresStore {
 impl PostgresStore {
     /// Returns the store in the database at `url`. Its calls fail until the database is open.
     pub fn new(url: &PgConnectOptions, settings: &DatabaseSettings) -> Self {
-        // Each statement has an index. A plan that was made while a table was small must not scan this table, or a whole
-        // index for a hash or merge join, when it has grown.
-        let plans = ["enable_seqscan", "enable_hashjoin", "enable_mergejoin"].map(|scans| (scans, "off"));
-        Self { pool: Pool::new(SERVICE, &url.clone().options(plans), settings, &MIGRATIONS) }
+        Self { pool: Pool::new(SERVICE, url, settings, &MIGRATIONS) }
     }
 
-    /// Returns the store, after one attempt to open its database.
+    /// Returns the store, and opens its database before.
     ///
     /// # Errors
-    /// If the database cannot be opened or migrated.
+    /// If the database does not answer for 30 s, refuses access, or cannot be migrated.
     pub async fn open(url: &PgConnectOptions, settings: &DatabaseSettings) -> Result<Self, String> {
         let store = Self::new(url, settings);
         store.pool.open().await?;

@@ -40,10 +40,10 @@ impl PostgresStore {
         Self { pool: Pool::new(SERVICE, url, settings, &MIGRATIONS) }
     }
 
-    /// Returns the store, after one attempt to open its database.
+    /// Returns the store, and opens its database before.
     ///
     /// # Errors
-    /// If the database cannot be opened or migrated.
+    /// If the database does not answer for 30 s, refuses access, or cannot be migrated.
     pub async fn open(url: &PgConnectOptions, settings: &DatabaseSettings) -> Result<Self, String> {
         let store = Self::new(url, settings);
         store.pool.open().await?;
