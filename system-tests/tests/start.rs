@@ -24,7 +24,7 @@ fn logged(service: &Service, level: &str, text: &str) -> bool {
 }
 
 async fn execute(database: &str, sql: &str) {
-    let mut connection = database.parse::<PgConnectOptions>().unwrap().connect().await.unwrap();
+    let mut connection = database.parse::<PgConnectOptions>().expect("a URL").connect().await.expect("a server");
     connection.execute(AssertSqlSafe(sql.to_owned())).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
 }
 
