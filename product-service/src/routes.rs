@@ -200,7 +200,11 @@ async fn reserve(
     }
 }
 
-/// Checks the preconditions of a change of a reservation. A reservation that was checked can change only by its release.
+/// Checks the preconditions of a change of a reservation.
+///
+/// The check and the change are two steps. A reservation that was checked can change only by its release, so an `If-Match` that
+/// held changes nothing that the client has not seen. After `If-None-Match: *` of a release, another request may still make the
+/// reservation, which is then released. No unit is lost: the order gets `reservation-released` when it asks again.
 async fn check_reservation(app: &AppState, order_id: OrderId, preconditions: &Preconditions) -> Result<(), Error> {
     if !preconditions.is_empty() {
         let current = app.store.reservation(order_id).await?.map(Entity::new);

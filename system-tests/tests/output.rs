@@ -69,8 +69,8 @@ fn start(service: &str, output: Output, variables: &[(&str, &str)]) -> Started {
 }
 
 async fn status(address: SocketAddr, path: &str) -> u16 {
-    let answer = reqwest::get(format!("http://{address}{path}")).await;
-    answer.map_or(0, |answer| answer.status().as_u16())
+    let http = reqwest::Client::builder().no_proxy().timeout(SOON).build().expect("a client");
+    http.get(format!("http://{address}{path}")).send().await.map_or(0, |answer| answer.status().as_u16())
 }
 
 async fn end(started: &mut Started) -> Option<ExitStatus> {

@@ -79,7 +79,8 @@ fn check_media_type(method: &Method, headers: &HeaderMap) -> Result<(), Problem>
 /// Returns whether a parameter of a media type leaves the body in UTF-8, the only encoding of JSON (RFC 8259).
 fn is_utf8(parameter: &str) -> bool {
     let Some((name, value)) = parameter.split_once('=') else { return true };
-    !name.eq_ignore_ascii_case("charset") || value.trim_matches('"').eq_ignore_ascii_case("utf-8")
+    let is = |encoding: &&str| value.trim_matches('"').eq_ignore_ascii_case(encoding);
+    !name.eq_ignore_ascii_case("charset") || ["utf-8", "utf8", "us-ascii"].iter().any(is)
 }
 
 /// Returns the media types of a body that a call with this method accepts. A PATCH is a JSON Merge Patch (RFC 7396).
@@ -181,7 +182,7 @@ mod tests {
         let rejects = |method: &Method, media_type| rejection(method, &[(header::CONTENT_TYPE, media_type)]).is_some();
         for json in ["application/json", "Application/JSON", "application/json; charset=utf-8", "application/json ;x"]
             .into_iter()
-            .chain(["application/json;charset=\"UTF-8\"", "application/json; v=1"])
+            .chain(["application/json;charset=\"UTF-8\"", "application/json; charset=utf8", "application/json; v=1"])
         {
             for method in [Method::POST, Method::PUT, Method::PATCH] {
                 assert!(!rejects(&method, json), "{method} {json}");
