@@ -24,7 +24,8 @@ fn logged(service: &Service, level: &str, text: &str) -> bool {
 }
 
 async fn execute(database: &str, sql: &str) {
-    let mut connection = database.parse::<PgConnectOptions>().expect("a URL").connect().await.expect("a server");
+    let options: PgConnectOptions = database.parse().expect("a database URL");
+    let mut connection = options.connect().await.expect("a running server");
     connection.execute(AssertSqlSafe(sql.to_owned())).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
 }
 
