@@ -1,4 +1,4 @@
-//! The settings that every service has. Each is a flag and an environment variable of the same name, listed by `--help`.
+//! The settings that every service has. Each is a flag and an environment variable; `--help` lists both.
 //!
 //! Only this module and the `config` of each service read the environment, with three exceptions. [`crate::run`] reads
 //! `LISTEN_FDS`, libraries read `OTEL_…` and `NO_COLOR`, and [`crate::fault_injection`] reads its own variables.

@@ -5,14 +5,16 @@
 //! 1. [`Signals`] are caught. [`config`] reads the settings. [`telemetry`] starts the log and the traces.
 //! 2. The service creates its store and its [`App`]: its routes, the health checks, the metrics and the OpenAPI document,
 //!    behind one pipeline.
-//! 3. [`run`] opens the listener and writes the start-up line. The service is alive, but not ready.
-//! 4. [`run`] opens the database, as soon as the database answers. The service is ready.
-//! 5. [`serve`] accepts connections until a signal arrives. Then it drains: it finishes the requests in flight.
+//! 3. [`run`] opens the listener, writes the start-up line and accepts connections. The service is alive, but not ready.
+//! 4. [`run`] opens the database as soon as it answers. Then the service is ready.
+//! 5. At a signal, [`serve`] drains: it finishes the requests in flight and closes the listener.
 //! 6. The service finishes its own work. Telemetry exports the last spans and writes the last log lines.
 //! 7. [`exit`] ends the process.
 //!
-//! [`http`] reads requests and writes responses; each error response is a [`problem`]. [`client`] calls other services and passes on
-//! the [`context`] of the request. [`batch`] joins concurrent calls into one.
+//! With `--migrate-only`, [`migrate`] takes the place of steps 3 to 6.
+//!
+//! [`http`] reads requests and writes responses; each error response is a [`problem`]. [`client`] calls other services and
+//! passes on the [`context`] of the request. [`batch`] joins concurrent calls into one.
 
 pub mod batch;
 pub mod client;
@@ -110,13 +112,13 @@ impl App {
         self
     }
 
-    /// Returns the response to one request that passes through the whole pipeline, without a connection.
+    /// Sends one request through the whole pipeline, without a connection, and returns the response.
     pub async fn call(&self, request: Request<Body>) -> Response<Body> {
         let Ok(response) = http::pipeline::service(Arc::clone(&self.pipeline)).oneshot(request).await;
         response
     }
 
-    /// Starts work in the background when the storage is open, and drops it when the drain begins.
+    /// Starts work in the background as soon as the storage is open. The work is dropped when the drain begins.
     pub fn spawn_while_serving(&self, storage: &Storage, work: impl Future<Output = ()> + Send + 'static) {
         let (opened, stopping) = (storage.clone().opened(), self.stopping.clone());
         tokio::spawn(stopping.run_until_cancelled_owned(opened.then(|()| work)));
@@ -145,12 +147,13 @@ pub async fn serve(listener: TcpListener, app: &App, shutdown: impl Future<Outpu
     http::server::serve(listener, &app.pipeline, shutdown).await
 }
 
-/// Serves `app` until SIGTERM or Ctrl-C. It listens on `port`, or on the socket that the parent process opened (`LISTEN_FDS`, systemd's
-/// socket activation). Meanwhile it opens the storage, with retries for ever. Until that is open, `/readyz` and the calls that need the
-/// store return 503.
+/// Serves `app` until SIGTERM or Ctrl-C. It listens on `port`, or on the socket that the parent process opened
+/// (`LISTEN_FDS`, systemd's socket activation).
 ///
-/// The start-up line on stdout is `<service> listens on http://<address>, <about>`. Returns the time left for the service to finish
-/// its own work.
+/// Meanwhile it opens the storage, and retries without end. Until the storage is open, `/readyz` and the calls that need the
+/// store return 503. The start-up line on stdout is `<service> listens on http://<address>, <about>`.
+///
+/// Returns the time that is left for the service to finish its own work.
 ///
 /// # Errors
 /// If the service cannot listen, if its database can never be used, or if it was stopped by a second signal.
@@ -208,7 +211,7 @@ pub fn exit(result: Result<(), String>) -> ! {
     process::exit(code)
 }
 
-/// SIGTERM and Ctrl-C, caught since the start of the process: a supervisor may send one at any time.
+/// SIGTERM and Ctrl-C. They are caught from the start of the process, because a supervisor may send one at any time.
 pub struct Signals {
     first: Pin<Box<dyn Future<Output = Shutdown> + Send>>,
     /// Completes at the second signal, which ends the process without draining.
@@ -216,7 +219,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Catches the signals. Call it before all else.
+    /// Catches the signals. Call this before anything else.
     ///
     /// # Errors
     /// If the operating system refuses.

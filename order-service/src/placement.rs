@@ -1,12 +1,12 @@
 //! How an order is placed.
 //!
 //! 1. **Intent.** The order is recorded as `placing` before any peer is called. So every attempt that was started can be
-//!    finished.
+//!    finished. An order without a key is rejected before the intent if a peer is overloaded.
 //! 2. **Verify and reserve.** user-service verifies the user and product-service reserves the stock, concurrently.
 //! 3. **Settle.** If both succeed, the intent becomes an order, provided that it was not aborted meanwhile.
 //! 4. **Abort.** Otherwise the row is aborted first, then the client gets the error. In the background the reservation is
-//!    released and the row is deleted. This happens even if the reservation was rejected: a duplicate of its request may
-//!    still arrive, and product-service rejects it only after a release.
+//!    released and the row is deleted. A rejected reservation is released too: a duplicate of its request may still
+//!    arrive, and product-service rejects it only after a release.
 //!
 //! If the process dies in between, [`crate::reconciler`] finishes the attempt. `tests/model` searches every interleaving.
 
@@ -40,12 +40,13 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 // Within 10 s of the last fault every order is finished. With the default settings the reconciler runs at least every
 // 1.5 s.
 // - An abandoned intent is aborted when it is 5 + 1 s old, so its release starts after at most 7.5 s.
-// - If a replica dies or a release fails, the claim ends after 3 s and the next release starts after at most 4.5 s; after at
-//   most 9 s if the first try did not reach product-service, because the client was still throttling calls to it.
+// - If a replica dies or a release fails, the claim ends after 3 s, and the next release starts after at most 4.5 s.
+// - If that release did not reach product-service, because calls to it were still throttled, the next one starts after at
+//   most 9 s.
 
-/// How much longer than the order timeout an intent is left alone, because its request may be settling it right now.
+/// Added to the order timeout before an intent counts as abandoned, because its request may be settling it right now.
 const ABANDON_GRACE: Duration = Duration::from_secs(1);
-/// How long a claimed order is left to its replica: until its release has timed out, and a second for the store.
+/// Time for which other replicas leave a claimed order alone: the time limit of its release, and a second for the store.
 const CLAIM_LEASE: Duration = Duration::from_secs(RELEASE_TIMEOUT.as_secs() + 1);
 
 static PLACEMENTS: LazyLock<Family<Labels<1>, Counter>> = LazyLock::new(|| {
@@ -80,8 +81,9 @@ pub struct Placed {
     pub replayed: bool,
 }
 
-/// Why an order was not placed. No stock was sold, except if the attempt is [`Self::Unfinished`] or the store does not know its
-/// outcome. Lines are given by their index.
+/// Why an order was not placed. Lines are given by their index.
+///
+/// No stock was sold, with two exceptions: the attempt is [`Self::Unfinished`], or the store does not know its outcome.
 #[derive(Debug, thiserror::Error)]
 pub enum PlaceOrderError {
     /// The user does not exist.
@@ -102,7 +104,7 @@ pub enum PlaceOrderError {
     /// An earlier request with this key is still running.
     #[error("an earlier request with the idempotency key is running")]
     InProgress,
-    /// The attempt took too long: it was aborted meanwhile, or never started.
+    /// The attempt took too long. It was aborted meanwhile, or it never started.
     #[error("the attempt took too long")]
     TimedOut,
     /// The attempt has not ended in time. It goes on, and may succeed.
@@ -123,7 +125,7 @@ pub enum PlaceOrderError {
 }
 
 impl Placement {
-    /// Creates a placement over this store and these peers. Each order has `timeout` to be placed; at most
+    /// Creates a placement over this store and these peers. An order must be placed within `timeout`. At most
     /// `max_concurrent` orders are placed at the same time.
     pub fn new(
         store: Arc<dyn OrderStore>,
@@ -156,8 +158,8 @@ impl Placement {
         key: Option<(Key, Fingerprint)>,
         context: &RequestContext,
     ) -> Result<Placed, PlaceOrderError> {
-        // The calls end when nine tenths of the time are over. Then the store has a twentieth, and the rest is for the way to
-        // a client that waits no longer than the whole time.
+        // The calls end when 90 % of the time are over. Then the store has 5 %. The last 5 % are for sending the response to
+        // a client whose own timeout is the same.
         let context = context.with_timeout(self.0.timeout - self.0.timeout / 10);
         let (this, deadline) = (self.clone(), context.clone());
         let Ok(permit) = Arc::clone(&self.0.permits).try_acquire_owned() else {
@@ -181,14 +183,14 @@ impl Placement {
         if context.time_left().is_zero() {
             return Err(PlaceOrderError::TimedOut);
         }
-        // Before the intent: an order that a slow peer cannot serve in time must cost nothing. A repeated request may need no
-        // peer, so its intent comes first.
+        // Before the intent, because an order that a slow peer cannot serve in time must cost nothing. With a key, a rejection
+        // counts only after the intent: a repeated request may need no peer.
         let admissions = tokio::try_join!(self.0.users.admit(&context), self.0.products.admit(&context));
         let admissions = if key.is_none() { Ok(admissions?) } else { admissions };
         let id = OrderId(Uuid::now_v7());
         let intent = Intent { id, user_id: request.user_id, key, created_at: chassis::now() };
         crash_point!("place: before the intent");
-        // An intent that was recorded all the same is aborted by the reconciler.
+        // If the intent was recorded although this fails, the reconciler aborts it.
         match self.0.store.begin(intent).await.map_err(StoreError::without_change)? {
             BeginOutcome::Started => crash_point!("place: after the intent"),
             BeginOutcome::Replayed(order) => return Ok(Placed { order, replayed: true }),
@@ -211,7 +213,7 @@ impl Placement {
 
     /// Verifies the user and reserves the stock, concurrently. Returns the reserved lines.
     ///
-    /// If both calls fail, an error that a retry cannot cure wins over a peer that gave no response.
+    /// If both calls fail, a rejection is returned rather than the failure of a peer, because a retry cannot cure it.
     async fn verify_and_reserve(
         &self,
         id: OrderId,
@@ -248,11 +250,14 @@ impl Placement {
 
     /// Aborts the intent in the store, so that it can never become an order, and starts the release. Returns `error`.
     ///
-    /// If the row is not an intent any more, there are two cases. It may be an order, and only the response of the
-    /// store was lost: then the order is returned. Or it is aborted already, by the reconciler or by an earlier try
-    /// whose response was lost: then it is released again, which does no harm.
+    /// If the row is not an intent any more, there are two cases:
     ///
-    /// If the store fails here, only an intent whose settlement has an unknown outcome may be an order.
+    /// - It is an order, and the response of the store to its settlement was lost. Then this returns the order.
+    /// - It is aborted already, by the reconciler or by an earlier try whose response was lost. Then it is released again,
+    ///   which does no harm.
+    ///
+    /// If the store fails here, the row may be an order only if the outcome of its settlement is unknown. Only then the
+    /// error is [`StoreError::OutcomeUnknown`].
     async fn abort(&self, id: OrderId, error: PlaceOrderError) -> Result<Placed, PlaceOrderError> {
         crash_point!("abort: before");
         let (error, classify): (_, fn(StoreError) -> StoreError) = match error {
@@ -307,7 +312,7 @@ impl Placement {
     /// Aborts abandoned intents, then releases the stock of up to `limit` orders that wait for it. Returns how many of
     /// them are finished.
     ///
-    /// It runs in a task of its own, so that [`Placement::finish`] waits for the claimed orders when the reconciler stops.
+    /// This runs in a task of its own, so that [`Placement::finish`] waits for the claimed orders after the reconciler stopped.
     ///
     /// # Errors
     /// If the store fails. A failed release is logged and retried by a later call.
@@ -340,7 +345,7 @@ impl Placement {
 
     /// Returns the age at which an intent counts as abandoned.
     ///
-    /// No safety depends on it: if an intent is aborted too early, its request fails with 503.
+    /// It may be wrong without harm: if an intent is aborted too early, its request fails with 503.
     fn abandon_after(&self) -> Duration {
         self.0.timeout + ABANDON_GRACE
     }

@@ -1,4 +1,4 @@
-//! Finishes orders that a crash or an outage has left unfinished. It runs in every replica; claims share the work.
+//! Finishes orders that a crash or an outage has left unfinished. It runs in every replica; claims divide the work.
 
 use std::time::Duration;
 
@@ -9,9 +9,10 @@ use crate::placement::Placement;
 /// Maximum orders released at the same time.
 const BATCH: usize = 64;
 
-/// Reconciles every `interval`, ±50 % jitter so that replicas that started together drift apart. Never returns.
+/// Reconciles every `interval`. Never returns. A jitter of ±50 % keeps replicas that started together apart.
 ///
-/// After a full batch it continues without a pause. A batch that was begun is finished when this future is dropped.
+/// After a full batch of finished orders it continues without a pause. When this future is dropped, the running batch is
+/// still finished.
 pub async fn run(placement: Placement, interval: Duration) {
     loop {
         let finished = placement.reconcile(BATCH).await;

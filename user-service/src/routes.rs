@@ -1,4 +1,4 @@
-//! HTTP: which request does what. The rules are in [`crate::user`], the rows in [`crate::store`].
+//! The HTTP calls of this service. The rules are in [`crate::user`], the rows in [`crate::store`].
 
 use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, StatusCode};
@@ -106,7 +106,7 @@ async fn update(
         preconditions.check(Some(&current))?;
         let mut changed = UserRecord::clone(&current);
         change.apply(&mut changed, password.as_ref());
-        // If another request changed the user in between, the new state is checked against the preconditions again.
+        // Another request changed the user in between. The preconditions must hold for the new state, too.
         if let Some(updated) = app.store.replace(current.version, changed).await? {
             return Ok(conditional::respond(&updated, &HeaderMap::new()));
         }

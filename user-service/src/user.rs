@@ -17,7 +17,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use crate::password::{Password, PasswordHash};
 
-/// A user as stores keep it. Its JSON is that of the user: the password is never in it.
+/// A user as stores keep it. Its JSON is the JSON of [`User`], so it never contains the password.
 #[derive(Clone, Serialize)]
 #[serde(transparent)]
 pub struct UserRecord {
@@ -26,7 +26,7 @@ pub struct UserRecord {
     /// The hash of the password, if the user has one.
     #[serde(skip)]
     pub password: Option<PasswordHash>,
-    /// The number of changes. An update can name the version that it is based on.
+    /// Starts at 1, and rises by 1 with each change. An update can name the version that it is based on.
     #[serde(skip)]
     pub version: i64,
 }
@@ -175,9 +175,9 @@ impl UpdateUser {
     }
 }
 
-/// Returns the form in which usernames and e-mails are compared: in one width, without case, in one Unicode form (NFC).
+/// Returns the form in which usernames and e-mails are compared: in one width, in lower case, in one Unicode form (NFC).
 ///
-/// It is the `UsernameCaseMapped` profile of RFC 8265. In addition, both small sigmas are the same letter.
+/// This is the `UsernameCaseMapped` profile of RFC 8265. In addition, both forms of the small sigma count as one letter.
 pub fn case_fold(name: &str) -> Cow<'_, str> {
     if name.bytes().all(|b| b.is_ascii() && !b.is_ascii_uppercase()) {
         return name.into(); // the usual case, without an allocation
@@ -204,8 +204,10 @@ fn name(name: String) -> Result<String, Detail> {
     text(1..=200)(name)
 }
 
-/// Accepts a username without the characters that make two names look alike (RFC 8265): invisible ones, white space but for
-/// single spaces inside, and characters with a compatibility mapping, such as ligatures.
+/// Rejects a username with characters that make two names look alike (RFC 8265).
+///
+/// These are invisible characters, characters with a compatibility mapping, such as ligatures, and white space. Single
+/// spaces inside are accepted.
 fn username(username: String) -> Result<String, Detail> {
     let username = text(1..=64)(username.nfc().collect())?;
     if username.is_ascii() && !username.contains(' ') {

@@ -1,4 +1,4 @@
-//! Calls that a peer accepts one by one, or many in one request.
+//! Calls that a peer accepts as single requests, or many in one request.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -28,7 +28,7 @@ pub trait BatchEndpoint: Send + Sync + 'static {
     /// Maximum bytes of one batch call, so that the peer accepts it.
     const MAX_BYTES: usize;
 
-    /// Returns an upper bound of the bytes that the item adds to a batch call.
+    /// Returns the maximum number of bytes that the item adds to a batch call.
     fn item_bytes(item: &Self::Item) -> usize;
 
     /// Makes the call for one item.
@@ -38,8 +38,8 @@ pub trait BatchEndpoint: Send + Sync + 'static {
         context: &RequestContext,
     ) -> impl Future<Output = Result<Self::Response, PeerError>> + Send;
 
-    /// Makes one call for many items. Returns a result for each item, in the same order; `None` for an item that must be called
-    /// alone.
+    /// Makes one call for many items. Returns a result for each item, in the same order. The result is `None` for an item that
+    /// must be called alone.
     fn call_many(
         &self,
         items: &[(&Self::Item, &RequestContext)],
@@ -53,7 +53,7 @@ pub type Outcome<R> = Option<Result<R, PeerError>>;
 type Call<E> =
     BatchItem<(<E as BatchEndpoint>::Item, RequestContext), Result<<E as BatchEndpoint>::Response, PeerError>>;
 
-/// Makes calls of one kind. A lone call goes out in its single form; calls that queue while others are in flight share one
+/// Makes calls of one kind. A single call is sent in its single form. Calls that queue while others are in flight share one
 /// batch call.
 pub struct BatchedCalls<E: BatchEndpoint> {
     peer: Peer,
@@ -100,8 +100,9 @@ impl<E: BatchEndpoint> BatchedCalls<E> {
         result
     }
 
-    /// Makes the call, alone or in a batch, and returns its result within the deadline of `context`. Without the adaptive
-    /// limit: for calls that relieve the peer or free its resources.
+    /// Makes the call, alone or in a batch, and returns its result within the deadline of `context`.
+    ///
+    /// The adaptive limit does not apply. Use it for calls that free resources of the peer.
     ///
     /// # Errors
     /// If there is no usable response; see [`PeerError`].
@@ -129,7 +130,7 @@ impl<E: BatchEndpoint> Sender<E> {
             is_ok
         }))
         .await;
-        // If the peer answers no single call either, the rejection came from a gateway in front of it.
+        // If the single calls fail too, the rejection probably came from a gateway in front of the peer.
         if let Some(error) = unknown.filter(|_| answered.contains(&true)) {
             tracing::info!(%error, "the peer does not know the batch call; calling item by item");
             *self.single_calls_until.lock().unwrap_or_else(PoisonError::into_inner) =
@@ -170,8 +171,8 @@ impl<E: BatchEndpoint> Sender<E> {
     }
 }
 
-/// Returns whether an error is how another implementation of the contract answers a batch call that it does not know: it
-/// rejects the call, or it answers as for another call.
+/// Returns whether an error means that the peer does not know the batch call. Such a peer, another implementation of the
+/// contract, rejects the call or answers as if it were another call.
 fn lacks_batch_call(error: &PeerError) -> bool {
     match error {
         PeerError::TooLarge { .. } => true,

@@ -1,8 +1,8 @@
 //! The connections to one peer, each used for a limited time.
 //!
-//! A balancer chooses a replica when a connection is opened. If connections lived on, a replica that is added later would get
-//! no calls. reqwest limits only the idle time of a connection, so the whole client is replaced: new calls open connections
-//! to the addresses that DNS returns then, and the old connections close when their last call ends.
+//! A balancer chooses a replica when a connection is opened. If connections were kept without a limit, a replica that is added
+//! later would get no calls. reqwest limits only the idle time of a connection, so the whole client is replaced. New calls then
+//! open connections to the addresses that DNS returns. The old connections close when their last call ends.
 
 use std::mem;
 use std::sync::{Mutex, PoisonError};
@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use crate::config::PeerSettings;
 
-/// Idle connections are closed after this time. The peer closes them after 15 s; closing earlier on this side avoids sending a
-/// request on a connection that the peer is closing.
+/// Idle connections are closed after this time. By default the peer closes them after 15 s. Closing earlier on this side avoids
+/// sending a request on a connection that the peer is closing.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The share of the maximum age that jitter may take away. Callers that started together must not reconnect together.
+/// The maximum age is shortened at random, by up to this share. Callers that started together must not reconnect together.
 const JITTER: f64 = 0.25;
 
 pub(super) struct Connections {

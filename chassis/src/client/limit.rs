@@ -1,10 +1,14 @@
 //! An adaptive limit on the calls in work at one peer.
 //!
-//! A queue in front of a slow peer only makes every call late. So the number of calls in work is limited by what the peer
-//! achieves. While calls end in time, the limit grows, and a burst over the limit waits for a moment. When calls become late,
-//! the limit is set to the calls that the peer ends within the tolerated time (Little's law: calls in work = calls per second
-//! × time of a call). Further calls are then rejected immediately, before they cost anything. Envoy and Netflix's
-//! `concurrency-limits` limit in the same way.
+//! A queue in front of a slow peer only makes every call late. So the number of calls in work is limited to what the peer can
+//! end in time:
+//!
+//! - While calls end in time, the limit grows, and a burst over the limit waits for a moment.
+//! - When calls become late, the limit is set to the number of calls that the peer ends within the tolerated time. By Little's
+//!   law this is: calls in work = calls per second × time of a call. Further calls are then rejected immediately, before they
+//!   cost anything.
+//!
+//! Envoy and Netflix's `concurrency-limits` limit in a similar way.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,14 +20,14 @@ use tokio::time::{self, Instant};
 use super::{MIN_FAIR_TIMEOUT, OVERLOADED, Peer, PeerError};
 use crate::context::RequestContext;
 
-/// The limit at the start. It doubles within the time of a call.
+/// The limit at the start. While no call is late, it can double within the time of a call.
 const INITIAL_LIMIT: usize = 64;
-/// The limit is never lower. Calls that started with at most this many in work show how fast the peer is without a queue.
+/// The lowest limit. Calls that started with at most this many in work show how fast the peer is without a queue.
 const MIN_LIMIT: usize = 16;
-/// Calls may take longer than without a queue by this time, or by half the time without a queue if that is more. Batching and
-/// a busy machine cause shorter delays.
+/// A call is late if it takes this much longer than a call without a queue, or 50 % longer if that is more. Batching and a
+/// busy machine cause shorter delays.
 const TOLERANCE: Duration = Duration::from_millis(300);
-/// A call waits for this time to be admitted, if no call is late. In a burst, the limit for a quick peer grows meanwhile.
+/// Maximum wait of a call to be admitted, while no call is late. In a burst, the limit for a quick peer grows meanwhile.
 const MAX_WAIT: Duration = Duration::from_millis(100);
 /// The interval over which ended calls are counted.
 const RATE_WINDOW: Duration = Duration::from_millis(250);
@@ -49,7 +53,7 @@ struct State {
     in_work: usize,
     started: u64,
     ended: u64,
-    /// The number of calls that had started at some times, oldest first: those at which the calls in work started.
+    /// How many calls had started before which time, oldest first. The first entry is when the oldest call in work started.
     marks: VecDeque<(Instant, u64)>,
     /// Calls that wait to be admitted.
     waiting: VecDeque<oneshot::Sender<Admission>>,
@@ -91,10 +95,10 @@ impl AdaptiveLimit {
         Self(Arc::new(Inner { peer, max, state: Mutex::new(state) }))
     }
 
-    /// Admits a call that is about to be sent. While no call is late, it may wait for that, within the deadline of `context`.
+    /// Admits a call that is about to be sent. While no call is late, it waits up to 100 ms, within the deadline of `context`.
     ///
     /// # Errors
-    /// If as many calls are in work as the peer can end in time.
+    /// If the peer cannot end one more call in time.
     pub async fn admit(&self, context: &RequestContext) -> Result<Admission, PeerError> {
         let admission = match self.admit_or_wait() {
             Ok(admission) => Some(admission),
@@ -135,14 +139,14 @@ impl AdaptiveLimit {
         Admission { limit: self.clone(), started: None, is_alone: state.in_work <= MIN_LIMIT }
     }
 
-    /// Nothing under this lock can panic half-way, so a poisoned lock is used all the same.
+    /// No code can panic in the middle of a change while it holds this lock, so a poisoned lock is used like any other.
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Admission {
-    /// Starts the time of the call: it is sent now.
+    /// Records that the call is sent now.
     pub fn start(&mut self) {
         let (now, mut state) = (Instant::now(), self.limit.state());
         if state.marks.back().is_none_or(|(at, _)| now.duration_since(*at) >= MARK_INTERVAL) {
@@ -153,8 +157,8 @@ impl Admission {
         self.started = Some(now);
     }
 
-    /// Records the result of the call, which had this time limit. Only an answer, and a timeout that is not the fault of the
-    /// caller, say something about the load of the peer.
+    /// Records the result of the call, which had this time limit. Only two results show the load of the peer: an answer, and a
+    /// timeout of a call that had enough time.
     pub fn finish<R>(self, result: &Result<R, PeerError>, limit: Duration) {
         let is_fair = limit >= MIN_FAIR_TIMEOUT.min(self.limit.0.peer.0.settings.timeout);
         match result {
@@ -175,7 +179,7 @@ impl Admission {
         state.count(1, now);
         let time = self.started.map_or(Duration::ZERO, |started| now.duration_since(started));
         let base = state.base.get_or_insert(time);
-        // The shortest time; it rises when the peer has become slower.
+        // The shortest time so far. Calls without a queue raise it step by step when the peer has become slower.
         *base = if self.is_alone { *base + time.saturating_sub(*base) / 4 } else { *base }.min(time);
         let has_queued = time > *base + TOLERANCE / 3;
         if !has_queued && state.in_work as f64 >= state.limit / 2.0 {
@@ -198,7 +202,7 @@ impl Drop for Admission {
         if state.started == ended {
             state.marks.clear();
         }
-        let mut refused = Vec::new(); // dropped after the lock: each is an admission, too
+        let mut refused = Vec::new(); // dropped after the lock is released, because dropping an admission locks it again
         while state.in_work < self.limit.0.max.min(state.limit as usize)
             && let Some(waiting) = state.waiting.pop_front()
         {
@@ -214,8 +218,8 @@ impl State {
         self.base.map(|base| base + TOLERANCE.max(base / 2))
     }
 
-    /// Returns whether the oldest call is in work for too long, if calls end in the order in which they started. This shows a
-    /// queue before its first call ends, and a single slow call does not look like a queue.
+    /// Returns whether the oldest call has been in work for too long. It assumes that calls end in the order in which they
+    /// started. So it detects a queue before its first call ends, and a single slow call does not look like a queue.
     fn is_late(&self, now: Instant) -> bool {
         let age = self.marks.front().map(|(at, _)| now.duration_since(*at));
         age.zip(self.tolerated()).is_some_and(|(age, tolerated)| age > tolerated)

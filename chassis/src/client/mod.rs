@@ -1,11 +1,14 @@
 //! Calls to another service.
 //!
-//! [`Peer`] is the other service. A call carries the ids of the request on whose behalf it is made, and ends at that request's
-//! deadline. Its result is a [`PeerResponse`] of any status, or a [`PeerError`]: then the caller does not know what the peer did.
+//! [`Peer`] is the other service. A call carries the ids of the request for which it is made, and ends at the deadline of that
+//! request. Its result is a [`PeerResponse`] with any status, or a [`PeerError`]. After an error the caller does not know what
+//! the peer did, unless the call was [`PeerError::NotSent`].
 //!
-//! Transient failures are retried ([`retry`]). A peer that fails most calls gets few calls ([`throttle`]). A slow peer gets as
-//! many calls as it can end in time ([`limit`]). At most `PEER_MAX_IN_FLIGHT` calls wait for one peer. A connection is used for a limited time ([`connections`]). Concurrent calls can share one request ([`batched`]).
-//! Every call must be safe to repeat, each `post` too.
+//! - Transient failures are retried ([`retry`]). So every call must be safe to repeat, each `post` too.
+//! - A peer that fails most calls gets few calls ([`throttle`]).
+//! - A slow peer gets as many calls as it can end in time ([`limit`]). At most `PEER_MAX_IN_FLIGHT` calls wait for any peer.
+//! - A connection is used for a limited time ([`connections`]).
+//! - Concurrent calls can share one request ([`batched`]).
 
 mod batched;
 mod connections;
@@ -40,7 +43,7 @@ use crate::telemetry::traces;
 
 /// `/readyz` reports a peer as down when it does not answer within this time.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
-/// A call that had less time than this does not count against the peer when it times out.
+/// When a call with less time than this times out, it does not count against the peer.
 const MIN_FAIR_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Counts each attempt. Outcomes: `ok` is a status below 400, `refused` below 500, `failed` any other status; the rest are the
@@ -130,7 +133,7 @@ pub enum PeerError {
         /// The limit.
         limit: usize,
     },
-    /// The response is not one that the contract has.
+    /// The contract has no such response.
     #[error("{peer} answered {status}: {detail}")]
     Unexpected {
         /// The peer that was called.
@@ -156,7 +159,7 @@ impl PeerError {
 }
 
 impl Peer {
-    /// Creates a client for the service `name` at `base`, without retries: for services whose own callers retry.
+    /// Creates a client for the service `name` at `base`, without retries. It is for services whose own callers retry.
     ///
     /// # Errors
     /// If the HTTP client cannot be set up.
@@ -265,7 +268,7 @@ impl Peer {
         let outcome = self.send(call, context).await;
         self.count(&outcome, began.elapsed());
         let accepted = outcome.as_ref().is_ok_and(|response| !response.status.is_server_error());
-        // A call with a short deadline that timed out says nothing about the peer. A refused connection always does.
+        // A timeout of a call with a short deadline says nothing about the peer. A refused connection always counts.
         let unreachable = matches!(outcome, Err(PeerError::Unreachable { .. }));
         if accepted || unreachable || time_left >= MIN_FAIR_TIMEOUT.min(self.0.settings.timeout) {
             self.0.throttle.record_outcome(accepted);
@@ -303,7 +306,7 @@ impl Peer {
         outcome
     }
 
-    /// Joins the base address and a path. Replacing the parts is cheaper than parsing the whole address: a tenth of a call.
+    /// Joins the base address and a path. Replacing the parts is cheaper than parsing the whole address, by 10 % of a call.
     fn url(&self, path: &str) -> Url {
         let mut url = self.0.base.clone();
         let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
@@ -335,7 +338,7 @@ impl Peer {
         Ok(PeerResponse { status, headers, body: body.freeze() })
     }
 
-    /// Returns the error for a response that the contract does not have.
+    /// Returns the error for a response that is not in the contract.
     pub fn unexpected(&self, response: &PeerResponse, detail: impl ToString) -> PeerError {
         PeerError::Unexpected { peer: self.0.name, status: response.status, detail: detail.to_string() }
     }
@@ -351,7 +354,7 @@ impl PeerResponse {
         serde_json::from_str(text)
     }
 
-    /// Returns whether the body is JSON, by its media type and by its content. The error page of a gateway is not.
+    /// Returns whether the body is JSON, by its media type and its content. The error page of a gateway, for example, is not.
     pub fn is_json(&self) -> bool {
         let media_type =
             self.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -384,7 +387,7 @@ impl fmt::Debug for Peer {
     }
 }
 
-/// Returns the text of an error and all its causes. reqwest's own text leaves out the root cause.
+/// Returns the text of an error and of all its causes. reqwest's own text has no root cause.
 fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,8 +1,8 @@
 //! The address of the client, for the log.
 //!
-//! Each proxy appends the address of its own client to `X-Forwarded-For`. Only what a proxy of `TRUSTED_PROXIES` has appended is
-//! believed, because a client can send the header as well. `Forwarded` (RFC 7239) is not read: a proxy that writes one of the two
-//! headers passes on the other as the client sent it.
+//! Each proxy appends the address of its own client to `X-Forwarded-For`. A client can send the header as well. So an entry is
+//! believed only if a proxy of `TRUSTED_PROXIES` has appended it. `Forwarded` (RFC 7239) is not read: a proxy that writes one
+//! of the two headers passes on the other as the client sent it.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -11,8 +11,8 @@ use ipnet::IpNet;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// Returns the nearest address that is no trusted proxy: the peer of the connection, or an entry of `X-Forwarded-For`, read from its
-/// end. An entry that is no address ends the search.
+/// Returns the nearest address that is no trusted proxy: first the peer of the connection, then the entries of
+/// `X-Forwarded-For` from the last to the first. The search ends at an entry that is no address.
 pub(crate) fn client_address(peer: SocketAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let mut client = peer.ip().to_canonical();
     let lines = headers.get_all(X_FORWARDED_FOR).iter().rev();

@@ -21,7 +21,7 @@ use crate::client::Peer;
 use crate::postgres::READ_ONLY;
 use crate::problem::{DRAINING, Problem};
 
-/// A report is used again for this time. Many checks per second then cost the store and the peers two.
+/// How long a report is reused. So the store and the peers are checked at most twice per second.
 const REPORT_MAX_AGE: Duration = Duration::from_millis(500);
 
 /// What a service needs to handle requests.
@@ -73,7 +73,7 @@ struct Health {
     draining: Draining,
     starting: Starting,
     checks: Arc<dyn ReadinessChecks>,
-    /// The latest report; without content while its checks run.
+    /// The latest report; `None` while its checks run.
     report: Arc<Mutex<watch::Receiver<Option<Report>>>>,
 }
 
@@ -96,13 +96,13 @@ impl Health {
         let mut latest = self.report.lock().unwrap_or_else(PoisonError::into_inner);
         let is_usable = match &*latest.borrow() {
             Some(report) => report.finished.elapsed() < REPORT_MAX_AGE,
-            None => latest.has_changed().is_ok(), // an error: the task has ended without a report
+            None => latest.has_changed().is_ok(), // an error means that the task ended without a report
         };
         if !is_usable {
             let (sender, receiver) = watch::channel(None);
             *latest = receiver;
             let checks = Arc::clone(&self.checks);
-            // In a task of its own: it ends also if the request that started it is cancelled.
+            // In a task of its own, so that the checks end even if the request that started them is cancelled.
             tokio::spawn(async move {
                 let result = check(&*checks).await;
                 sender.send_replace(Some(Report { finished: Instant::now(), result }));

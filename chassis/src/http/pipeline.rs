@@ -46,7 +46,7 @@ use crate::telemetry::{PROBES, traces};
 /// The error of a request body: hyper's, or that of a body made by a test.
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A service's router with everything that its requests pass on the way.
+/// The router of a service, and everything that its requests pass before and after it.
 pub(crate) struct Pipeline {
     pub(crate) router: Router,
     pub(crate) routes: Routes,
@@ -159,8 +159,8 @@ impl Pipeline {
         let _permit = self.acquire_permit(&head.uri)?;
         let _running = self.running.token();
 
-        // The handler's own calls end when nine tenths of its time are over. Then it has a twentieth for its error handling.
-        // The rest is for the way to a client that waits no longer than the whole time.
+        // The handler's own calls end when 90 % of its time are over. Then it has 5 % for its error handling. The last 5 % are
+        // for sending the response to a client whose own timeout is the same.
         let reserve = deadline.saturating_duration_since(complete_at) / 10;
         let context = context.with_deadline(deadline - reserve);
         head.extensions.insert(context.clone());
@@ -168,9 +168,10 @@ impl Pipeline {
         blame_caller_for_timeout(response, &context)
     }
 
-    /// Calls the router, until the deadline of `context` and for `grace` more. A panic becomes a 500 and affects no other
-    /// request: what the handler holds is dropped, and the stores hold no lock across code that can panic in the middle of a
-    /// change.
+    /// Calls the router, and waits until the deadline of `context` and `grace` are over.
+    ///
+    /// A panic becomes a 500 and affects no other request. What the handler owns is dropped, and no store can panic in the
+    /// middle of a change while it holds a lock.
     async fn call_router(
         &self,
         request: Request<Body>,
@@ -229,7 +230,7 @@ impl Pipeline {
     }
 }
 
-/// Returns the whole body. Its parts are copied: each would keep the read buffer in which it came, 8 KiB also for one byte.
+/// Returns the whole body. Its parts are copied, because each would keep its read buffer of 8 KiB alive, even for one byte.
 async fn collect<B: http_body::Body<Data: Buf>>(body: B) -> Result<Bytes, B::Error> {
     let mut body = pin!(body);
     let mut whole = BytesMut::new();
@@ -293,7 +294,7 @@ fn is_host(value: &HeaderValue) -> bool {
     !value.is_empty() && value.as_bytes().iter().all(allowed)
 }
 
-/// Turns a 503 into a 504 if the caller's own deadline has passed. The handler ran out of the caller's time, not of ours.
+/// Turns a 503 into a 504 if the caller's own deadline has passed: the caller gave too little time.
 fn blame_caller_for_timeout(
     response: Result<Response<Body>, Problem>,
     context: &RequestContext,
@@ -340,12 +341,12 @@ pub(crate) struct Routes {
 
 struct RouteEntry {
     route: Route,
-    /// The methods of the calls that have no query.
+    /// The methods of the calls that have no query parameters.
     without_query: Vec<Method>,
 }
 
 impl Routes {
-    /// Returns the table of these routes. Each has a template, and the methods of its calls that have no query.
+    /// Returns the table of these routes. Each has a template, and the methods of its calls without query parameters.
     pub(crate) fn new(routes: impl IntoIterator<Item = (String, Vec<Method>)>) -> Self {
         let unmatched = RouteEntry { route: Route::new("(none)"), without_query: Vec::new() };
         let mut table = Self { by_template: matchit::Router::new(), unmatched };
@@ -364,7 +365,7 @@ impl Routes {
 }
 
 impl RouteEntry {
-    /// Rejects the query of a call that has none. Each other call checks its own query.
+    /// Rejects a query if the call has no query parameters. Every other call checks its own query.
     fn check_query(&self, Parts { method, uri, .. }: &Parts) -> Result<(), Problem> {
         let Some(query) = uri.query() else { return Ok(()) };
         let method = if method == Method::HEAD { &Method::GET } else { method };

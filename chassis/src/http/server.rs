@@ -1,7 +1,7 @@
 //! The accept loop, and the graceful shutdown of a service.
 //!
-//! `axum::serve` sets no timer, so a silent client would keep its connection forever. hyper's HTTP/1 builder has one.
-//! Listener and shutdown signal are arguments, so tests use the same server.
+//! `axum::serve` sets no timer, so a silent client would keep its connection for ever. hyper's HTTP/1 builder has one.
+//! The listener and the shutdown signal are arguments, so that tests use the same server.
 
 use std::future::Future;
 use std::io;
@@ -105,8 +105,8 @@ async fn accept(
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(settings.header_timeout) // also the limit for an idle connection
-        // A client that closes its sending side still gets its response. The price: TCP does not tell it from a client that
-        // disconnects, so the handler of a lost client runs to its end.
+        // A client that closes its sending side still gets its response. In TCP, a client that disconnects looks the same, so
+        // the handler of such a client runs to its end.
         .half_close(true)
         // Twice the limit, so that the pipeline can respond to a header over it. hyper would only close the connection.
         .max_buf_size((2 * settings.max_header_bytes as usize).max(MIN_BUFFER));
@@ -121,7 +121,7 @@ async fn accept(
         let open = pipeline.metrics.connections.clone();
         open.inc();
         connections.tasks.spawn(async move {
-            // Built inside the task: a connection that is moved into it takes its memory twice.
+            // Built inside the task, because a connection that is moved into a task takes its memory twice.
             let mut connection = pin!(http.serve_connection(stream, service));
             let result = tokio::select! {
                 result = connection.as_mut() => result,
@@ -138,7 +138,7 @@ async fn accept(
     };
     let accept = async {
         loop {
-            // The permit first: connections over the limit wait in the kernel's queue and cost this process nothing.
+            // The permit comes first. So connections over the limit wait in the kernel's queue and cost this process nothing.
             let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
             match listener.accept().await {
                 Ok((stream, peer)) => serve(stream, peer, permit),
@@ -176,7 +176,7 @@ async fn accept(
     shutdown
 }
 
-/// Returns whether `accept` failed because that client has already disconnected. The next connection can be accepted.
+/// Returns whether `accept` failed because the client has already disconnected. Then the next connection can be accepted.
 fn is_client_disconnect(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
@@ -196,8 +196,8 @@ fn connection_limit(requested: usize) -> usize {
     limit
 }
 
-/// Closes the connection when the client reads nothing of a response for `limit`. hyper has no such timeout, and a few
-/// clients that never read would hold every permit forever.
+/// Closes the connection when the client reads nothing of a response for `limit`. hyper has no such timeout, so clients that
+/// never read would hold their permits for ever.
 fn with_write_timeout(stream: TcpStream, limit: Duration) -> Pin<Box<TimeoutStream<TcpStream>>> {
     let _ = stream.set_nodelay(true); // otherwise small responses to pipelined requests are delayed
     let mut stream = TimeoutStream::new(stream);

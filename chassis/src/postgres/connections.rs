@@ -1,8 +1,11 @@
 //! Lends connections to the database.
 //!
-//! sqlx's pool does not serve here, for three reasons. It waits without limit for a silent database when a connection is
-//! returned. While it tries to open a connection, it does not use those that are returned meanwhile, also if the server has no
-//! connection left. It cannot give up the connections that were open before a failover.
+//! sqlx's pool is not used, for three reasons:
+//!
+//! - When a connection is returned, it waits without limit for a silent database.
+//! - While it tries to open a connection, it does not lend those that are returned meanwhile, even if the server has no
+//!   connection left.
+//! - It cannot give up the connections that were open before a failover.
 
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,10 +21,10 @@ use tokio::time::{self, Instant};
 use super::retry::{class_of, is_transient, not_connected, timed_out};
 use super::session::Sessions;
 
-/// How long the answer to a ping may take, and how much longer than `statement_timeout` the answer to a statement. The
-/// database keeps that limit itself: when its answer is later than this, it is silent.
+/// Maximum time of a ping. Also the time that is added to `statement_timeout` before the service gives a statement up: PostgreSQL
+/// enforces that timeout, so a database that answers even later counts as silent.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_millis(250);
-/// A connection that was idle for so long is pinged before use, because the database may have been restarted meanwhile.
+/// A connection that was idle for this time is pinged before use, because the database may have been restarted meanwhile.
 const PING_AFTER_IDLE: Duration = Duration::from_secs(1);
 /// Idle connections are closed after this time, so that the server has them for others.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
@@ -29,9 +32,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 const MAX_AGE: Duration = Duration::from_secs(1800);
 /// The pause between two attempts to open a connection.
 const CONNECT_INTERVAL: Duration = Duration::from_millis(100);
-/// All connections are given up at most once in this time: new ones to a database that is read-only are no better.
+/// Minimum time before all connections are given up again. New connections to a read-only database are no better.
 const GIVE_UP_INTERVAL: Duration = Duration::from_millis(100);
-/// A failed attempt to open a connection is logged at most once in this time.
+/// Minimum time between two log lines about failed attempts to open a connection.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Lends connections, at most `max_connections` at a time.
@@ -40,24 +43,24 @@ pub(super) struct Connections {
     pub(super) sessions: Sessions,
     max_connections: u32,
     acquire_timeout: Duration,
-    /// The longest that a statement may take, and after it the end of a failed or cancelled one.
+    /// Maximum time of a statement. After a failed or cancelled statement, its rollback may take the same time again.
     statement_timeout: Duration,
-    /// One per lent connection.
+    /// One permit for each lent connection.
     permits: Arc<Semaphore>,
     idle: Mutex<Idle>,
     /// Notified when a connection is returned, closed or opened.
     returned: Notify,
-    /// One reference per connection that is open or being opened, besides this one.
+    /// Its count of references is the number of connections that are open or being opened, plus one for this field.
     open: Arc<()>,
 }
 
 #[derive(Debug)]
 struct Idle {
-    /// The most recently used one is the last.
+    /// The idle connections; the most recently used one is the last.
     connections: Vec<Open>,
     /// Connections that were opened earlier are given up.
     suspect_since: Option<Instant>,
-    /// No connection is opened until then, because opening one has just failed.
+    /// No connection is opened before this time, because opening one has just failed.
     connect_after: Instant,
     /// When a failed attempt to open a connection was last logged.
     logged: Option<Instant>,
@@ -109,8 +112,10 @@ impl Connections {
         }
     }
 
-    /// Returns a connection as soon as one is returned or opened. `None` if none is open, and waiting does not help; then
-    /// `failure` is the reason. A connection that is being opened when this is cancelled becomes an idle one.
+    /// Returns a connection as soon as one is idle or opened. Returns `None` if none is open and waiting does not help; then
+    /// `failure` is the reason.
+    ///
+    /// If this is cancelled, a connection that is being opened becomes an idle one.
     async fn idle_or_new(self: &Arc<Self>, failure: &mut Error) -> Option<Open> {
         let mut opening = None;
         loop {
@@ -190,7 +195,7 @@ impl Connections {
         idle.connections.pop()
     }
 
-    /// Returns a connection after its statement, or closes it if it broke. Passes the outcome of the statement on.
+    /// Takes a connection back after its statement, or closes it if it broke. Returns the outcome of the statement.
     ///
     /// # Errors
     /// The error of the statement, or a timeout.
@@ -222,13 +227,13 @@ impl Connections {
         if is_usable && !self.permits.is_closed() {
             self.lock().connections.push(Open { used: Instant::now(), ..open });
         } else {
-            drop(open); // `close` would first write to the connection, and may wait for that without limit
+            drop(open); // `close` would write to the connection first, and may wait for that without limit
         }
         self.returned.notify_one();
     }
 
-    /// Gives up all connections that are open now, because one that was opened at this time shows that they are unusable.
-    /// Those in use are closed when their statement has ended.
+    /// Gives up all connections that are open now, because the one that was opened at `opened` turned out to be unusable.
+    /// Connections in use are closed when their statement has ended.
     pub(super) fn give_up_all(&self, opened: Instant) {
         let mut idle = self.lock();
         let is_news = |since: Instant| opened > since && since.elapsed() > GIVE_UP_INTERVAL;
@@ -245,7 +250,7 @@ impl Connections {
 
     /// Closes all connections, after the running statements have ended.
     pub(super) async fn close(&self) {
-        // A stuck connection does not end.
+        // With a timeout, because a connection that is stuck never gives its permit back.
         let _ = time::timeout(self.statement_timeout, self.permits.acquire_many(self.max_connections)).await;
         self.permits.close();
         let idle = mem::take(&mut self.lock().connections);
@@ -271,8 +276,8 @@ impl Connections {
 
 /// A connection in use, and its permit.
 ///
-/// When it is dropped in the middle of a statement, the connection is returned after the statement has ended. If that takes
-/// too long, it is closed.
+/// If it is dropped in the middle of a statement, the connection is returned when the statement has ended. If that takes too
+/// long, the connection is closed.
 pub(super) struct Borrowed {
     lent: Option<(Open, OwnedSemaphorePermit)>,
     connections: Arc<Connections>,

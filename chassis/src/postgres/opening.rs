@@ -1,6 +1,6 @@
 //! Opens the database at the start: connects, checks that it is the right one, and runs the migrations that it lacks.
 //!
-//! The service listens meanwhile. It waits as long as waiting can help, because a database or a grant may come later.
+//! The service listens meanwhile. It waits as long as waiting can help: the database or a grant may come later.
 
 use std::fmt;
 use std::future::Future;
@@ -28,7 +28,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(2);
 const LOCK_INTERVAL: Duration = Duration::from_millis(250);
 /// How often the log repeats what the service waits for.
 const REPORT_INTERVAL: Duration = Duration::from_secs(15);
-/// How long [`Pool::open`] waits for a database that does not answer. Both may be started together.
+/// How long [`Pool::open`] waits for a database that does not answer. The database may have been started just before.
 pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where a store keeps its rows.
@@ -58,7 +58,7 @@ impl Storage {
         }
     }
 
-    /// Opens the storage, with retries for ever. `report` gets what it waits for, in a few words that clients may see.
+    /// Opens the storage, and retries without end. It tells `report` what it waits for, in a few words that clients may see.
     ///
     /// # Errors
     /// If another attempt cannot help.
@@ -141,7 +141,7 @@ impl From<MigrateError> for OpenError {
     }
 }
 
-/// Returns whether the database does not answer, or cannot do so at the moment.
+/// Returns whether the database does not answer, or cannot serve at the moment.
 fn is_away(error: &Error) -> bool {
     // Classes (PostgreSQL manual, appendix A): connections, rollbacks, resources, object state, operator, system.
     const CLASSES: [&str; 6] = ["08", "40", "53", "55", "57", "58"];
@@ -162,7 +162,9 @@ impl Opening {
         self.opened.is_cancelled()
     }
 
-    /// Opens the database. `report` gets what it waits for. With a `limit`, gives up when it has not answered for so long, or when it refuses access.
+    /// Opens the database. It tells `report` what it waits for.
+    ///
+    /// With a `limit`, it gives up when the database has not answered for that time, or when the database refuses access.
     pub(super) async fn open(&self, limit: Option<Duration>, report: &impl Fn(&'static str)) -> Result<(), String> {
         let (started, mut pause) = (Instant::now(), MIN_PAUSE);
         let mut logged: Option<(String, Instant)> = None;
@@ -222,7 +224,7 @@ impl Opening {
     /// Returns whether the database has run all migrations.
     ///
     /// # Errors
-    /// If it has run others under the same numbers.
+    /// If it has run other migrations under the same numbers.
     async fn is_migrated(&self, connection: &mut PgConnection) -> Result<bool, OpenError> {
         const EXISTS: &str = "select to_regclass('_sqlx_migrations') is not null";
         const APPLIED: &str = "select version, description, checksum from _sqlx_migrations";
@@ -252,9 +254,9 @@ impl Opening {
         Ok(is_migrated)
     }
 
-    /// Runs the migrations that the database lacks, all in one transaction, after waiting for a replica that runs them too.
+    /// Runs the migrations that the database lacks, all in one transaction. If another replica runs them, waits for its end.
     ///
-    /// The lock ends with the transaction. A lock of the session would outlive its process in a pooler.
+    /// The lock ends with the transaction. In a pooler, a lock of the session could outlive the process.
     async fn migrate(&self, connection: &mut PgConnection, database: &str) -> Result<(), OpenError> {
         // Otherwise PostgreSQL sends a notice for each object that exists already, and sqlx logs it.
         const QUIET: &str = "deallocate all; set local client_min_messages = warning";
@@ -298,7 +300,7 @@ async fn check_encoding(connection: &mut PgConnection) -> Result<String, OpenErr
     )))
 }
 
-/// Returns the key of the lock. Earlier releases, which lock by sqlx, have the same one.
+/// Returns the key of the lock. Earlier releases lock through sqlx, which uses the same key.
 fn lock_id(database: &str) -> i64 {
     0x3d32_ad9e * i64::from(crc32fast::hash(database.as_bytes()))
 }

@@ -30,14 +30,14 @@ use crate::telemetry::traces;
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// `lock_timeout` as a share of `statement_timeout`. Below one half, so that a statement has time to wait for two row locks.
 const LOCK_TIMEOUT_SHARE: f64 = 0.4;
-/// The `lock_timeout` of [`Pool::short_lock_timeout`]: enough for another step to end, too short for a lock that is stuck.
+/// The `lock_timeout` of [`Pool::short_lock_timeout`]. Another step can end within it; a lock that is stuck is given up.
 const SHORT_LOCK_TIMEOUT: Duration = Duration::from_millis(10);
 
-/// Each statement has an index. A plan that was made while a table was small must not scan this table, or a whole index for a
-/// hash or merge join, when it has grown.
+/// Settings that forbid scans of a whole table or index. PostgreSQL may keep a plan that it made while the table was small, and
+/// such a plan is slow when the table has grown. Each statement has an index, so it needs no such scan.
 const AVOIDED_PLANS: [&str; 3] = ["enable_seqscan", "enable_hashjoin", "enable_mergejoin"];
 
-/// The reason why a service is not ready if its database accepts no changes.
+/// Why a service is not ready if its database accepts no changes.
 pub const READ_ONLY: &str = "the database is read-only";
 
 /// A pool of connections to the database of the service. It is an [`Executor`], so statements run on it as on sqlx's pool.
@@ -50,9 +50,9 @@ pub struct Pool {
     short_lock_timeout: Arc<Connections>,
     /// The connection of [`Pool::ping`], once it was used, and when it was opened.
     health_connection: Arc<Mutex<Option<(PgConnection, Instant)>>>,
-    /// The longest that a statement takes.
+    /// Maximum time of a statement.
     statement_timeout: Duration,
-    /// The longest that a step takes, retries included.
+    /// Maximum time of a step, retries included.
     step_timeout: Duration,
     /// Steps fail until the database is open.
     pub(super) opening: Arc<Opening>,
@@ -153,7 +153,7 @@ impl Pool {
         }
     }
 
-    /// Limits, counts and traces a step. Returns also whether an attempt that failed may have been executed.
+    /// Limits, counts and traces a step. Also returns whether a failed attempt may have been executed.
     async fn run_step<T>(
         &self,
         name: &'static str,
@@ -165,7 +165,7 @@ impl Pool {
         let (started, span) = (Instant::now(), traces::statement_span(name));
         let step = time::timeout(self.step_timeout, step).instrument(span.clone());
         let (outcome, is_ambiguous) = step.await.unwrap_or_else(|_| (Err(timed_out()), true));
-        // A violated constraint is a result: the name is taken. The database works.
+        // A violated constraint is no failure: the name is taken, and the database works.
         let failed = outcome.as_ref().is_err_and(|error| !is_constraint_violation(error));
         if failed {
             traces::record_error(&span, "database");
@@ -176,14 +176,14 @@ impl Pool {
 
     /// Returns a pool of one connection to the same database that waits for a row lock for at most 10 ms.
     ///
-    /// It is for steps that failed as one statement and are then run one by one, to find the row whose lock is stuck. The
-    /// other steps must not wait for that lock.
+    /// It is for steps that failed as one statement and are then run one by one. Only the steps whose row is locked fail; the
+    /// others must not wait for that lock.
     pub fn short_lock_timeout(&self) -> Self {
         Self { connections: Arc::clone(&self.short_lock_timeout), ..self.clone() }
     }
 
     /// Checks that the database answers and accepts changes. It uses a connection of its own, because a busy pool is not an
-    /// outage. If the server has no connection left for it, it waits for one of the pool.
+    /// outage. If the server has no connection left, it waits for one of the pool.
     ///
     /// # Errors
     /// If the database does not answer within the limit of a step, or is [read-only](READ_ONLY).

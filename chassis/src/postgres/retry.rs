@@ -1,4 +1,4 @@
-//! Classes of database errors, and the retry of steps that met a transient one.
+//! Classes of database errors, and retries of steps that failed with a transient one.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,13 +11,13 @@ use tokio::time;
 
 /// Attempts per step, the first included.
 const MAX_ATTEMPTS: u32 = 4;
-/// The longest back-off before the first retry. It doubles with each further retry; the real one is random (full jitter).
+/// Upper bound of the back-off before the first retry. It doubles with each further retry. The back-off is random (full jitter).
 const BASE_BACKOFF: Duration = Duration::from_millis(10);
 
-/// What follows from an error.
+/// What is done after an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Action {
-    /// The step fails. The connection works on.
+    /// The step fails. The connection stays open.
     Fail,
     /// The step fails, and its connection is closed.
     FailAndClose,
@@ -27,11 +27,11 @@ enum Action {
     RetryElsewhere,
     /// The step is tried again on a new connection; all that are open are closed.
     RetryAnew,
-    /// The same, but the statement may have been executed. So only a step that is safe to repeat is tried again.
+    /// As [`Self::RetryAnew`], but the statement may have been executed. So only a step that is safe to repeat is tried again.
     RetryIfSafe,
-    /// The step fails, although the statement may have been executed. All connections are closed.
+    /// The step fails, and the statement may have been executed. All connections are closed.
     GiveUp,
-    /// The step fails, although the statement was executed. The connection works on.
+    /// The step fails, although the statement was executed. The connection stays open.
     FailAfterwards,
 }
 
@@ -41,7 +41,7 @@ pub(super) struct Class {
     /// A SQLSTATE (PostgreSQL manual, appendix A), or the first two characters of several.
     state: &'static str,
     action: Action,
-    /// What it means, for the log.
+    /// The meaning of the error, for the log.
     meaning: &'static str,
 }
 
@@ -116,7 +116,7 @@ static NOT_SENT: Class = class("", Action::RetryAnew, "");
 static NOT_CONNECTED: Class = class("", Action::Fail, "");
 /// The connection broke before the answer.
 static BROKEN: Class = class("", Action::RetryIfSafe, "");
-/// The answer did not come in time. Another attempt does not help: the caller has waited long enough.
+/// The answer did not come in time. There is no other attempt, because the caller has waited long enough.
 static SILENT: Class = class("", Action::GiveUp, "");
 
 /// The answer came, and cannot be read.
@@ -209,8 +209,8 @@ impl From<&Error> for Failure {
     }
 }
 
-/// Runs the step until it succeeds, fails with an error that is not to be retried, or has had [`MAX_ATTEMPTS`]. Returns its
-/// last outcome, and whether an attempt that failed may have been executed.
+/// Runs the step, up to [`MAX_ATTEMPTS`] times, until it succeeds or fails with an error that is not retried. Returns the last
+/// outcome, and whether a failed attempt may have been executed.
 pub(super) async fn retry_if<T, F: Future<Output = Result<T, Error>>>(
     should_retry: fn(&Error) -> bool,
     step: impl Fn() -> F,
@@ -265,7 +265,7 @@ pub(super) fn is_misconfigured(error: &Error) -> bool {
     }
 }
 
-/// Returns the error of an answer that did not come in time.
+/// Returns the error of a statement whose answer did not come in time.
 pub(super) fn timed_out() -> Error {
     Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the database does not answer"))
 }

@@ -1,4 +1,4 @@
-//! The settings of a database session, also behind a pooler that gives each transaction another session.
+//! The settings of a database session. They hold also behind a pooler that gives each transaction another session.
 //!
 //! Without a pooler, the settings are parameters of the connection, and prepared statements are kept. PgBouncer in transaction
 //! mode refuses such parameters, or drops them, and has no prepared statements. Behind it, each statement is a transaction of
@@ -27,12 +27,12 @@ pub(super) struct Sessions {
 
 impl Sessions {
     pub(super) fn new(options: PgConnectOptions) -> Self {
-        // PgBouncer knows no such parameter. It matters only for floating-point numbers as text.
+        // PgBouncer does not know `extra_float_digits`. It matters only for floating-point numbers as text.
         let options = options.extra_float_digits(None);
         Self { options, settings: Vec::new(), is_pooled: Arc::default() }
     }
 
-    /// Adds settings. Those of earlier calls with the same name are replaced.
+    /// Adds settings. A setting with the name of an earlier one replaces it.
     pub(super) fn with(&self, settings: impl IntoIterator<Item = (&'static str, String)>) -> Self {
         let mut sessions = self.clone();
         sessions.settings.extend(settings);
@@ -81,7 +81,7 @@ impl Sessions {
         self.is_pooled.load(Ordering::Relaxed)
     }
 
-    /// Begins to run a statement with the settings.
+    /// Prepares a connection to run one statement with the settings: behind a pooler, begins its transaction.
     pub(super) async fn begin<'c>(&self, connection: &'c mut PgConnection) -> Result<Running<'c>, Error> {
         if !self.is_pooled() {
             return Ok(Running::Plain(connection));
@@ -135,7 +135,7 @@ impl DerefMut for Running<'_> {
     }
 }
 
-/// A query that is perhaps not kept as a prepared statement.
+/// A query that may be kept as a prepared statement only without a pooler.
 pub(super) struct Adapted<E> {
     query: E,
     may_persist: bool,

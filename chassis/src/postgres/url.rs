@@ -42,7 +42,7 @@ fn parse(text: &str) -> Result<PgConnectOptions, String> {
     let malformed = || "DATABASE_URL must be postgres://name:password@host/database".to_owned();
     let is_postgres = text.starts_with("postgres://") || text.starts_with("postgresql://");
     let url = Url::parse(text).ok().filter(|_| is_postgres).ok_or_else(malformed)?;
-    // A password that contains one of these characters would become a parameter, and its text the name of one.
+    // After such a character in a password, the rest would be parsed as a parameter, and the error below would repeat it.
     if url.fragment().is_some() || url.query().is_some_and(|query| query.contains('@')) {
         return Err("DATABASE_URL must have #, ? and @ in its password or parameters as %23, %3F and %40".to_owned());
     }
@@ -66,7 +66,7 @@ fn parse(text: &str) -> Result<PgConnectOptions, String> {
         return Err("DATABASE_URL must have both of the parameters \"sslcert\" and \"sslkey\", or none".to_owned());
     }
     let options: PgConnectOptions = text.parse().map_err(|_| malformed())?;
-    // The next two are what libpq does and sqlx does not.
+    // libpq does the following two; sqlx does not.
     let is_socket = options.get_socket().is_some() || options.get_host().starts_with('/');
     Ok(match options.get_ssl_mode() {
         _ if is_socket => options.ssl_mode(PgSslMode::Disable),
@@ -75,7 +75,7 @@ fn parse(text: &str) -> Result<PgConnectOptions, String> {
     })
 }
 
-/// Checks the value of one parameter. A file is read here, because a connection would report its absence as a network error.
+/// Checks the value of one parameter. A file is read here, because later its absence would look like a network error.
 fn check(name: &str, value: &str) -> Result<(), &'static str> {
     const INVALID: &str = "has an invalid value";
     match name {

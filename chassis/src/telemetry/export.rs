@@ -41,8 +41,8 @@ fn report_lost(outcome: &'static str, spans: usize, cause: impl Display) {
     }
 }
 
-/// The sampler that `OTEL_TRACES_SAMPLER` names, with two rules: a span follows its parent in this process, and a health check is
-/// recorded but not sampled, so that [`Queue`] can export it if it fails.
+/// The sampler that `OTEL_TRACES_SAMPLER` names, with two rules before it. A span follows its parent in this process. A health
+/// check is recorded but not sampled, so that [`Queue`] can export it if it fails.
 #[derive(Clone, Debug)]
 pub(super) struct Sampler(Arc<Box<dyn ShouldSample>>);
 
@@ -75,7 +75,7 @@ impl ShouldSample for Sampler {
     }
 }
 
-/// Returns whether a span is that of a health check or a scrape, here or as a call to a peer.
+/// Returns whether a span is a health check or a scrape, received by this service or sent to a peer.
 fn is_probe(attributes: &[KeyValue]) -> bool {
     attributes.iter().any(|KeyValue { key, value, .. }| match key.as_str() {
         "http.route" => PROBES.contains(&&*value.as_str()),
@@ -93,7 +93,7 @@ fn has_failed(span: &SpanData) -> bool {
     })
 }
 
-/// The queue of the library, with a count of the spans that it has no room for.
+/// The queue of the library. In addition, it counts the spans that find it full.
 #[derive(Debug)]
 pub(super) struct Queue {
     processor: BatchSpanProcessor,
@@ -144,7 +144,7 @@ impl SpanProcessor for Queue {
     }
 }
 
-/// The exporter of the library, with a report of its failures.
+/// The exporter of the library. In addition, it counts the spans and reports failures.
 #[derive(Debug)]
 struct Exporter {
     exporter: OtlpExporter,

@@ -17,8 +17,8 @@ use crate::user::{CreateUser, UserRecord, case_fold};
 /// The store in memory.
 #[derive(Default)]
 pub struct MemoryStore {
-    /// Held for a few map look-ups and never across an await. No code that holds it can panic in the middle of a change,
-    /// so a poisoned lock is used like any other.
+    /// Locked for a few map look-ups and never across an await. No code can panic in the middle of a change while it holds
+    /// the lock. So a poisoned lock is used like any other.
     tables: RwLock<Tables>,
 }
 
@@ -43,7 +43,7 @@ impl MemoryStore {
 }
 
 impl Tables {
-    /// Adds the record, or replaces the one with its id, unless another user has one of its names.
+    /// Adds the record, or replaces the one with its id. Fails if another user has its username or its e-mail.
     fn put(&mut self, record: UserRecord) -> Result<Entity<UserRecord>, StoreError> {
         let id = record.user.id;
         let (username, email) = unique_names(&record);

@@ -1,6 +1,6 @@
 //! The store: users by id and by their unique names.
 //!
-//! The trait and its comments are the contract. `contract` is the same in executable form and runs against both stores.
+//! The trait and its comments are the contract. `contract` has the same as test cases, and runs them against both stores.
 
 #[cfg(test)]
 mod contract;
@@ -25,7 +25,7 @@ use crate::user::{CreateUser, UserRecord};
 /// Users by id, and by the username and e-mail, which are unique. Each call is one atomic step.
 #[async_trait]
 pub trait UserStore: Send + Sync {
-    /// Adds a user and assigns the next id. It is higher than every id before, including those of removed users.
+    /// Adds a user and assigns the next id. It is higher than every earlier id, those of removed users included.
     ///
     /// Fails if another user has the username or the e-mail, compared by [`crate::user::case_fold`]. If both are taken, the
     /// error is [`StoreError::UsernameTaken`].
@@ -82,7 +82,8 @@ pub enum StoreError {
     OutcomeUnknown(String),
 }
 
-/// Returns the store in the database of these settings, or in memory without a database, and its storage. Only a store in memory is seeded.
+/// Returns the store and its storage: the database of these settings, or memory if they name none. `seed` applies only to a
+/// store in memory.
 ///
 /// # Errors
 /// If `DATABASE_URL` is invalid.
@@ -93,7 +94,7 @@ pub async fn open(settings: &DatabaseSettings, seed: bool) -> Result<(Arc<dyn Us
     Ok((Arc::new(store), storage))
 }
 
-/// Returns a store in memory: with the users of the tutorial if `seed`, else empty.
+/// Returns a store in memory. With `seed`, it has the users of the tutorial.
 ///
 /// # Errors
 /// If a user cannot be added.

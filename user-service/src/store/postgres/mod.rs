@@ -1,7 +1,7 @@
 //! Users in PostgreSQL. Each step is one statement.
 //!
-//! A read is repeated if its connection breaks. A write is repeated only if the database has not executed it: the outcome
-//! of a lost response is unknown, and the second try could fail with a name that the first one took.
+//! A read is repeated if its connection breaks. A write is repeated only if the database has certainly not executed it.
+//! Otherwise the second try could fail because the first one took the name.
 
 #[cfg(test)]
 mod plans;
@@ -40,7 +40,7 @@ impl PostgresStore {
         Self { pool: Pool::new(SERVICE, url, settings, &MIGRATIONS) }
     }
 
-    /// Returns the store, and opens its database before.
+    /// Opens the database at `url`, then returns the store.
     ///
     /// # Errors
     /// If the database does not answer for 30 s, refuses access, or cannot be migrated.
@@ -69,7 +69,7 @@ impl PostgresStore {
         }
     }
 
-    /// Returns whether another user than `id` has this username, which is folded.
+    /// Returns whether another user than `id` has this folded username.
     async fn is_taken(&self, username: Option<&str>, id: Option<Id>) -> Result<bool, Error> {
         const SQL: &str = "select exists (select from users where folded_username = $1 and id is distinct from $2)";
         let select = || sqlx::query_scalar(SQL).bind(username).bind(id.map(Id::get)).fetch_one(&self.pool);
@@ -167,9 +167,9 @@ impl UserStore for PostgresStore {
     }
 }
 
-/// Returns the statement that reads the records of the users that `condition` selects.
+/// Returns the statement that reads the users for which `condition` holds.
 ///
-/// It names the columns: `select *` would fail in a prepared statement when a newer replica adds a column.
+/// It names the columns, because a prepared `select *` would fail when a newer replica adds a column.
 fn select(condition: &'static str) -> AssertSqlSafe<String> {
     const COLUMNS: &str = "id, name, username, email, password_hash, version, created_at";
     AssertSqlSafe(format!("select {COLUMNS} from users {condition}")) // both parts are constants
@@ -189,7 +189,7 @@ impl FromRow<'_, PgRow> for UserRecord {
     }
 }
 
-/// Returns the id of a row. An error means that the row is damaged: only this store writes here.
+/// Returns the id of a row. An error means that the row is damaged, because only this store writes here.
 fn to_id(number: i64) -> Result<Id, Error> {
     Id::new(number).ok_or_else(|| Error::Decode("the id of a user is out of range".into()))
 }
