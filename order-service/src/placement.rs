@@ -13,7 +13,7 @@
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use chassis::client::{Peer, PeerError};
+use chassis::client::{Admission, Peer, PeerError};
 use chassis::context::RequestContext;
 use chassis::crash_point;
 use chassis::http::entity::Entity;
@@ -181,6 +181,10 @@ impl Placement {
         if context.time_left().is_zero() {
             return Err(PlaceOrderError::TimedOut);
         }
+        // Before the intent: an order that a slow peer cannot serve in time must cost nothing. A repeated request may need no
+        // peer, so its intent comes first.
+        let admissions = tokio::try_join!(self.0.users.admit(&context), self.0.products.admit(&context));
+        let admissions = if key.is_none() { Ok(admissions?) } else { admissions };
         let id = OrderId(Uuid::now_v7());
         let intent = Intent { id, user_id: request.user_id, key, created_at: chassis::now() };
         crash_point!("place: before the intent");
@@ -190,7 +194,11 @@ impl Placement {
             BeginOutcome::InProgress => return Err(PlaceOrderError::InProgress),
             BeginOutcome::KeyMismatch => return Err(PlaceOrderError::KeyReused),
         }
-        let settled = match self.verify_and_reserve(id, &request, &context).await {
+        let lines = match admissions {
+            Ok(admissions) => self.verify_and_reserve(id, &request, &context, admissions).await,
+            Err(error) => Err(error.into()),
+        };
+        let settled = match lines {
             Ok(lines) => self.settle(id, lines).await,
             Err(error) => Err(error),
         };
@@ -208,9 +216,11 @@ impl Placement {
         id: OrderId,
         request: &PlaceOrder,
         context: &RequestContext,
+        (user, stock): (Admission, Admission),
     ) -> Result<Vec<ReservedLine>, PlaceOrderError> {
-        let exists = self.0.users.exists(request.user_id, context).inspect(|_| crash_point!("place: user answered"));
-        let reserve = self.0.products.reserve(id, &request.products, context);
+        let exists =
+            self.0.users.exists(request.user_id, context, user).inspect(|_| crash_point!("place: user answered"));
+        let reserve = self.0.products.reserve(id, &request.products, context, stock);
         let reserve = reserve.inspect(|_| crash_point!("place: reservation answered"));
         match tokio::join!(exists, reserve) {
             (Ok(false), _) => Err(PlaceOrderError::UserNotFound),

@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
-use super::{Peer, PeerError};
+use super::{AdaptiveLimit, Admission, Peer, PeerError};
 use crate::batch::{BatchError, BatchItem, Batcher, Limits};
 use crate::context::RequestContext;
 
@@ -57,6 +57,7 @@ type Call<E> =
 /// batch call.
 pub struct BatchedCalls<E: BatchEndpoint> {
     peer: Peer,
+    limit: AdaptiveLimit,
     batcher: Batcher<(E::Item, RequestContext), Result<E::Response, PeerError>>,
 }
 
@@ -71,10 +72,36 @@ impl<E: BatchEndpoint> BatchedCalls<E> {
             let sender = Arc::clone(&sender);
             async move { sender.send(batch).await }
         });
-        Self { peer: peer.clone(), batcher }
+        Self { peer: peer.clone(), limit: AdaptiveLimit::new(peer), batcher }
     }
 
-    /// Makes the call, alone or in a batch, and returns its result within the deadline of `context`.
+    /// Admits a call, for [`Self::submit_admitted`].
+    ///
+    /// # Errors
+    /// If the peer cannot end one more call in time.
+    pub async fn admit(&self, context: &RequestContext) -> Result<Admission, PeerError> {
+        self.limit.admit(context).await
+    }
+
+    /// Makes the call as [`Self::submit`] does, within the adaptive limit.
+    ///
+    /// # Errors
+    /// If there is no usable response; see [`PeerError`].
+    pub async fn submit_admitted(
+        &self,
+        item: E::Item,
+        context: &RequestContext,
+        mut admission: Admission,
+    ) -> Result<E::Response, PeerError> {
+        admission.start();
+        let limit = context.time_left();
+        let result = self.submit(item, context).await;
+        admission.finish(&result, limit);
+        result
+    }
+
+    /// Makes the call, alone or in a batch, and returns its result within the deadline of `context`. Without the adaptive
+    /// limit: for calls that relieve the peer or free its resources.
     ///
     /// # Errors
     /// If there is no usable response; see [`PeerError`].

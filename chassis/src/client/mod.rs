@@ -3,12 +3,13 @@
 //! [`Peer`] is the other service. A call carries the ids of the request on whose behalf it is made, and ends at that request's
 //! deadline. Its result is a [`PeerResponse`] of any status, or a [`PeerError`]: then the caller does not know what the peer did.
 //!
-//! Transient failures are retried ([`retry`]). A peer that fails most calls gets few calls ([`throttle`]). At most
-//! `PEER_MAX_IN_FLIGHT` calls wait for one peer. A connection is used for a limited time ([`connections`]). Concurrent calls can share one request ([`batched`]).
+//! Transient failures are retried ([`retry`]). A peer that fails most calls gets few calls ([`throttle`]). A slow peer gets as
+//! many calls as it can end in time ([`limit`]). At most `PEER_MAX_IN_FLIGHT` calls wait for one peer. A connection is used for a limited time ([`connections`]). Concurrent calls can share one request ([`batched`]).
 //! Every call must be safe to repeat, each `post` too.
 
 mod batched;
 mod connections;
+mod limit;
 mod retry;
 mod throttle;
 
@@ -28,6 +29,7 @@ use url::Url;
 
 pub use self::batched::{BatchEndpoint, BatchedCalls, Outcome};
 use self::connections::Connections;
+pub use self::limit::{AdaptiveLimit, Admission};
 use self::retry::Retries;
 use self::throttle::Throttle;
 use crate::config::PeerSettings;
@@ -55,6 +57,10 @@ static RETRIES: LazyLock<Family<Labels<1>, Counter>> =
 static THROTTLED: LazyLock<Family<Labels<1>, Counter>> = LazyLock::new(|| {
     let help = "Calls rejected locally because most recent calls to the peer failed";
     metrics::register("peer_throttled", help, Family::default())
+});
+static OVERLOADED: LazyLock<Family<Labels<1>, Counter>> = LazyLock::new(|| {
+    let help = "Calls rejected locally because the peer cannot end more calls in time";
+    metrics::register("peer_overloaded", help, Family::default())
 });
 
 /// A service that this one calls.

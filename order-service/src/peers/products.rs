@@ -1,7 +1,7 @@
 //! A client of the reservations of product-service.
 
 use axum::http::StatusCode;
-use chassis::client::{BatchEndpoint, BatchedCalls, Outcome, Peer, PeerError, PeerResponse};
+use chassis::client::{Admission, BatchEndpoint, BatchedCalls, Outcome, Peer, PeerError, PeerResponse};
 use chassis::config::PeerSettings;
 use chassis::context::RequestContext;
 use chassis::problem::FieldError;
@@ -58,6 +58,14 @@ impl Products {
         &self.peer
     }
 
+    /// Admits one call of [`Self::reserve`].
+    ///
+    /// # Errors
+    /// If product-service cannot answer one more in time.
+    pub async fn admit(&self, context: &RequestContext) -> Result<Admission, PeerError> {
+        self.reservations.admit(context).await
+    }
+
     /// Reserves the units of all lines for an order, or none. Safe to repeat.
     ///
     /// # Errors
@@ -67,11 +75,11 @@ impl Products {
         id: OrderId,
         wanted: &[WantedLine],
         context: &RequestContext,
+        admission: Admission,
     ) -> Result<ReserveOutcome, PeerError> {
         let lines = wanted.iter().map(|line| Line { product_id: line.product_id, quantity: line.quantity }).collect();
-        self.reservations
-            .submit(ReservationBatchItem { order_id: id, lines, request_id: None, traceparent: None }, context)
-            .await
+        let item = ReservationBatchItem { order_id: id, lines, request_id: None, traceparent: None };
+        self.reservations.submit_admitted(item, context, admission).await
     }
 
     /// Releases the reservation of an order for good. Safe to repeat.

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use axum::http::StatusCode;
-use chassis::client::{BatchEndpoint, BatchedCalls, Outcome, Peer, PeerError};
+use chassis::client::{Admission, BatchEndpoint, BatchedCalls, Outcome, Peer, PeerError};
 use chassis::config::PeerSettings;
 use chassis::context::RequestContext;
 use serde::Deserialize;
@@ -31,12 +31,20 @@ impl Users {
         &self.peer
     }
 
+    /// Admits one call of [`Self::exists`].
+    ///
+    /// # Errors
+    /// If user-service cannot answer one more in time.
+    pub async fn admit(&self, context: &RequestContext) -> Result<Admission, PeerError> {
+        self.lookups.admit(context).await
+    }
+
     /// Returns whether the user exists.
     ///
     /// # Errors
     /// If user-service does not give a clear answer.
-    pub async fn exists(&self, id: Id, context: &RequestContext) -> Result<bool, PeerError> {
-        self.lookups.submit(id, context).await
+    pub async fn exists(&self, id: Id, context: &RequestContext, admission: Admission) -> Result<bool, PeerError> {
+        self.lookups.submit_admitted(id, context, admission).await
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use axum::http::{StatusCode, header};
 use bytes::Bytes;
 use chassis::batch::{BatchItem, Batcher, Limits};
-use chassis::client::{Peer, PeerError, PeerResponse};
+use chassis::client::{AdaptiveLimit, Peer, PeerError, PeerResponse};
 use chassis::config::PeerSettings;
 use chassis::context::RequestContext;
 use chassis::http::page;
@@ -18,6 +18,7 @@ use url::Url;
 #[derive(Clone)]
 pub struct Users {
     peer: Peer,
+    limit: AdaptiveLimit,
     lists: Batcher<ListRequest, Result<UserList, PeerError>>,
 }
 
@@ -49,7 +50,7 @@ impl Users {
         let limits = Limits { max_items: max, max_bytes: usize::MAX, item_bytes: |_| 0, max_queued: max };
         let caller = peer.clone();
         let lists = Batcher::new("lists", limits, move |batch| call_once_per_query(caller.clone(), batch));
-        Ok(Self { peer, lists })
+        Ok(Self { limit: AdaptiveLimit::new(&peer), peer, lists })
     }
 
     /// Returns the peer, for the readiness checks.
@@ -65,9 +66,13 @@ impl Users {
     /// # Errors
     /// If user-service does not answer, or its answer is not a JSON array.
     pub async fn list(&self, query: Option<&str>, context: &RequestContext) -> Result<UserList, PeerError> {
+        let mut admission = self.limit.admit(context).await?;
+        admission.start();
         let time_left = context.time_left();
         let answer = self.lists.submit((query.map(str::to_owned), context.clone()), Some(time_left)).await;
-        self.peer.batch_result(answer, time_left)
+        let result = self.peer.batch_result(answer, time_left);
+        admission.finish(&result, time_left);
+        result
     }
 }
 
