@@ -16,7 +16,7 @@ use axum::body::Body;
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use axum::response::IntoResponse;
-use bytes::{Buf, Bytes};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::FutureExt;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -231,8 +231,8 @@ impl Pipeline {
         let callers_time =
             context.caller_time_left().map(|left| left - left / 20).filter(|left| *left < self.settings.body_timeout);
         let timeout = callers_time.unwrap_or(self.settings.body_timeout);
-        match time::timeout(timeout, Limited::new(body.as_mut(), limit).collect()).await {
-            Ok(Ok(body)) => Ok(body.to_bytes()),
+        match time::timeout(timeout, collect(Limited::new(body.as_mut(), limit))).await {
+            Ok(Ok(body)) => Ok(body),
             Ok(Err(error)) if error.is::<LengthLimitError>() => {
                 discard(body).await;
                 Err(too_large())
@@ -242,6 +242,21 @@ impl Pipeline {
             Err(_) => Err(Problem::new(&REQUEST_TIMEOUT, "The body did not arrive in time")),
         }
     }
+}
+
+/// Returns the whole body. Its parts are copied: each would keep the read buffer in which it came, 8 KiB also for one byte.
+async fn collect<B: http_body::Body<Data: Buf>>(body: B) -> Result<Bytes, B::Error> {
+    let mut body = pin!(body);
+    let mut whole = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        if let Ok(mut data) = frame?.into_data() {
+            if whole.is_empty() && body.is_end_stream() {
+                return Ok(data.copy_to_bytes(data.remaining())); // the usual case: one part, without a copy
+            }
+            whole.put(data);
+        }
+    }
+    Ok(whole.freeze())
 }
 
 fn nothing_was_done() -> Problem {
