@@ -127,7 +127,8 @@ pub struct PeerSettings {
     #[arg(long = "peer-connection-max-age", env = "PEER_CONNECTION_MAX_AGE_SECONDS", value_name = "PEER_CONNECTION_MAX_AGE_SECONDS", default_value = "30", value_parser = timeout)]
     pub connection_max_age: Duration,
 
-    /// Maximum calls that wait for one peer; further ones fail immediately
+    /// Maximum calls that wait for one peer; further ones fail immediately. For a slow peer the limit is lower: what it can answer
+    /// in time
     #[arg(
         id = "peer_max_in_flight",
         long = "peer-max-in-flight",
