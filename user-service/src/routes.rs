@@ -106,7 +106,7 @@ async fn update(
         preconditions.check(Some(&current))?;
         let mut changed = UserRecord::clone(&current);
         change.apply(&mut changed, password.as_ref());
-        // Another request changed the user in between. The preconditions must hold for the new state, too.
+        // On `None`, another request has changed the user meanwhile. Then the preconditions must hold for the new state.
         if let Some(updated) = app.store.replace(current.version, changed).await? {
             return Ok(conditional::respond(&updated, &HeaderMap::new()));
         }

@@ -81,7 +81,7 @@ impl Sessions {
         self.is_pooled.load(Ordering::Relaxed)
     }
 
-    /// Prepares a connection to run one statement with the settings: behind a pooler, begins its transaction.
+    /// Returns the connection for one statement with the settings. Behind a pooler, begins a transaction that has them.
     pub(super) async fn begin<'c>(&self, connection: &'c mut PgConnection) -> Result<Running<'c>, Error> {
         if !self.is_pooled() {
             return Ok(Running::Plain(connection));
