@@ -1,7 +1,7 @@
 //! CORS (the Fetch standard): which pages may call from a browser, and what they may read of the responses.
 //!
-//! tower-http decides; this module asks it for the headers of one response. As a layer around the pipeline it would answer
-//! every `OPTIONS` request itself, uncounted and without a request id, and it would cost every request 7 % of a read.
+//! tower-http decides; this module asks it for the headers of one response. As a layer around the pipeline, tower-http would
+//! answer every `OPTIONS` request itself, uncounted and without a request id. It would also cost every request 7 % of a read.
 
 use std::convert::Infallible;
 use std::future::ready;
