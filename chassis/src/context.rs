@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_a_sane_request_id_and_replaces_any_other() {
+    fn keeps_a_valid_request_id_and_replaces_an_invalid_one() {
         let of = |headers: &HeaderMap| RequestContext::from_headers(headers, Duration::ZERO).request_id().to_owned();
         assert_eq!(of(&headers(&[(X_REQUEST_ID, "abc-1")])), "abc-1");
         for bad in ["", "two words", "caf\u{e9}"] {

@@ -73,11 +73,11 @@ impl App {
         service: &'static str,
         description: &str,
         routes: OpenApiRouter,
-        needs: Arc<dyn ReadinessChecks>,
+        checks: Arc<dyn ReadinessChecks>,
         settings: &Settings,
     ) -> Self {
         let (draining, starting, metrics) = (Draining::default(), Starting::default(), Metrics::new(service));
-        let health = http::health::routes(draining.clone(), starting.clone(), needs);
+        let health = http::health::routes(draining.clone(), starting.clone(), checks);
         let (router, document) = http::openapi::assemble(service, description, routes, health);
         let router = router.merge(http::metrics::routes(metrics.clone()));
         let documented = http::openapi::calls_without_query(&document).flat_map(|(path, methods)| {

@@ -74,7 +74,7 @@ async fn reports_a_missing_database_and_recovers_without_a_restart() {
 }
 
 #[tokio::test]
-async fn replicas_over_one_database_keep_every_promise_together() {
+async fn places_one_order_per_key_across_two_replicas() {
     let Some(durable) = start(5).await else { return };
     let (one, two) = (&durable.system, &durable.replicas().await);
     let attempts = (0..10).flat_map(|_| [&one.orders, &two.orders]);

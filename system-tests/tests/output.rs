@@ -86,7 +86,7 @@ async fn end(started: &mut Started) -> Option<ExitStatus> {
 }
 
 #[tokio::test]
-async fn starts_serves_and_ends_whatever_becomes_of_its_output() {
+async fn serves_and_exits_when_its_output_is_broken() {
     for service in [USERS, PRODUCTS, ORDERS] {
         for output in OUTPUTS {
             for format in ["text", "json"] {
@@ -106,7 +106,7 @@ async fn starts_serves_and_ends_whatever_becomes_of_its_output() {
 }
 
 #[tokio::test]
-async fn fails_to_start_with_code_1_whatever_becomes_of_its_output() {
+async fn exits_with_1_when_its_output_is_broken() {
     for output in OUTPUTS {
         for format in ["text", "json"] {
             let mut started = start(USERS, output, &[("LOG_FORMAT", format), ("DATABASE_URL", "mysql://none")]);

@@ -70,7 +70,7 @@ async fn exits_with_0_at_a_signal_while_its_database_is_away() {
 }
 
 #[tokio::test]
-async fn says_which_password_or_database_is_wrong_and_is_ready_when_it_is_mended() {
+async fn logs_a_wrong_password_or_database_and_recovers_when_corrected() {
     let Some(postgres) = Server::start(Durability::ProcessOnly) else { return };
     let url = postgres.create_database_url().await;
     let service = Service::listen(Launch::of(USERS).env("DATABASE_URL", url.replace("test_0", "later"))).await.unwrap();
@@ -82,7 +82,7 @@ async fn says_which_password_or_database_is_wrong_and_is_ready_when_it_is_mended
 }
 
 #[tokio::test]
-async fn refuses_a_database_that_can_never_be_its_own() {
+async fn exits_with_1_when_the_database_is_unusable() {
     let Some(postgres) = Server::start(Durability::ProcessOnly) else { return };
     let users = postgres.create_database_url().await;
     let migrated = Launch::of(USERS).env("DATABASE_URL", &users).output(&["--migrate-only"]).await;
@@ -106,7 +106,7 @@ async fn refuses_a_database_that_can_never_be_its_own() {
 }
 
 #[tokio::test]
-async fn migrates_only_with_a_role_that_may_and_serves_with_a_role_that_may_not() {
+async fn migrates_as_owner_and_serves_without_the_create_privilege() {
     let Some(postgres) = Server::start(Durability::ProcessOnly) else { return };
     for (service, path) in ALL {
         let owner = postgres.create_database_url().await;
@@ -144,7 +144,7 @@ async fn migrates_only_with_a_role_that_may_and_serves_with_a_role_that_may_not(
 }
 
 #[tokio::test]
-async fn says_that_it_waits_for_the_migrations_of_another_replica() {
+async fn logs_that_it_waits_for_the_migrations_of_another_replica() {
     let Some(postgres) = Server::start(Durability::ProcessOnly) else { return };
     for (service, _) in ALL {
         let url = postgres.create_database_url().await;

@@ -244,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn folds_a_name_that_is_folded_to_itself() {
+    fn folds_a_folded_name_to_itself() {
         for c in '\0'..=char::MAX {
             let folded = case_fold(c.encode_utf8(&mut [0; 4])).into_owned();
             assert_eq!(case_fold(&folded), folded, "{c:?}");

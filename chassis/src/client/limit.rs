@@ -72,7 +72,7 @@ pub struct Admission {
     limit: AdaptiveLimit,
     started: Option<Instant>,
     /// Whether few calls were in work when this one was admitted.
-    is_alone: bool,
+    is_unqueued: bool,
 }
 
 impl AdaptiveLimit {
@@ -136,7 +136,7 @@ impl AdaptiveLimit {
 
     fn admission(&self, state: &mut State) -> Admission {
         state.in_work += 1;
-        Admission { limit: self.clone(), started: None, is_alone: state.in_work <= MIN_LIMIT }
+        Admission { limit: self.clone(), started: None, is_unqueued: state.in_work <= MIN_LIMIT }
     }
 
     /// No code can panic in the middle of a change while it holds this lock, so a poisoned lock is used like any other.
@@ -180,7 +180,7 @@ impl Admission {
         let time = self.started.map_or(Duration::ZERO, |started| now.duration_since(started));
         let base = state.base.get_or_insert(time);
         // The shortest time so far. Calls without a queue raise it step by step when the peer has become slower.
-        *base = if self.is_alone { *base + time.saturating_sub(*base) / 4 } else { *base }.min(time);
+        *base = if self.is_unqueued { *base + time.saturating_sub(*base) / 4 } else { *base }.min(time);
         let has_queued = time > *base + TOLERANCE / 3;
         if !has_queued && state.in_work as f64 >= state.limit / 2.0 {
             // At first the limit doubles within the time of a call; after late calls it grows by eight.
@@ -202,12 +202,12 @@ impl Drop for Admission {
         if state.started == ended {
             state.marks.clear();
         }
-        let mut refused = Vec::new(); // dropped after the lock is released, because dropping an admission locks it again
+        let mut undelivered = Vec::new(); // dropped after the lock is released, because dropping an admission locks it again
         while state.in_work < self.limit.0.max.min(state.limit as usize)
             && let Some(waiting) = state.waiting.pop_front()
         {
             let admission = self.limit.admission(&mut state);
-            refused.extend(waiting.send(admission).err());
+            undelivered.extend(waiting.send(admission).err());
         }
         drop(state);
     }
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn rejects_nothing_of_a_peer_that_is_slow_without_a_queue() {
+    async fn does_not_limit_a_slow_peer_without_a_queue() {
         for time in [10 * MS, 100 * MS, 400 * MS] {
             let peer = SlowPeer::new(Semaphore::MAX_PERMITS, time);
             assert_eq!(peer.load(200, 10).await.0, 0, "{time:?}");
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn learns_that_a_peer_has_become_slower_and_faster() {
+    async fn adapts_when_a_peer_becomes_slower_or_faster() {
         let peer = SlowPeer::new(Semaphore::MAX_PERMITS, 20 * MS);
         assert_eq!(peer.load(200, 10).await.0, 0);
         peer.becomes(400 * MS);

@@ -153,7 +153,7 @@ impl Pipeline {
         // The body has a time limit of its own, so reading it does not shorten the handler's.
         let deadline = context.deadline_after(complete_at - received_at);
         if context.with_deadline(deadline).caller_deadline_has_passed() {
-            return Err(nothing_was_done());
+            return Err(deadline_exceeded());
         }
         // After the body, so that a slow body holds no permit.
         let _permit = self.acquire_permit(&head.uri)?;
@@ -224,7 +224,7 @@ impl Pipeline {
                 Err(too_large())
             }
             Ok(Err(error)) => Err(Problem::new(&INVALID_REQUEST, "The body could not be read").caused_by(error)),
-            Err(_) if callers_time.is_some() => Err(nothing_was_done()),
+            Err(_) if callers_time.is_some() => Err(deadline_exceeded()),
             Err(_) => Err(Problem::new(&REQUEST_TIMEOUT, "The body did not arrive in time")),
         }
     }
@@ -245,7 +245,7 @@ async fn collect<B: http_body::Body<Data: Buf>>(body: B) -> Result<Bytes, B::Err
     Ok(whole.freeze())
 }
 
-fn nothing_was_done() -> Problem {
+fn deadline_exceeded() -> Problem {
     Problem::new(&DEADLINE_EXCEEDED, "The time that the caller gave is over. Nothing was done")
 }
 

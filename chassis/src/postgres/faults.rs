@@ -189,7 +189,7 @@ async fn eventually_connect(database: &PgConnectOptions) -> PgConnection {
 }
 
 #[tokio::test]
-async fn works_on_with_open_connections_when_the_role_may_open_no_more() {
+async fn keeps_using_open_connections_when_the_role_may_open_no_more() {
     let Some(database) = database().await else { return };
     let role = limited(&database, 7).await;
     let pool = pool(&role, 5, generous_timeouts()).await;
@@ -207,7 +207,7 @@ async fn works_on_with_open_connections_when_the_role_may_open_no_more() {
 }
 
 #[tokio::test]
-async fn works_on_with_open_connections_while_new_ones_get_no_answer() {
+async fn keeps_using_open_connections_while_new_ones_get_no_answer() {
     let Some(database) = database().await else { return };
     let (database, wire) = behind_a_faulty_connection(&database).await;
     let pool = pool(&database, 5, generous_timeouts()).await;

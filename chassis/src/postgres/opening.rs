@@ -201,11 +201,11 @@ impl Opening {
     async fn attempt(&self, report: &impl Fn(&'static str)) -> Result<(), OpenError> {
         let connected = time::timeout(CHECK_TIMEOUT, self.sessions.detect()).await.unwrap_or_else(|_| Err(timed_out()));
         let mut connection = connected.map_err(|error| OpenError::new("cannot connect to DATABASE_URL", &error))?;
-        let (name, is_migrated) = within(CHECK_TIMEOUT, self.check(&mut connection)).await?;
+        let (name, is_migrated) = with_timeout(CHECK_TIMEOUT, self.check(&mut connection)).await?;
         // A database that lacks nothing needs neither the lock nor the privileges of a migration.
         if !is_migrated {
             report("the database is being migrated");
-            narrate(within(MIGRATION_TIMEOUT, self.migrate(&mut connection, &name))).await?;
+            log_progress(with_timeout(MIGRATION_TIMEOUT, self.migrate(&mut connection, &name))).await?;
         }
         let _ = time::timeout(CHECK_TIMEOUT, connection.close()).await; // a failure loses nothing
         self.opened.cancel();
@@ -305,7 +305,7 @@ fn lock_id(database: &str) -> i64 {
     0x3d32_ad9e * i64::from(crc32fast::hash(database.as_bytes()))
 }
 
-async fn within<T, E>(limit: Duration, step: impl Future<Output = Result<T, E>>) -> Result<T, OpenError>
+async fn with_timeout<T, E>(limit: Duration, step: impl Future<Output = Result<T, E>>) -> Result<T, OpenError>
 where
     OpenError: From<E>,
 {
@@ -313,7 +313,7 @@ where
 }
 
 /// Runs `step`, and logs at intervals that it still runs.
-async fn narrate<T>(step: impl Future<Output = T>) -> T {
+async fn log_progress<T>(step: impl Future<Output = T>) -> T {
     let (started, mut step) = (Instant::now(), pin!(step));
     loop {
         match time::timeout(REPORT_INTERVAL, step.as_mut()).await {

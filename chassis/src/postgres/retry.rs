@@ -26,13 +26,13 @@ enum Action {
     /// The step is tried again on another connection; this one is closed.
     RetryElsewhere,
     /// The step is tried again on a new connection; all that are open are closed.
-    RetryAnew,
-    /// As [`Self::RetryAnew`], but the statement may have been executed. So only a step that is safe to repeat is tried again.
+    RetryOnNewConnection,
+    /// As [`Self::RetryOnNewConnection`], but the statement may have been executed. So only a step that is safe to repeat is tried again.
     RetryIfSafe,
     /// The step fails, and the statement may have been executed. All connections are closed.
-    GiveUp,
+    FailAmbiguous,
     /// The step fails, although the statement was executed. The connection stays open.
-    FailAfterwards,
+    FailExecuted,
 }
 
 /// A class of errors.
@@ -53,17 +53,17 @@ const fn class(state: &'static str, action: Action, meaning: &'static str) -> Cl
 /// reports as failed, so it was not executed. The exceptions have [`Action::RetryIfSafe`].
 static CLASSES: [Class; 42] = [
     class("08", Action::RetryIfSafe, "the connection, or that of a pooler, failed"),
-    class("0A", Action::RetryAnew, "a column has changed its type, so prepared statements are outdated"),
+    class("0A", Action::RetryOnNewConnection, "a column has changed its type, so prepared statements are outdated"),
     class("22", Action::Fail, "a value is invalid"),
     class("23", Action::Fail, "a constraint is violated"),
     class("25", Action::RetryElsewhere, "a transaction was left open on the connection"),
     class(
         "25006",
-        Action::RetryAnew,
+        Action::RetryOnNewConnection,
         "the database is read-only; after a failover the connections are to the old server",
     ),
     class("25P04", Action::FailAndClose, "the transaction took too long"),
-    class("26", Action::RetryAnew, "a prepared statement is gone, as after DISCARD ALL or behind a pooler"),
+    class("26", Action::RetryOnNewConnection, "a prepared statement is gone, as after DISCARD ALL or behind a pooler"),
     class(
         "28",
         Action::Fail,
@@ -94,11 +94,11 @@ static CLASSES: [Class; 42] = [
     class("55P03", Action::Fail, "a lock was not available in time"),
     class("57", Action::Fail, "an operator intervened"),
     class("57014", Action::Fail, "the statement took too long, or an operator cancelled it"),
-    class("57P01", Action::RetryAnew, "the server shuts down, or an operator ended the connection"),
-    class("57P02", Action::RetryAnew, "another process of the server crashed"),
-    class("57P03", Action::RetryAnew, "the server starts or shuts down"),
+    class("57P01", Action::RetryOnNewConnection, "the server shuts down, or an operator ended the connection"),
+    class("57P02", Action::RetryOnNewConnection, "another process of the server crashed"),
+    class("57P03", Action::RetryOnNewConnection, "the server starts or shuts down"),
     class("57P04", Action::FailAndClose, "the database was dropped"),
-    class("57P05", Action::RetryAnew, "the connection was idle for too long (idle_session_timeout)"),
+    class("57P05", Action::RetryOnNewConnection, "the connection was idle for too long (idle_session_timeout)"),
     class("58", Action::FailAndClose, "the server cannot read or write its files"),
     class("72", Action::Retry, "the snapshot is too old"),
     class("F0", Action::FailAndClose, "the server's configuration file is broken"),
@@ -111,16 +111,16 @@ static CLASSES: [Class; 42] = [
 /// Any other SQLSTATE, and errors of sqlx itself.
 static OTHER: Class = class("", Action::Fail, "");
 /// The connection was closed before the statement was sent, so it was not executed.
-static NOT_SENT: Class = class("", Action::RetryAnew, "");
+static NOT_SENT: Class = class("", Action::RetryOnNewConnection, "");
 /// No connection could be opened, so the statement was not executed. The pool has already tried again.
 static NOT_CONNECTED: Class = class("", Action::Fail, "");
 /// The connection broke before the answer.
 static BROKEN: Class = class("", Action::RetryIfSafe, "");
 /// The answer did not come in time. There is no other attempt, because the caller has waited long enough.
-static SILENT: Class = class("", Action::GiveUp, "");
+static SILENT: Class = class("", Action::FailAmbiguous, "");
 
 /// The answer came, and cannot be read.
-static UNREADABLE: Class = class("", Action::FailAfterwards, "");
+static UNREADABLE: Class = class("", Action::FailExecuted, "");
 
 /// Returns the class of an error.
 pub(super) fn class_of(error: &Error) -> &'static Class {
@@ -152,14 +152,14 @@ impl Class {
 
     /// Returns whether the connection is unusable.
     pub(super) fn closes_connection(&self) -> bool {
-        !matches!(self.action, Action::Fail | Action::FailAfterwards | Action::Retry)
+        !matches!(self.action, Action::Fail | Action::FailExecuted | Action::Retry)
     }
 
     /// Returns whether the other connections are probably unusable too.
     ///
     /// A timeout of the pool does not count. All connections may be busy, and new ones would add to the load.
     pub(super) fn closes_all_connections(&self) -> bool {
-        matches!(self.action, Action::RetryAnew | Action::RetryIfSafe | Action::GiveUp)
+        matches!(self.action, Action::RetryOnNewConnection | Action::RetryIfSafe | Action::FailAmbiguous)
     }
 }
 
@@ -170,12 +170,12 @@ pub(super) fn is_transient(error: &Error) -> bool {
 
 /// Returns whether the statement was certainly not executed, for a transient reason.
 pub(super) fn not_executed(error: &Error) -> bool {
-    matches!(class_of(error).action, Action::Retry | Action::RetryElsewhere | Action::RetryAnew)
+    matches!(class_of(error).action, Action::Retry | Action::RetryElsewhere | Action::RetryOnNewConnection)
 }
 
 /// Returns whether the statement may have been executed, although it failed.
 fn may_have_executed(error: &Error) -> bool {
-    matches!(class_of(error).action, Action::RetryIfSafe | Action::GiveUp | Action::FailAfterwards)
+    matches!(class_of(error).action, Action::RetryIfSafe | Action::FailAmbiguous | Action::FailExecuted)
 }
 
 /// The error of a step that may have been done.
@@ -319,9 +319,9 @@ mod tests {
                 Action::FailAndClose => "fail, close the connection",
                 Action::Retry => "try again",
                 Action::RetryElsewhere => "try again on another connection",
-                Action::RetryAnew => "try again, close all connections",
+                Action::RetryOnNewConnection => "try again, close all connections",
                 Action::RetryIfSafe => "try again if it is safe to repeat, close all connections",
-                Action::GiveUp | Action::FailAfterwards => panic!("{state}: only for errors without a SQLSTATE"),
+                Action::FailAmbiguous | Action::FailExecuted => panic!("{state}: only for errors without a SQLSTATE"),
             };
             let row = format!("| `{state}` | {action} | {meaning} |");
             assert!(documented.contains(&row), "docs/postgres.md has no row {row}");

@@ -180,7 +180,7 @@ async fn answers_before_the_time_limit() {
 }
 
 #[tokio::test]
-async fn logs_a_callers_short_deadline_as_no_failure() {
+async fn does_not_log_a_callers_short_deadline_as_a_failure() {
     let log = Log::default();
     let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).finish();
     let _guard = tracing::subscriber::set_default(subscriber);

@@ -6,7 +6,7 @@ use crate::status_steps::order_with_status;
 use crate::support::{LAPTOP, World, id};
 
 #[tokio::test]
-async fn takes_a_status_step_only_if_the_etag_matches() {
+async fn accepts_a_status_step_only_if_the_etag_matches() {
     let world = World::new().await;
     let placed = order_with_status(&world, "pending").await;
     let path = format!("/orders/{}", id(&placed));

@@ -72,7 +72,7 @@ async fn allows_exactly_five_status_steps() {
 }
 
 #[tokio::test]
-async fn takes_status_steps_at_the_root_and_under_api() {
+async fn accepts_status_steps_at_the_root_and_under_api() {
     let world = World::new().await;
     let placed = order_with_status(&world, "pending").await;
     for (orders, status) in [("/api/orders", "confirmed"), ("/orders", "shipped")] {
@@ -141,7 +141,7 @@ fn spawn_step(world: &World, path: &str, status: &str) -> JoinHandle<Received> {
 }
 
 #[tokio::test]
-async fn takes_one_of_many_equal_concurrent_steps() {
+async fn accepts_one_of_many_equal_concurrent_steps() {
     for status in ["shipped", "cancelled"] {
         for (if_match, others) in [(true, 412), (false, 200)] {
             let (world, confirmed) = world_with_concurrent_steps(10).await;

@@ -194,7 +194,7 @@ async fn releases_only_if_the_etag_matches() {
 }
 
 #[tokio::test]
-async fn leaves_no_trace_of_an_order_that_a_precondition_expects() {
+async fn creates_nothing_when_if_match_fails() {
     let shop = Shop::seeded().await;
     let path = format!("/reservations/{}", order(1));
     for tag in ["*", "\"0123456789abcdef\""] {

@@ -52,7 +52,7 @@ async fn shop_with_users<R: IntoResponse>(
 }
 
 #[tokio::test]
-async fn leaves_it_to_user_service_which_parameters_exist() {
+async fn forwards_unknown_parameters_to_user_service() {
     let (shop, requests) = shop_with_users(|| "[]").await;
     shop.get("/users?future=1").await.expect(200);
     assert_eq!(requests.take_one().0, "/users?future=1");

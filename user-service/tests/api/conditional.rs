@@ -76,7 +76,7 @@ async fn reads_if_match_on_several_lines_as_one_list() {
 }
 
 #[tokio::test]
-async fn does_not_change_a_state_that_if_none_match_rules_out() {
+async fn returns_412_when_if_none_match_names_the_current_tag() {
     let (client, tag) = service_with_ada().await;
     let call = |method: &str, known: &str| {
         client.request(method, "/users/1").header("if-none-match", known).json(&json!({"name": "Eve"}))

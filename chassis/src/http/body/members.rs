@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_a_removed_member_from_an_absent_one() {
+    fn distinguishes_a_removed_member_from_an_absent_one() {
         assert_eq!(read::<Removal>("{}").unwrap().0, None);
         assert_eq!(read::<Removal>(r#"{"note": null}"#).unwrap().0, Some(None));
         assert_eq!(read::<Removal>(r#"{"note": "new"}"#).unwrap().0, Some(Some("new".to_owned())));

@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_invisible_characters_from_visible_ones() {
+    fn distinguishes_invisible_characters_from_visible_ones() {
         for c in [
             '\0', '\u{ad}', '\u{34f}', '\u{61c}', '\u{115f}', '\u{180e}', '\u{200b}', '\u{200c}', '\u{200d}',
             '\u{200e}',
