@@ -21,7 +21,7 @@ use super::{MIN_FAIR_TIMEOUT, OVERLOADED, Peer, PeerError};
 use crate::context::RequestContext;
 
 /// The limit at the start. While no call is late, it can double within the time of a call.
-const INITIAL_LIMIT: usize = 64;
+const INITIAL_LIMIT: usize = 48;
 /// The lowest limit. Calls that started with at most this many in work show how fast the peer is without a queue.
 const MIN_LIMIT: usize = 16;
 /// A call is late if it takes this much longer than a call without a queue, or 50 % longer if that is more. Batching and a
@@ -331,7 +331,7 @@ mod tests {
         for (slots, time) in [(16, 50 * MS), (8, 100 * MS), (4, 50 * MS)] {
             let peak = slots as u32 * 1000 / time.as_millis() as u32;
             for load in [1, 2, 10] {
-                let (rejected, in_time) = SlowPeer::new(slots, time).load(load * peak, 8).await;
+                let (rejected, in_time) = SlowPeer::new(slots, time).load(load * peak, 4).await;
                 let figures = format!("{in_time} of {peak} in time, {rejected} rejected");
                 println!("{slots} calls in {time:?}, {load} times the load: {figures}");
                 assert!(in_time * 10 >= peak * 9, "{slots} calls in {time:?}, {load} times the load: {figures}");
@@ -350,7 +350,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn does_not_limit_a_slow_peer_without_a_queue() {
-        for time in [10 * MS, 100 * MS, 400 * MS] {
+        for time in [10 * MS, 100 * MS, 300 * MS] {
             let peer = SlowPeer::new(Semaphore::MAX_PERMITS, time);
             assert_eq!(peer.load(200, 10).await.0, 0, "{time:?}");
         }
