@@ -121,6 +121,7 @@ async function main() {
   await call(PRODUCTS, 'DELETE', '/products/{id}', `/products/${product}`, 204);
   await call(USERS, 'DELETE', '/users/{id}', `/users/${user}`, 204);
   if (unanswered.size > 0) throw new Error(`no request got these answers:\n${[...unanswered].join('\n')}`);
+  console.log('every documented success was answered, and each answer agrees with its schema');
 }
 
 main().catch((error) => {
