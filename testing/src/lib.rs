@@ -22,8 +22,10 @@ pub use self::plans::{Plans, with_logged_plans};
 pub use self::wait::{DEADLINE, eventually, with_timeout};
 use chassis::App;
 
-/// Declares every case of a store's contract as a test of each store, and of the one in PostgreSQL also behind PgBouncer. The arguments: how to create each store, in memory and from
-/// the address of an empty database, then the cases, which are functions that take the store.
+/// Declares every case of a store's contract as a test of each store: in memory, in PostgreSQL, and in PostgreSQL behind PgBouncer.
+///
+/// The arguments: how to create each store, in memory and from the address of an empty database, then the cases, which are
+/// functions that take the store.
 #[macro_export]
 macro_rules! store_contract {
     (memory: $memory:expr; $($case:ident)*) => {

@@ -163,7 +163,7 @@ async fn shares_the_connections_that_the_server_allows() {
 }
 
 #[tokio::test]
-async fn reports_in_time_that_the_server_has_no_connection_left() {
+async fn reports_in_time_that_the_server_has_is_too_many_connections() {
     let Some(database) = database().await else { return };
     let settings = DatabaseSettings { database_acquire: Duration::from_millis(300), ..generous_timeouts() };
     let limited = limited(&database, 1).await;

@@ -19,7 +19,7 @@ use super::connections::{ANSWER_TIMEOUT, Connections};
 use super::metrics;
 use super::opening::{OPEN_TIMEOUT, Opening};
 use super::retry::{
-    ambiguous, is_constraint_violation, is_transient, no_connection_left, not_connected, not_executed, not_open,
+    ambiguous, is_constraint_violation, is_too_many_connections, is_transient, not_connected, not_executed, not_open,
     retry_if, timed_out,
 };
 use super::session::Sessions;
@@ -199,7 +199,7 @@ impl Pool {
                 self.connections.give_up_all(opened);
             }
             match self.connections.sessions.connect().await {
-                Err(error) if no_connection_left(&error) => check(self).await,
+                Err(error) if is_too_many_connections(&error) => check(self).await,
                 Err(error) => Err(not_connected(error)),
                 Ok(mut connection) => {
                     check(&mut connection).await?;

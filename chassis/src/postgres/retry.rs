@@ -251,8 +251,8 @@ pub fn is_row_error(error: &Error) -> bool {
         || sql_state(error).is_some_and(|code| code.starts_with("22") || code == LOCK_NOT_AVAILABLE)
 }
 
-/// Returns whether the server, or the role, has no connection left.
-pub(super) fn no_connection_left(error: &Error) -> bool {
+/// Returns whether the server or the role has reached its limit of connections (`too_many_connections`).
+pub(super) fn is_too_many_connections(error: &Error) -> bool {
     sql_state(error).is_some_and(|code| code == "53300")
 }
 

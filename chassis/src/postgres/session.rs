@@ -49,29 +49,19 @@ impl Sessions {
 
     /// Opens a connection, and finds out whether a pooler is in front of the database.
     pub(super) async fn detect(&self) -> Result<PgConnection, Error> {
-        const GOT_PARAMETERS: &str = "select current_setting($1, true) is not null";
-        let (before, is_pooled) = (
-            self.is_pooled(),
-            match self.options.clone().options([(MARK, "own")]).connect().await {
-                Ok(mut connection) => {
-                    let mut transaction = connection.begin().await?;
-                    let marked =
-                        query_scalar(GOT_PARAMETERS).bind(MARK).persistent(false).fetch_one(&mut *transaction).await?;
-                    transaction.rollback().await?;
-                    if marked {
-                        self.is_pooled.store(false, Ordering::Relaxed);
-                        return Ok(connection);
-                    }
-                    true
+        match self.options.clone().options([(MARK, "own")]).connect().await {
+            Ok(mut connection) => {
+                if got_parameters(&mut connection).await? {
+                    self.is_pooled.store(false, Ordering::Relaxed);
+                    return Ok(connection);
                 }
-                // PgBouncer reports everything as 08P01. Other poolers say that the feature is not supported.
-                Err(error) if matches!(sql_state(&error).as_deref(), Some("08P01" | "0A000")) => true,
-                Err(error) => return Err(error),
-            },
-        );
+            }
+            // PgBouncer reports everything as 08P01. Other poolers say that the feature is not supported.
+            Err(error) if matches!(sql_state(&error).as_deref(), Some("08P01" | "0A000")) => {}
+            Err(error) => return Err(error),
+        }
         let connection = self.options.connect().await?;
-        self.is_pooled.store(is_pooled, Ordering::Relaxed);
-        if !before {
+        if !self.is_pooled.swap(true, Ordering::Relaxed) {
             tracing::info!("a pooler is in front of the database; each statement is a transaction of its own");
         }
         Ok(connection)
@@ -90,6 +80,15 @@ impl Sessions {
         let begin = AssertSqlSafe(format!("begin{}", settings.collect::<String>()));
         connection.begin_with(begin).await.map(Running::InTransaction).map_err(not_sent)
     }
+}
+
+/// Returns whether the session has the parameters of the connection, which a pooler drops.
+async fn got_parameters(connection: &mut PgConnection) -> Result<bool, Error> {
+    const SQL: &str = "select current_setting($1, true) is not null";
+    let mut transaction = connection.begin().await?; // behind a pooler, one session for all messages of a query
+    let is_set = query_scalar(SQL).bind(MARK).persistent(false).fetch_one(&mut *transaction).await?;
+    transaction.rollback().await?;
+    Ok(is_set)
 }
 
 /// A connection on which one statement runs.

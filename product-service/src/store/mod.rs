@@ -107,7 +107,8 @@ pub enum StoreError {
     OutcomeUnknown(String),
 }
 
-/// Returns the store in the database of these settings, or in memory without a database, and its storage. Only a store in memory is seeded.
+/// Returns the store and its storage: the database of these settings, or memory if they name none. `seed` applies only to a
+/// store in memory.
 ///
 /// # Errors
 /// If `DATABASE_URL` is invalid.
