@@ -3,6 +3,8 @@
 use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::Response;
+use chassis::auth::Grant::{Account, Admin};
+use chassis::auth::Rule;
 use chassis::context::RequestContext;
 use chassis::crash_point;
 use chassis::http::body::{FromQuery, QueryParams};
@@ -19,6 +21,14 @@ use crate::error::Error;
 use crate::idempotency::{Fingerprint, Key};
 use crate::order::{PlaceOrder, State as OrderState, UpdateOrder};
 use crate::store::Filter;
+
+/// Who may make each call while sign-in is on. A caller with an account sees and changes only its own orders.
+pub(crate) const RULES: &[Rule] = &[
+    Rule::new("GET /orders", &[Account, Admin]),
+    Rule::new("POST /orders", &[Account, Admin]), // for the caller; an admin for every user
+    Rule::new("GET /orders/{id}", &[Account, Admin]),
+    Rule::new("PATCH /orders/{id}", &[Account, Admin]), // to `cancelled`; an admin to every status
+];
 
 /// Returns all routes of this service.
 pub(crate) fn router() -> OpenApiRouter<AppState> {

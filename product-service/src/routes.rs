@@ -5,6 +5,8 @@ use axum::Json as JsonResponse;
 use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use chassis::auth::Grant::{Admin, Everybody};
+use chassis::auth::{Grant, Rule};
 use chassis::context::RequestContext;
 use chassis::crash_point;
 use chassis::http::body::values::{self, Detail};
@@ -30,6 +32,24 @@ use crate::reservation::{
     OrderIds, ReservationBatch, ReservationBatchItem, ReservationLines, ReservationOutcome, ReservationRequest,
 };
 use crate::store::StoreError;
+
+/// Who may make each call while sign-in is on.
+pub(crate) const RULES: &[Rule] = &[
+    Rule::new("GET /products", &[Everybody]),
+    Rule::new("POST /products", &[Admin]),
+    Rule::new("GET /products/{id}", &[Everybody]),
+    Rule::new("PATCH /products/{id}", &[Admin]),
+    Rule::new("DELETE /products/{id}", &[Admin]),
+    Rule::new("GET /users", &[Admin]),
+    Rule::new("POST /reservations", &[ORDER_SERVICE]),
+    Rule::new("DELETE /reservations", &[ORDER_SERVICE]),
+    Rule::new("PUT /reservations/{orderId}", &[ORDER_SERVICE]),
+    Rule::new("GET /reservations/{orderId}", &[ORDER_SERVICE, Admin]),
+    Rule::new("DELETE /reservations/{orderId}", &[ORDER_SERVICE]),
+];
+
+/// It reserves the stock of its orders.
+const ORDER_SERVICE: Grant = Grant::Service(crate::ORDER_SERVICE);
 
 /// Returns all routes of this service.
 pub(crate) fn router() -> OpenApiRouter<AppState> {

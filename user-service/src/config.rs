@@ -1,5 +1,7 @@
 //! The settings of this service.
 
+use std::path::PathBuf;
+
 use chassis::config::{DatabaseSettings, Settings};
 use clap::Parser;
 use clap::builder::BoolishValueParser;
@@ -23,6 +25,10 @@ pub struct Config {
     /// Maximum passwords that wait to be hashed; further requests get 503
     #[arg(long, env, default_value_t = 32, value_parser = clap::value_parser!(u32).range(..=100_000))]
     pub password_hashes_waiting: u32,
+
+    /// File with the public keys of order-service (PEM, Ed25519). While sign-in is on, its tokens are verified with them
+    #[arg(long, env)]
+    pub service_keys_file: Option<PathBuf>,
 
     /// The database.
     #[command(flatten)]

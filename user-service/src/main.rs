@@ -1,10 +1,11 @@
 //! The process: signals, settings, telemetry, store, app, serve.
 
+use chassis::auth::{Authenticator, KeySet};
 use chassis::{Signals, telemetry};
 use mimalloc::MiMalloc;
 use user_service::config::Config;
 use user_service::password::Hasher;
-use user_service::{AppState, SERVICE, app, store};
+use user_service::{AppState, ORDER_SERVICE, SERVICE, app, store};
 
 /// A request makes about 30 allocations; the system allocator takes nearly twice as long for them.
 #[global_allocator]
@@ -25,7 +26,10 @@ async fn start() -> Result<(), String> {
     }
     let about = format!("store: {storage}, peers: none");
     let hasher = Hasher::new(config.password_hashes_at_once, config.password_hashes_waiting);
-    let app = app(AppState::new(store, hasher), &config.settings);
+    let keys = config.service_keys_file.as_deref().map(KeySet::from_pem_file).transpose()?;
+    let services = keys.map(|keys| (ORDER_SERVICE, keys)).into_iter().collect();
+    let authenticator = Authenticator::new(SERVICE, &config.settings.auth, None, services)?;
+    let app = app(AppState::new(store, hasher).with_sign_in(authenticator), &config.settings);
     chassis::run(SERVICE, config.port, &about, &app, &storage, signals).await?;
     telemetry.end().await;
     Ok(())

@@ -3,6 +3,8 @@
 use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
+use chassis::auth::Grant::{Admin, Everybody, Owner};
+use chassis::auth::{Grant, Rule};
 use chassis::http::body::values::{self, Detail};
 use chassis::http::body::{FromQuery, QueryParams};
 use chassis::http::conditional::{self, Preconditions};
@@ -16,6 +18,18 @@ use utoipa_axum::routes;
 use crate::AppState;
 use crate::error::Error;
 use crate::user::{CreateUser, UpdateUser, UserRecord};
+
+/// Who may make each call while sign-in is on.
+pub(crate) const RULES: &[Rule] = &[
+    Rule::new("GET /users", &[Admin, ORDER_SERVICE]), // order-service only with `ids`
+    Rule::new("POST /users", &[Everybody]),
+    Rule::new("GET /users/{id}", &[Owner, Admin, ORDER_SERVICE]),
+    Rule::new("PATCH /users/{id}", &[Owner, Admin]),
+    Rule::new("DELETE /users/{id}", &[Owner, Admin]),
+];
+
+/// It asks whether the user of an order exists.
+const ORDER_SERVICE: Grant = Grant::Service(crate::ORDER_SERVICE);
 
 /// Returns all routes of this service.
 pub(crate) fn router() -> OpenApiRouter<AppState> {

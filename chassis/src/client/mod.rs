@@ -35,6 +35,7 @@ use self::connections::Connections;
 pub use self::limit::{AdaptiveLimit, Admission};
 use self::retry::Retries;
 use self::throttle::Throttle;
+use crate::auth::ServiceTokens;
 use crate::config::PeerSettings;
 use crate::context::RequestContext;
 use crate::problem::{self, PEER_UNAVAILABLE, Problem};
@@ -78,6 +79,8 @@ struct Inner {
     permits: Semaphore,
     throttle: Throttle,
     retries: Option<Retries>,
+    /// The tokens of this service, while sign-in is on.
+    tokens: Option<ServiceTokens>,
 }
 
 /// One call to a peer.
@@ -85,6 +88,8 @@ struct Call<'a> {
     method: Method,
     path: &'a str,
     json: Option<Bytes>,
+    /// The token of a caller, in place of that of this service.
+    authorization: Option<HeaderValue>,
 }
 
 /// The response of a peer, with any status.
@@ -184,7 +189,18 @@ impl Peer {
         let connections = Connections::new(settings);
         let connections = connections.map_err(|error| PeerError::Unreachable { peer: name, cause: chain(&error) })?;
         let (permits, throttle) = (Semaphore::new(settings.max_in_flight as usize), Throttle::new());
-        Ok(Self(Arc::new(Inner { name, base, connections, settings: settings.clone(), permits, throttle, retries })))
+        let (settings, tokens) = (settings.clone(), None);
+        Ok(Self(Arc::new(Inner { name, base, connections, settings, permits, throttle, retries, tokens })))
+    }
+
+    /// Sends a token of this service with each call, if there are tokens.
+    ///
+    /// # Panics
+    /// If the peer was cloned before.
+    #[must_use]
+    pub fn with_tokens(mut self, tokens: Option<ServiceTokens>) -> Self {
+        Arc::get_mut(&mut self.0).expect("a peer gets its tokens before it is cloned").tokens = tokens;
+        self
     }
 
     /// Returns the name of the service.
@@ -199,7 +215,17 @@ impl Peer {
 
     /// Calls `GET path`. The path starts with `/` and may have a query.
     pub async fn get(&self, path: &str, context: &RequestContext) -> Result<PeerResponse, PeerError> {
-        self.call(&Call { method: Method::GET, path, json: None }, context).await
+        self.get_as(None, path, context).await
+    }
+
+    /// Calls `GET path` with the header `Authorization` of a caller, on whose behalf the call is made.
+    pub async fn get_as(
+        &self,
+        authorization: Option<HeaderValue>,
+        path: &str,
+        context: &RequestContext,
+    ) -> Result<PeerResponse, PeerError> {
+        self.call(&Call { method: Method::GET, path, json: None, authorization }, context).await
     }
 
     /// Calls `PUT path` with a JSON body.
@@ -209,7 +235,7 @@ impl Peer {
         body: &impl Serialize,
         context: &RequestContext,
     ) -> Result<PeerResponse, PeerError> {
-        self.call(&Call { method: Method::PUT, path, json: Some(self.json(body)?) }, context).await
+        self.call(&Call { method: Method::PUT, path, json: Some(self.json(body)?), authorization: None }, context).await
     }
 
     /// Calls `POST path` with a JSON body. Use it only where a repeated call does no harm.
@@ -219,7 +245,8 @@ impl Peer {
         body: &impl Serialize,
         context: &RequestContext,
     ) -> Result<PeerResponse, PeerError> {
-        self.call(&Call { method: Method::POST, path, json: Some(self.json(body)?) }, context).await
+        self.call(&Call { method: Method::POST, path, json: Some(self.json(body)?), authorization: None }, context)
+            .await
     }
 
     fn json(&self, body: &impl Serialize) -> Result<Bytes, PeerError> {
@@ -229,12 +256,12 @@ impl Peer {
 
     /// Calls `DELETE path`.
     pub async fn delete(&self, path: &str, context: &RequestContext) -> Result<PeerResponse, PeerError> {
-        self.call(&Call { method: Method::DELETE, path, json: None }, context).await
+        self.call(&Call { method: Method::DELETE, path, json: None, authorization: None }, context).await
     }
 
     /// Returns whether the peer answers at all, with any status. The throttle and the limits do not apply.
     pub async fn is_up(&self) -> bool {
-        let probe = Call { method: Method::GET, path: "/livez", json: None };
+        let probe = Call { method: Method::GET, path: "/livez", json: None, authorization: None };
         self.send(&probe, &RequestContext::background(PROBE_TIMEOUT)).await.is_ok()
     }
 
@@ -320,6 +347,9 @@ impl Peer {
         let broken = |error: reqwest::Error| PeerError::Unreachable { peer, cause: chain(&error) };
         let mut request = reqwest::Request::new(call.method.clone(), url);
         context.forward(request.headers_mut());
+        if let Some(authorization) = self.authorization(call)? {
+            request.headers_mut().insert(header::AUTHORIZATION, authorization);
+        }
         if let Some(json) = &call.json {
             request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
             *request.body_mut() = Some(json.clone().into());
@@ -336,6 +366,17 @@ impl Peer {
             body.extend_from_slice(&chunk);
         }
         Ok(PeerResponse { status, headers, body: body.freeze() })
+    }
+
+    fn authorization(&self, call: &Call<'_>) -> Result<Option<HeaderValue>, PeerError> {
+        match (&call.authorization, &self.0.tokens) {
+            (Some(callers), _) => Ok(Some(callers.clone())),
+            (None, Some(tokens)) => tokens
+                .authorization()
+                .map(Some)
+                .map_err(|_| self.not_sent("the token of this service cannot be signed")),
+            (None, None) => Ok(None),
+        }
     }
 
     /// Returns the error for a response that is not in the contract.

@@ -18,4 +18,6 @@ pub(crate) mod metrics;
 pub(crate) mod openapi;
 pub mod page;
 pub(crate) mod pipeline;
+pub(crate) mod resource_metadata;
+pub(crate) mod routes;
 pub(crate) mod server;

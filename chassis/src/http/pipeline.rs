@@ -15,7 +15,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
+use axum::http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header};
 use axum::response::IntoResponse;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::FutureExt;
@@ -26,16 +26,18 @@ use tokio_util::task::TaskTracker;
 use tower::{Service, service_fn};
 use tracing::Instrument;
 
+use crate::auth::{self, Authenticator, Caller, Grant};
 use crate::config::Settings;
 use crate::context::{RequestContext, X_REQUEST_ID};
 use crate::http::access_log::AccessLog;
-use crate::http::body;
 use crate::http::client_address::client_address;
 use crate::http::compression;
 use crate::http::conditional;
 use crate::http::cors::{self, Cors};
 use crate::http::forwarded::Prefix;
 use crate::http::health::Draining;
+use crate::http::resource_metadata;
+use crate::http::routes::{RouteEntry, Routes};
 use crate::problem::{
     DEADLINE_EXCEEDED, HEADERS_TOO_LARGE, INVALID_REQUEST, NOT_FOUND, OVERLOADED, PAYLOAD_TOO_LARGE, Problem,
     REQUEST_TIMEOUT, TIMED_OUT,
@@ -50,6 +52,8 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) struct Pipeline {
     pub(crate) router: Router,
     pub(crate) routes: Routes,
+    /// `None` while sign-in is off.
+    pub(crate) authenticator: Option<Authenticator>,
     pub(crate) cors: Cors,
     pub(crate) metrics: Metrics,
     pub(crate) access_log: AccessLog,
@@ -144,6 +148,17 @@ impl Pipeline {
         if cors::is_preflight(&head.method, &head.headers) {
             return Ok(Response::default());
         }
+        if let Some(authenticator) = &self.authenticator {
+            match authorize(authenticator, entry, &head, context).await {
+                Ok(caller) => head.extensions.insert(caller),
+                Err(problem) => {
+                    if !head.headers.contains_key(header::EXPECT) {
+                        discard(body).await;
+                    }
+                    return Err(problem);
+                }
+            };
+        }
 
         let (body, complete_at) = match body.is_end_stream() {
             true => (Body::empty(), received_at),
@@ -228,6 +243,25 @@ impl Pipeline {
             Err(_) => Err(Problem::new(&REQUEST_TIMEOUT, "The body did not arrive in time")),
         }
     }
+}
+
+/// Returns the caller of a request, if the table of the service allows the call.
+async fn authorize(
+    authenticator: &Authenticator,
+    entry: &RouteEntry,
+    Parts { method, uri, headers, .. }: &Parts,
+    context: &RequestContext,
+) -> Result<Caller, Problem> {
+    let grants = entry.grants(method)?;
+    if grants.contains(&Grant::Everybody) {
+        return Ok(Caller::Anonymous); // so these calls work with an old token too, and without the issuer
+    }
+    let allowed = async {
+        let caller = authenticator.authenticate(headers, context.time_left()).await?;
+        auth::check(grants, &caller, uri.path())?;
+        Ok(caller)
+    };
+    allowed.await.map_err(|problem| resource_metadata::add_to_challenge(problem, headers))
 }
 
 /// Returns the whole body. Its parts are copied, because each would keep its read buffer of 8 KiB alive, even for one byte.
@@ -331,44 +365,4 @@ fn take_problem(response: &mut Response<Body>) -> Option<Problem> {
 fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no message)")
-}
-
-/// The routes by their templates (`/users/{id}`), which metrics, spans and log lines name.
-pub(crate) struct Routes {
-    by_template: matchit::Router<RouteEntry>,
-    unmatched: RouteEntry,
-}
-
-struct RouteEntry {
-    route: Route,
-    /// The methods of the calls that have no query parameters.
-    without_query: Vec<Method>,
-}
-
-impl Routes {
-    /// Returns the table of these routes. Each has a template, and the methods of its calls without query parameters.
-    pub(crate) fn new(routes: impl IntoIterator<Item = (String, Vec<Method>)>) -> Self {
-        let unmatched = RouteEntry { route: Route::new("(none)"), without_query: Vec::new() };
-        let mut table = Self { by_template: matchit::Router::new(), unmatched };
-        routes.into_iter().for_each(|(template, without_query)| table.add(&template, without_query));
-        table
-    }
-
-    /// Adds a route, unless its template conflicts with an earlier one.
-    pub(crate) fn add(&mut self, template: &str, without_query: Vec<Method>) {
-        let _ = self.by_template.insert(template, RouteEntry { route: Route::new(template), without_query });
-    }
-
-    fn find(&self, uri: &Uri) -> &RouteEntry {
-        self.by_template.at(uri.path()).map_or(&self.unmatched, |found| found.value)
-    }
-}
-
-impl RouteEntry {
-    /// Rejects a query if the call has no query parameters. Every other call checks its own query.
-    fn check_query(&self, Parts { method, uri, .. }: &Parts) -> Result<(), Problem> {
-        let Some(query) = uri.query() else { return Ok(()) };
-        let method = if method == Method::HEAD { &Method::GET } else { method };
-        if self.without_query.contains(method) { body::reject_all(query) } else { Ok(()) }
-    }
 }

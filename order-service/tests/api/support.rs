@@ -221,8 +221,8 @@ fn new_placement(
     let connect_timeout = timeouts.call.min(DEADLINE);
     let max_answer_bytes = TOO_LARGE / 2;
     let settings = PeerSettings { connect_timeout, timeout: timeouts.call, max_answer_bytes, ..defaults() };
-    let users = Users::new(users, &settings).expect("a client");
-    let products = Products::new(products, &settings).expect("a client");
+    let users = Users::new(users, &settings, None).expect("a client");
+    let products = Products::new(products, &settings, None).expect("a client");
     Placement::new(store, users, products, timeouts.order, max_concurrent)
 }
 

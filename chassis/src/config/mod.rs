@@ -5,6 +5,8 @@
 //!
 //! A variable that is empty, or has only white space, counts as unset.
 
+mod auth;
+
 use std::convert::Infallible;
 use std::env;
 use std::ffi::OsString;
@@ -19,6 +21,8 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, ValueEnum};
 use ipnet::IpNet;
 use url::Url;
+
+pub use self::auth::AuthSettings;
 
 /// How a service listens, what it accepts from clients, and what it logs.
 #[derive(Args, Clone, Debug)]
@@ -98,6 +102,10 @@ pub struct Settings {
     /// Origins of the web pages that may call the service: `*`, or a list separated by commas
     #[arg(long, env, default_value = "*", value_delimiter = ',', value_parser = origin)]
     pub cors_allowed_origins: Vec<HeaderValue>,
+
+    /// Sign-in.
+    #[command(flatten)]
+    pub auth: AuthSettings,
 }
 
 /// The format of log lines.
