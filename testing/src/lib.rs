@@ -4,6 +4,7 @@
 mod fuzz;
 mod plans;
 pub mod postgres;
+pub mod tokens;
 mod wait;
 
 use std::path::Path;

@@ -6,15 +6,13 @@
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use axum::http::StatusCode;
 use jsonwebtoken::Header;
-use reqwest::redirect;
-use serde::Deserialize;
 use tokio::sync::{Notify, watch};
 use tokio::time::{self, Instant};
 use url::Url;
 
 use super::NotVerified;
+use super::fetch::Fetcher;
 use super::keys::{Key, KeySet};
 use super::system_clock;
 use super::token::Rejection;
@@ -29,9 +27,8 @@ const MAX_BACKOFF: Duration = Duration::from_secs(300);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// How long keys are used after the last successful fetch.
 const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
-/// Limits of one fetch.
+/// Maximum time of one fetch.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
-const MAX_ANSWER_BYTES: usize = 64 << 10;
 /// How long a request waits for a fetch that may bring its key.
 const MAX_WAIT: Duration = Duration::from_secs(2);
 
@@ -83,13 +80,15 @@ impl Issuer {
     /// # Errors
     /// If the HTTP client cannot be set up.
     pub(super) fn fetching(issuer: &str, jwks_url: Option<Url>) -> Result<Self, String> {
-        let client = reqwest::Client::builder()
-            .timeout(FETCH_TIMEOUT)
-            .redirect(redirect::Policy::none())
-            .referer(false)
-            .no_proxy()
-            .build()
-            .map_err(|error| format!("cannot set up the client for the keys of the issuer: {error}"))?;
+        let fetcher = Arc::new(Fetcher::new(issuer, jwks_url)?);
+        Ok(Self::start(move || Arc::clone(&fetcher).fetch()))
+    }
+
+    /// Starts the task with this way to fetch the keys.
+    fn start<F>(fetch: impl FnMut() -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = Result<KeySet, String>> + Send + 'static,
+    {
         let start = State {
             keys: Arc::default(),
             generation: 0,
@@ -100,9 +99,8 @@ impl Issuer {
             wake_from: Instant::now(),
         };
         let ((sender, state), wake) = (watch::channel(start), Arc::new(Notify::new()));
-        let fetcher = Fetcher { client, issuer: issuer.to_owned(), jwks_url: jwks_url.clone(), discovered: jwks_url };
-        tokio::spawn(fetcher.run(sender, Arc::clone(&wake)));
-        Ok(Self::Remote { state, wake })
+        tokio::spawn(run(fetch, sender, Arc::clone(&wake)));
+        Self::Remote { state, wake }
     }
 
     /// Returns the generation of the keys. `None` while there are none that may be used.
@@ -128,7 +126,9 @@ impl Issuer {
         if let Some(key) = seen.find(header)? {
             return Ok(key);
         }
-        wake.notify_one(); // if a fetch is not due yet, it follows when it is
+        if !seen.is_fetching {
+            wake.notify_one(); // if a fetch is not due yet, it follows when it is
+        }
         if seen.is_fetching || seen.wake_from <= Instant::now() {
             let mut state = state.clone();
             let fetched = state.wait_for(|now| now.attempts > seen.attempts);
@@ -185,96 +185,197 @@ impl State {
     }
 }
 
-struct Fetcher {
-    client: reqwest::Client,
-    issuer: String,
-    jwks_url: Option<Url>,
-    /// The address of the keys, once it is known. A failed fetch forgets it, unless it is a setting.
-    discovered: Option<Url>,
-}
-
-#[derive(Deserialize)]
-struct Discovery {
-    issuer: String,
-    jwks_uri: String,
-}
-
-impl Fetcher {
-    /// Fetches the keys for ever, until all receivers are gone.
-    async fn run(mut self, sender: watch::Sender<State>, wake: Arc<Notify>) {
-        loop {
-            sender.send_modify(|state| state.is_fetching = true);
-            let began = Instant::now();
-            let fetched = time::timeout(FETCH_TIMEOUT, self.fetch()).await;
-            let fetched = fetched.unwrap_or_else(|_| Err("the answer took too long".to_owned()));
-            let outcome = if fetched.is_ok() { "ok" } else { "failed" };
-            FETCHES.get_or_create(&[("outcome", outcome)]).inc();
-            if fetched.is_err() {
-                self.discovered.clone_from(&self.jwks_url);
-            }
-            let mut next = REFRESH;
-            sender.send_modify(|state| next = state.record(began, fetched));
-            let (wake_from, next) = (sender.borrow().wake_from, Instant::now() + next);
-            let woken = async {
-                time::sleep_until(wake_from).await;
-                wake.notified().await;
-            };
-            tokio::select! {
-                () = time::sleep_until(next) => {}
-                () = woken => {}
-                () = sender.closed() => return,
-            }
-        }
-    }
-
-    async fn fetch(&mut self) -> Result<KeySet, String> {
-        let url = match &self.discovered {
-            Some(url) => url.clone(),
-            None => self.discover().await?,
+/// Fetches the keys for ever, until all receivers are gone.
+async fn run<F>(mut fetch: impl FnMut() -> F + Send, sender: watch::Sender<State>, wake: Arc<Notify>)
+where
+    F: Future<Output = Result<KeySet, String>> + Send,
+{
+    loop {
+        sender.send_modify(|state| state.is_fetching = true);
+        let began = Instant::now();
+        let fetched = time::timeout(FETCH_TIMEOUT, fetch()).await;
+        let fetched = fetched.unwrap_or_else(|_| Err("the answer took too long".to_owned()));
+        FETCHES.get_or_create(&[("outcome", if fetched.is_ok() { "ok" } else { "failed" })]).inc();
+        let mut next = REFRESH;
+        sender.send_modify(|state| next = state.record(began, fetched));
+        let (wake_from, next) = (sender.borrow().wake_from, Instant::now() + next);
+        let woken = async {
+            time::sleep_until(wake_from).await;
+            wake.notified().await;
         };
-        let keys = KeySet::from_jwks(&self.get(&url).await?)?;
-        self.discovered = Some(url);
-        Ok(keys)
-    }
-
-    /// Returns the address of the keys, from the issuer's document (OpenID Connect Discovery).
-    async fn discover(&self) -> Result<Url, String> {
-        let url = format!("{}/.well-known/openid-configuration", self.issuer.trim_end_matches('/'));
-        let url = Url::parse(&url).map_err(|error| error.to_string())?;
-        let document = serde_json::from_slice(&self.get(&url).await?);
-        let Discovery { issuer, jwks_uri } = document.map_err(|_| "the answer is no discovery document")?;
-        if issuer != self.issuer {
-            return Err("the discovery document names another issuer than AUTH_ISSUER".to_owned());
+        tokio::select! {
+            () = time::sleep_until(next) => {}
+            () = woken => {}
+            () = sender.closed() => return,
         }
-        let jwks_uri = Url::parse(&jwks_uri).map_err(|error| error.to_string())?;
-        if url.scheme() == "https" && jwks_uri.scheme() != "https" {
-            return Err("the discovery document names an address of keys without TLS".to_owned());
-        }
-        Ok(jwks_uri)
-    }
-
-    /// Returns the body of a response, which must be 200 and not too large.
-    async fn get(&self, url: &Url) -> Result<Vec<u8>, String> {
-        let failed = |error: reqwest::Error| {
-            if error.is_timeout() { "the answer took too long".to_owned() } else { chain(&error.without_url()) }
-        };
-        let mut response = self.client.get(url.clone()).send().await.map_err(failed)?;
-        if response.status() != StatusCode::OK {
-            return Err(format!("the answer is {}", response.status()));
-        }
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(failed)? {
-            if body.len() + chunk.len() > MAX_ANSWER_BYTES {
-                return Err(format!("the answer has more than {MAX_ANSWER_BYTES} bytes"));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body)
     }
 }
 
-/// Returns an error with its causes, because the text of reqwest's errors leaves them out.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::future;
+    use std::sync::Mutex;
+
+    use jsonwebtoken::Algorithm;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn jwks(ids: &[&str]) -> Value {
+        let key = |id: &&str| json!({"kty": "OKP", "crv": "Ed25519", "kid": id, "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"});
+        json!({"keys": ids.iter().map(key).collect::<Vec<_>>()})
+    }
+
+    fn keys(ids: &[&str]) -> Result<KeySet, String> {
+        super::super::crypto::install();
+        KeySet::from_jwks(jwks(ids).to_string().as_bytes())
+    }
+
+    fn down() -> Result<KeySet, String> {
+        Err("down".to_owned())
+    }
+
+    /// The answers of an issuer, one for each fetch. The last one is repeated. Keeps the times of the fetches, in seconds.
+    #[derive(Clone)]
+    struct Script {
+        answers: Arc<Mutex<VecDeque<Result<KeySet, String>>>>,
+        times: Arc<Mutex<Vec<u64>>>,
+        start: Instant,
+    }
+
+    impl Script {
+        fn new(answers: impl IntoIterator<Item = Result<KeySet, String>>) -> Self {
+            let answers = Arc::new(Mutex::new(answers.into_iter().collect()));
+            Self { answers, times: Arc::default(), start: Instant::now() }
+        }
+
+        fn issuer(&self) -> Issuer {
+            let this = self.clone();
+            Issuer::start(move || {
+                this.times.lock().unwrap().push(this.start.elapsed().as_secs());
+                let mut answers = this.answers.lock().unwrap();
+                let answer = if answers.len() > 1 { answers.pop_front() } else { answers.front().cloned() };
+                future::ready(answer.expect("an answer"))
+            })
+        }
+
+        fn then(&self, answer: Result<KeySet, String>) {
+            *self.answers.lock().unwrap() = [answer].into();
+        }
+
+        fn times(&self) -> Vec<u64> {
+            self.times.lock().unwrap().clone()
+        }
+    }
+
+    /// Looks a key up. `Ok`: it was found. `Err(true)`: the token is wrong. `Err(false)`: keys are unavailable.
+    async fn find(issuer: &Issuer, id: &str) -> Result<(), bool> {
+        let mut header = Header::new(Algorithm::EdDSA);
+        header.kid = Some(id.to_owned());
+        let found = issuer.find(&header, Duration::from_secs(60)).await;
+        found.map(drop).map_err(|error| matches!(error, NotVerified::Invalid(Rejection::UnknownKey)))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn retries_after_1_2_4_up_to_30_seconds_until_the_first_keys() {
+        let script = Script::new([down()]);
+        let issuer = script.issuer();
+        time::sleep(Duration::from_millis(92_500)).await;
+        assert_eq!(script.times(), [0, 1, 3, 7, 15, 31, 61, 91]);
+        assert_eq!(find(&issuer, "a").await, Err(false));
+        script.then(keys(&["a"]));
+        time::sleep(Duration::from_secs(30)).await;
+        assert_eq!(find(&issuer, "a").await, Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refreshes_every_10_minutes_and_replaces_the_whole_set() {
+        let script = Script::new([keys(&["a", "b"]), keys(&["b", "c"])]);
+        let issuer = script.issuer();
+        assert_eq!((find(&issuer, "a").await, find(&issuer, "b").await), (Ok(()), Ok(())));
+        let before = issuer.generation();
+        time::sleep(Duration::from_secs(601)).await;
+        assert_eq!((find(&issuer, "b").await, find(&issuer, "c").await), (Ok(()), Ok(())));
+        assert_eq!(script.times(), [0, 600]);
+        assert_ne!(issuer.generation(), before, "remembered tokens of a key that is gone must not count");
+        assert_eq!(find(&issuer, "a").await, Err(true), "it is gone");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keeps_the_generation_while_the_keys_stay_the_same() {
+        let issuer = Script::new([keys(&["a"])]).issuer();
+        assert_eq!(find(&issuer, "a").await, Ok(()));
+        let before = issuer.generation();
+        time::sleep(Duration::from_secs(1300)).await;
+        assert_eq!(issuer.generation(), before);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn fetches_at_most_twice_for_200_unknown_keys() {
+        let script = Script::new([keys(&["a"])]);
+        let issuer = script.issuer();
+        assert_eq!(find(&issuer, "a").await, Ok(()));
+        time::sleep(Duration::from_secs(40)).await;
+        let unknown = (0..200).map(|id| {
+            let issuer = &issuer;
+            async move { find(issuer, &format!("unknown {id}")).await }
+        });
+        let answers = futures_util::future::join_all(unknown).await;
+        assert!(answers.iter().all(|answer| *answer == Err(true)), "{answers:?}");
+        assert_eq!(script.times(), [0, 40]);
+        time::sleep(Duration::from_secs(29)).await;
+        assert_eq!(find(&issuer, "x").await, Err(true), "without a fetch");
+        assert_eq!(script.times(), [0, 40]);
+        time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(script.times(), [0, 40, 70], "those that came in between cause one fetch when it is due");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn finds_a_new_key_with_the_fetch_that_its_first_token_causes() {
+        let script = Script::new([keys(&["a"]), keys(&["b", "a"])]);
+        let issuer = script.issuer();
+        assert_eq!(find(&issuer, "a").await, Ok(()));
+        time::sleep(Duration::from_secs(31)).await;
+        assert_eq!(find(&issuer, "b").await, Ok(()));
+        assert_eq!(script.times(), [0, 31]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waits_longer_after_each_failure_and_keeps_the_known_keys() {
+        let script = Script::new([keys(&["a"]), down()]);
+        let issuer = script.issuer();
+        assert_eq!(find(&issuer, "a").await, Ok(()));
+        for _ in 0..3000 {
+            let _ = find(&issuer, "x").await; // an attacker who never stops
+            time::sleep(Duration::from_secs(1)).await;
+        }
+        let times = script.times();
+        let waits: Vec<u64> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert_eq!(waits[..6], [30, 30, 60, 120, 240, 300], "{times:?}");
+        assert!(waits[5..].iter().all(|wait| *wait == 300), "{waits:?}");
+        assert_eq!((find(&issuer, "a").await, find(&issuer, "x").await), (Ok(()), Err(false)));
+        script.then(keys(&["a", "x"]));
+        time::sleep(Duration::from_secs(301)).await;
+        assert_eq!(find(&issuer, "x").await, Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn uses_known_keys_for_a_day_without_the_issuer() {
+        let script = Script::new([keys(&["a"]), down()]);
+        let issuer = script.issuer();
+        assert_eq!(find(&issuer, "a").await, Ok(()));
+        time::sleep(MAX_AGE - Duration::from_secs(10)).await;
+        assert_eq!(find(&issuer, "a").await, Ok(()));
+        time::sleep(Duration::from_secs(20)).await;
+        assert_eq!((find(&issuer, "a").await, issuer.generation()), (Err(false), None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn does_not_wait_for_a_slow_issuer_longer_than_2_seconds() {
+        let issuer = Issuer::start(future::pending::<Result<KeySet, String>>);
+        let began = Instant::now();
+        assert_eq!(find(&issuer, "a").await, Err(false));
+        assert_eq!(began.elapsed().as_secs(), 2);
+    }
 }

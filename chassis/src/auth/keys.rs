@@ -126,3 +126,95 @@ fn usable(jwk: &Jwk) -> Option<Key> {
     }
     Some(Key { id: common.key_id.clone(), algorithm, key, thumbprint: jwk.thumbprint(ThumbprintHash::SHA256).ok()? })
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const ED25519: &str = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"; // RFC 8037, appendix A.2
+
+    fn header(algorithm: Algorithm, id: Option<&str>) -> Header {
+        let mut header = Header::new(algorithm);
+        header.kid = id.map(str::to_owned);
+        header
+    }
+
+    fn set(keys: &Value) -> Result<KeySet, String> {
+        crypto::install();
+        KeySet::from_jwks(json!({"keys": keys}).to_string().as_bytes())
+    }
+
+    fn ed25519(id: &str, more: &Value) -> Value {
+        let mut key = json!({"kty": "OKP", "crv": "Ed25519", "x": ED25519, "kid": id});
+        key.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        key
+    }
+
+    #[test]
+    fn skips_keys_that_cannot_be_used_and_keeps_the_others() {
+        let coordinate = "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU"; // RFC 7515, appendix A.3
+        let modulus = |bytes: usize| super::super::signing::base64_url(&vec![0xc5; bytes]);
+        let bad = [
+            json!({"kty": "oct", "k": "c2VjcmV0", "kid": "hmac"}),
+            json!({"kty": "RSA", "n": modulus(128), "e": "AQAB", "kid": "1,024 bits"}),
+            json!({"kty": "RSA", "n": modulus(256), "e": "AQAB", "kid": "another algorithm", "alg": "PS256"}),
+            json!({"kty": "EC", "crv": "P-384", "x": coordinate, "y": coordinate, "kid": "another curve"}),
+            json!({"kty": "EC", "crv": "P-256", "x": "AQAB", "y": "AQAB", "kid": "too short"}),
+            json!({"kty": "OKP", "crv": "X25519", "x": ED25519, "kid": "for encryption"}),
+            json!({"kty": "OKP", "crv": "Ed25519", "x": "AQAB", "kid": "too short"}),
+            json!({"kty": "OKP", "crv": "Ed25519", "x": "!", "kid": "not base64"}),
+            ed25519("for encryption", &json!({"use": "enc"})),
+            ed25519("for signing only", &json!({"key_ops": ["sign"]})),
+            ed25519("wrong algorithm", &json!({"alg": "ES256"})),
+            ed25519("unknown algorithm", &json!({"alg": "ES256K"})),
+            ed25519("kid is a number", &json!({"kid": 7})),
+            json!({}),
+            json!(null),
+            json!("key"),
+        ];
+        for key in &bad {
+            assert!(set(&json!([key])).is_err(), "{key}");
+        }
+        let mut all = bad.to_vec();
+        all.push(ed25519("good", &json!({"use": "sig", "alg": "EdDSA", "x5t": "?", "unknown": [{}]})));
+        all.push(json!({"kty": "RSA", "n": modulus(256), "e": "AQAB", "kid": "rsa"}));
+        all.push(json!({"kty": "EC", "crv": "P-256", "x": coordinate, "y": coordinate, "kid": "ec"}));
+        let keys = set(&Value::from(all)).unwrap();
+        assert_eq!(keys.len(), 3);
+        assert!(keys.find(&header(Algorithm::EdDSA, Some("good"))).unwrap().is_some());
+    }
+
+    #[test]
+    fn rejects_an_answer_that_is_broken_empty_or_too_large() {
+        crypto::install();
+        for broken in
+            ["", "{}", "[]", "null", r#"{"keys":{}}"#, r#"{"keys":[]}"#, "{\"keys\":[", "<html>", &"[".repeat(60_000)]
+        {
+            assert!(KeySet::from_jwks(broken.as_bytes()).is_err(), "{broken:.20}");
+        }
+        let many = |count: usize| set(&(0..count).map(|id| ed25519(&id.to_string(), &json!({}))).collect());
+        assert!(many(64).is_ok() && many(65).is_err());
+    }
+
+    #[test]
+    fn binds_a_key_to_its_algorithm() {
+        let keys = set(&json!([ed25519("a", &json!({}))])).unwrap();
+        for algorithm in [Algorithm::HS256, Algorithm::RS256, Algorithm::ES256, Algorithm::PS256] {
+            assert_eq!(
+                keys.find(&header(algorithm, Some("a"))).err(),
+                Some(Rejection::WrongAlgorithm),
+                "{algorithm:?}"
+            );
+            assert!(keys.find(&header(algorithm, None)).unwrap().is_none());
+        }
+    }
+
+    #[test]
+    fn uses_a_key_without_an_id_only_if_it_is_the_only_one() {
+        let find = |keys: &Value| set(keys).unwrap().find(&header(Algorithm::EdDSA, None)).unwrap().is_some();
+        assert!(find(&json!([ed25519("a", &json!({}))])));
+        assert!(!find(&json!([ed25519("a", &json!({})), ed25519("b", &json!({}))])));
+    }
+}

@@ -12,6 +12,7 @@
 
 mod access;
 mod crypto;
+mod fetch;
 mod issuer;
 mod keys;
 mod signing;
@@ -142,7 +143,9 @@ impl Authenticator {
 
     async fn verify(&self, token: &str, now: u64, limit: Duration) -> Result<(Caller, u64), NotVerified> {
         let token = Unverified::parse(token)?;
-        for (name, keys) in &self.0.services {
+        // The tokens of services name their key. A token without a name is from the issuer.
+        let services = self.0.services.iter().filter(|_| token.header.kid.is_some());
+        for (name, keys) in services {
             if let Some(key) = keys.find(&token.header)? {
                 let expires_at = token.verify(key)?.check_service(name, self.0.service, now)?;
                 return Ok((Caller::Service(name), expires_at));

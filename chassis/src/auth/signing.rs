@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use axum::http::HeaderValue;
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD;
 use jsonwebtoken::crypto::CryptoProvider;
 use jsonwebtoken::jwk::{AlgorithmParameters, CommonParameters, EllipticCurve};
 use jsonwebtoken::jwk::{Jwk, OctetKeyPairParameters, OctetKeyPairType, PublicKeyUse};
@@ -75,9 +77,8 @@ impl SigningKey {
     }
 }
 
-fn base64_url(bytes: &[u8]) -> String {
-    use base64::Engine;
-    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes)
+pub(super) fn base64_url(bytes: &[u8]) -> String {
+    URL_SAFE_NO_PAD.encode(bytes)
 }
 
 /// The tokens by which a service identifies itself to the services that it calls. No call to an issuer is needed.
@@ -138,4 +139,55 @@ fn bearer(token: &str) -> Result<HeaderValue, String> {
     let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|error| error.to_string())?;
     value.set_sensitive(true);
     Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Written by `openssl genpkey -algorithm ed25519`: PKCS#8 without the public key.
+    const OPENSSL: &str = "-----BEGIN PRIVATE KEY-----
+MC4CAQAwBQYDK2VwBCIEIJ1hsZ3v/VpguoRK9JLsLMREScVpezJpGXA7rAMcrn9g
+-----END PRIVATE KEY-----
+"; // RFC 8037, appendix A.1
+
+    #[test]
+    fn reads_a_key_of_openssl() {
+        let key = SigningKey::from_pem(OPENSSL.as_bytes()).expect("a key");
+        let public = serde_json::to_value(key.public()).unwrap();
+        assert_eq!(public["x"], "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo");
+        assert_eq!(
+            public["kid"], "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k",
+            "the thumbprint of RFC 8037, appendix A.3"
+        );
+        assert!(public.get("d").is_none(), "the private half");
+    }
+
+    #[test]
+    fn rejects_other_files() {
+        let pem = |kind: &str| OPENSSL.replace("PRIVATE KEY", kind);
+        for bad in
+            ["", "key", &pem("PUBLIC KEY"), &pem("EC PRIVATE KEY"), &OPENSSL[..60], &OPENSSL.replace("MC4C", "MC5C")]
+        {
+            assert!(SigningKey::from_pem(bad.as_bytes()).is_none(), "{bad}");
+        }
+        let error = SigningKey::from_file(Path::new("/no/such/file")).err().expect("an error");
+        assert!(error.contains("/no/such/file"), "{error}");
+    }
+
+    #[test]
+    fn uses_a_service_token_for_half_of_its_life() {
+        fn clock() -> u64 {
+            NOW.load(std::sync::atomic::Ordering::Relaxed)
+        }
+        static NOW: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1000);
+        let key = SigningKey::from_pem(OPENSSL.as_bytes()).expect("a key");
+        let tokens = ServiceTokens { clock, ..ServiceTokens::new(key, "one", "other") };
+        let first = tokens.authorization().unwrap();
+        assert!(first.is_sensitive() && !format!("{first:?}").contains("Bearer"));
+        NOW.store(1029, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(tokens.authorization().unwrap(), first);
+        NOW.store(1030, std::sync::atomic::Ordering::Relaxed);
+        assert_ne!(tokens.authorization().unwrap(), first);
+    }
 }
