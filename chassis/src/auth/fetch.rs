@@ -1,9 +1,18 @@
-//! Fetches the keys of an issuer over HTTP.
+//! Fetches the keys of an issuer over HTTP or HTTPS, with the certificate authorities of the system.
+//!
+//! This is the only call to the outside. The client of the peers has no TLS, so this is another one.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use axum::http::StatusCode;
-use reqwest::redirect;
+use axum::http::{StatusCode, Uri};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Collected, Empty, Limited};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use rustls::crypto::ring;
+use rustls::{ClientConfig, RootCertStore};
 use serde::Deserialize;
 use url::Url;
 
@@ -14,7 +23,7 @@ const MAX_ANSWER_BYTES: usize = 64 << 10;
 
 /// Fetches the keys of one issuer.
 pub(super) struct Fetcher {
-    client: reqwest::Client,
+    client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
     issuer: String,
     jwks_url: Option<Url>,
     /// The address of the keys, once it is known. A failed fetch forgets it, unless it is a setting.
@@ -33,12 +42,15 @@ impl Fetcher {
     /// # Errors
     /// If the HTTP client cannot be set up.
     pub(super) fn new(issuer: &str, jwks_url: Option<Url>) -> Result<Self, String> {
-        let client = reqwest::Client::builder()
-            .redirect(redirect::Policy::none())
-            .referer(false)
-            .no_proxy()
-            .build()
-            .map_err(|error| format!("cannot set up the client for the keys of the issuer: {}", chain(&error)))?;
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs); // none: then no TLS connection works
+        let tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| format!("cannot set up TLS for the keys of the issuer: {error}"))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
+        let client = Client::builder(TokioExecutor::new()).build(connector);
         Ok(Self { client, issuer: issuer.to_owned(), discovered: Mutex::new(jwks_url.clone()), jwks_url })
     }
 
@@ -78,23 +90,15 @@ impl Fetcher {
         Ok(jwks_uri)
     }
 
-    /// Returns the body of a response, which must be 200 and not too large.
-    async fn get(&self, url: &Url) -> Result<Vec<u8>, String> {
-        let failed = |error: reqwest::Error| {
-            if error.is_timeout() { "the answer took too long".to_owned() } else { chain(&error.without_url()) }
-        };
-        let mut response = self.client.get(url.clone()).send().await.map_err(failed)?;
+    /// Returns the body of a response, which must be 200 and not too large. A redirect is not followed.
+    async fn get(&self, url: &Url) -> Result<Bytes, String> {
+        let uri = url.as_str().parse::<Uri>().map_err(|error| error.to_string())?;
+        let response = self.client.get(uri).await.map_err(|error| chain(&error))?;
         if response.status() != StatusCode::OK {
             return Err(format!("the answer is {}", response.status()));
         }
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(failed)? {
-            if body.len() + chunk.len() > MAX_ANSWER_BYTES {
-                return Err(format!("the answer has more than {MAX_ANSWER_BYTES} bytes"));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body)
+        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
+        body.map(Collected::to_bytes).map_err(|error| error.to_string())
     }
 }
 
