@@ -119,7 +119,7 @@ impl App {
 
     /// Sends one request through the whole pipeline, without a connection, and returns the response.
     pub async fn call(&self, request: Request<Body>) -> Response<Body> {
-        let Ok(response) = http::pipeline::service(Arc::clone(&self.pipeline)).oneshot(request).await;
+        let Ok(response) = http::pipeline::service(Arc::clone(&self.pipeline), None).oneshot(request).await;
         response
     }
 

@@ -5,6 +5,7 @@
 //! the cause, which is only logged.
 
 use std::borrow::Cow;
+use std::error::Error;
 
 use axum::Json;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
@@ -286,6 +287,17 @@ impl Problem {
         headers.extend(self.extra.headers.iter().cloned());
         response
     }
+}
+
+/// Returns the text of an error and of all its causes. reqwest's own text has no root cause.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 impl IntoResponse for Problem {

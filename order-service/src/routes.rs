@@ -1,7 +1,7 @@
 //! The HTTP endpoints.
 
 use axum::extract::{OriginalUri, State};
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::HeaderValue;
 use axum::response::Response;
 use chassis::auth::Grant::{Account, Admin};
 use chassis::auth::Rule;
@@ -102,9 +102,13 @@ async fn place(
 /// Returns one order.
 #[utoipa::path(get, path = "/orders/{id}", operation_id = "getOrder", tag = "orders", params(("id" = OrderId, Path)),
     responses((status = OK, body = Order, headers(("etag" = String))), (status = NOT_MODIFIED), (status = NOT_FOUND)))]
-async fn read(State(app): State<AppState>, Path(id): Path<OrderId>, headers: HeaderMap) -> Result<Response, Error> {
+async fn read(
+    State(app): State<AppState>,
+    Path(id): Path<OrderId>,
+    preconditions: Preconditions,
+) -> Result<Response, Error> {
     let order = app.placement.store().by_id(id).await?.ok_or(Error::NotFound)?;
-    Ok(conditional::respond(&order, &headers))
+    Ok(conditional::respond(&order, &preconditions))
 }
 
 /// Takes a status step: pending → confirmed → shipped → delivered, or pending or confirmed → cancelled.
@@ -125,7 +129,7 @@ async fn update(
         let order = store.by_id(id).await?.ok_or(Error::NotFound)?;
         preconditions.check(Some(&order)).map_err(Error::Problem)?;
         if order.status == status {
-            return Ok(conditional::respond(&order, &HeaderMap::new())); // a repeated step changes nothing
+            return Ok(conditional::respond(&order, &Preconditions::default())); // a repeated step changes nothing
         }
         let next = OrderState::from_status(order.status).step(status);
         let next = next.ok_or(Error::IllegalStep(order.status, status))?;
@@ -136,7 +140,7 @@ async fn update(
                 crash_point!("cancel: after");
                 app.placement.release_in_background(id);
             }
-            return Ok(conditional::respond(&order, &HeaderMap::new()));
+            return Ok(conditional::respond(&order, &Preconditions::default()));
         }
     }
 }

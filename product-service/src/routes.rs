@@ -3,7 +3,7 @@
 
 use axum::Json as JsonResponse;
 use axum::extract::{OriginalUri, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chassis::auth::Grant::{Admin, Everybody};
 use chassis::auth::{Grant, Rule};
@@ -119,9 +119,13 @@ async fn create(
 /// Returns one product.
 #[utoipa::path(get, path = "/products/{id}", operation_id = "getProduct", tag = "products", params(("id" = Id, Path)),
     responses((status = OK, body = Product, headers(("etag" = String))), (status = NOT_MODIFIED), (status = NOT_FOUND)))]
-async fn read(State(app): State<AppState>, Path(id): Path<Id>, headers: HeaderMap) -> Result<Response, Error> {
+async fn read(
+    State(app): State<AppState>,
+    Path(id): Path<Id>,
+    preconditions: Preconditions,
+) -> Result<Response, Error> {
     let found = app.store.by_id(id).await?.ok_or(Error::ProductNotFound)?;
-    Ok(conditional::respond(&found, &headers))
+    Ok(conditional::respond(&found, &preconditions))
 }
 
 /// Changes the members that are given.
@@ -135,7 +139,7 @@ async fn update(
 ) -> Result<Response, Error> {
     if preconditions.is_empty() {
         let updated = app.store.update(id, &change).await?.ok_or(Error::ProductNotFound)?;
-        return Ok(conditional::respond(&updated, &HeaderMap::new()));
+        return Ok(conditional::respond(&updated, &Preconditions::default()));
     }
     loop {
         let current = app.store.by_id(id).await?.ok_or(Error::ProductNotFound)?;
@@ -144,7 +148,7 @@ async fn update(
         change.apply(&mut changed);
         // If another request changed the product in between, the new state is checked against the preconditions again.
         if let Some(updated) = app.store.replace(current.version, changed).await? {
-            return Ok(conditional::respond(&updated, &HeaderMap::new()));
+            return Ok(conditional::respond(&updated, &Preconditions::default()));
         }
     }
 }
@@ -341,8 +345,8 @@ async fn release_many(
 async fn reservation(
     State(app): State<AppState>,
     Path(order_id): Path<OrderId>,
-    headers: HeaderMap,
+    preconditions: Preconditions,
 ) -> Result<Response, Error> {
     let found = app.store.reservation(order_id).await?.ok_or(Error::ReservationNotFound)?;
-    Ok(conditional::respond(&Entity::new(found), &headers))
+    Ok(conditional::respond(&Entity::new(found), &preconditions))
 }

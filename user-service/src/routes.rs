@@ -1,7 +1,7 @@
 //! The HTTP calls of this service. The rules are in [`crate::user`], the rows in [`crate::store`].
 
 use axum::extract::{OriginalUri, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use axum::response::Response;
 use chassis::auth::Grant::{Admin, Everybody, Owner};
 use chassis::auth::{Grant, Rule};
@@ -96,9 +96,13 @@ async fn create(
 /// Returns one user.
 #[utoipa::path(get, path = "/users/{id}", operation_id = "getUser", tag = "users", params(("id" = Id, Path)),
     responses((status = OK, body = User, headers(("etag" = String))), (status = NOT_MODIFIED), (status = NOT_FOUND)))]
-async fn read(State(app): State<AppState>, Path(id): Path<Id>, headers: HeaderMap) -> Result<Response, Error> {
+async fn read(
+    State(app): State<AppState>,
+    Path(id): Path<Id>,
+    preconditions: Preconditions,
+) -> Result<Response, Error> {
     let found = app.store.by_id(id).await?.ok_or(Error::NotFound)?;
-    Ok(conditional::respond(&found, &headers))
+    Ok(conditional::respond(&found, &preconditions))
 }
 
 /// Changes the members that are given, and removes those that are `null`. A removed username or e-mail is free again.
@@ -122,7 +126,7 @@ async fn update(
         change.apply(&mut changed, password.as_ref());
         // On `None`, another request has changed the user meanwhile. Then the preconditions must hold for the new state.
         if let Some(updated) = app.store.replace(current.version, changed).await? {
-            return Ok(conditional::respond(&updated, &HeaderMap::new()));
+            return Ok(conditional::respond(&updated, &Preconditions::default()));
         }
     }
 }

@@ -17,6 +17,7 @@ use serde::Deserialize;
 use url::Url;
 
 use super::keys::KeySet;
+use crate::problem::chain;
 
 /// Maximum bytes of an answer.
 const MAX_ANSWER_BYTES: usize = 64 << 10;
@@ -100,10 +101,4 @@ impl Fetcher {
         let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
         body.map(Collected::to_bytes).map_err(|error| error.to_string())
     }
-}
-
-/// Returns an error with its causes, because the text of reqwest's errors leaves them out.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

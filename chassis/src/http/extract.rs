@@ -7,10 +7,10 @@ use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use bytes::Bytes;
-use http_body_util::BodyExt;
 
 use crate::http::body::values::Detail;
 use crate::http::body::{self, FromJson, FromQuery};
+use crate::http::pipeline;
 use crate::problem::{FieldError, Problem, UNSUPPORTED_MEDIA_TYPE};
 
 /// A body that is a JSON object. Its media type is one of [`accepted_media_types`].
@@ -41,7 +41,7 @@ async fn json_bytes(request: Request) -> Result<Bytes, Problem> {
     check_encoding(request.headers())?;
     check_media_type(request.method(), request.headers())?;
     // The pipeline has already read the whole body, within its limits.
-    Ok(request.into_body().collect().await.map_err(Problem::internal)?.to_bytes())
+    pipeline::collect(request.into_body()).await.map_err(Problem::internal)
 }
 
 /// Rejects a body with a content coding. A decompressed body could be far larger than the limit.

@@ -65,9 +65,11 @@ pub(crate) struct Pipeline {
     pub(crate) running: TaskTracker,
 }
 
-/// Returns the whole pipeline as one tower service, for requests with any type of body.
+/// Returns the whole pipeline as one tower service, for requests from this peer with any type of body. Without a connection
+/// there is no peer.
 pub(crate) fn service<B>(
     pipeline: Arc<Pipeline>,
+    peer: Option<SocketAddr>,
 ) -> impl Service<
     Request<B>,
     Response = Response<Body>,
@@ -80,13 +82,13 @@ where
     service_fn(move |request| {
         let pipeline = Arc::clone(&pipeline);
         // Boxed, because an idle connection would otherwise reserve memory for the whole future of a request.
-        Box::pin(async move { Ok(pipeline.handle(request).await) })
+        Box::pin(async move { Ok(pipeline.handle(request, peer).await) })
     })
 }
 
 impl Pipeline {
     /// Handles one request, from its head to its response.
-    async fn handle<B>(&self, request: Request<B>) -> Response<Body>
+    async fn handle<B>(&self, request: Request<B>, peer: Option<SocketAddr>) -> Response<Body>
     where
         B: http_body::Body<Data: Buf, Error: Into<BoxError>>,
     {
@@ -100,8 +102,7 @@ impl Pipeline {
         let prefix = Prefix::from_headers(request.headers());
         let accepted_codings = compression::accepted_codings(request.headers());
         let has_if_match = request.headers().contains_key(header::IF_MATCH);
-        let peer = request.extensions().get::<SocketAddr>();
-        let client = peer.map(|peer| client_address(*peer, request.headers(), &self.settings.trusted_proxies));
+        let client = peer.map(|peer| client_address(peer, request.headers(), &self.settings.trusted_proxies));
         let log = self.access_log.start(request.method(), route, &context, client, received_at);
 
         let mut response = match self.answer(request, entry, &context, received_at).instrument(span.clone()).await {
@@ -265,7 +266,7 @@ async fn authorize(
 }
 
 /// Returns the whole body. Its parts are copied, because each would keep its read buffer of 8 KiB alive, even for one byte.
-async fn collect<B: http_body::Body<Data: Buf>>(body: B) -> Result<Bytes, B::Error> {
+pub(super) async fn collect<B: http_body::Body<Data: Buf>>(body: B) -> Result<Bytes, B::Error> {
     let mut body = pin!(body);
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {

@@ -8,6 +8,7 @@ mod members;
 mod query;
 pub mod values;
 
+use std::fmt;
 use std::ops::RangeInclusive;
 
 use bytes::Bytes;
@@ -35,9 +36,13 @@ pub trait FromQuery: Sized {
 /// # Errors
 /// If the body is not JSON, or if a member is invalid: one [`FieldError`] for each mistake.
 pub fn read_object<T: FromJson>(body: &Bytes) -> Result<T, Problem> {
-    let json = parse(body)?;
     let mut members = Members::from_body(body);
-    let value = if members.open(json) { T::from_json(&mut members) } else { None };
+    let value = if members.open(str::from_utf8(body).map_err(not_json)?) {
+        T::from_json(&mut members)
+    } else {
+        parse(body)?; // it may be no JSON at all
+        None
+    };
     finish(value, members.errors)
 }
 
@@ -63,8 +68,11 @@ pub fn read_query<T: FromQuery>(query: &str) -> Result<T, Problem> {
 }
 
 fn parse(body: &Bytes) -> Result<&RawValue, Problem> {
-    serde_json::from_slice(body)
-        .map_err(|error| Problem::new(&MALFORMED_JSON, format!("The body is not JSON: {error}")))
+    serde_json::from_slice(body).map_err(not_json)
+}
+
+fn not_json(error: impl fmt::Display) -> Problem {
+    Problem::new(&MALFORMED_JSON, format!("The body is not JSON: {error}"))
 }
 
 fn finish<T>(value: Option<T>, errors: Vec<FieldError>) -> Result<T, Problem> {
