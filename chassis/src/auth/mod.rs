@@ -135,7 +135,8 @@ impl Authenticator {
                 Problem::new(&KEYS_UNAVAILABLE, detail).retry_after(5)
             }
         })?;
-        if let Some(generation) = self.0.issuer.generation() {
+        // With the generation before the verification: meanwhile the key may have been removed.
+        if let Some(generation) = generation {
             self.0.verified.add(token, caller.clone(), generation, expires_at);
         }
         Ok(caller)
