@@ -1,6 +1,7 @@
 //! The process: signals, settings, telemetry, store, app, serve.
 
 use chassis::auth::{Authenticator, KeySet};
+use chassis::postgres::Storage;
 use chassis::{Signals, telemetry};
 use mimalloc::MiMalloc;
 use user_service::config::Config;
@@ -34,7 +35,10 @@ async fn start() -> Result<(), String> {
     let authenticator = Authenticator::new(SERVICE, &config.settings.auth, own_keys, services)?;
     let state = AppState::new(store, hasher).with_sign_in(authenticator, issuer);
     let app = app(state.clone(), &config.settings);
-    app.spawn_while_serving(&storage, state.create_admins());
+    match storage {
+        Storage::Memory => state.create_admins().await, // so that the service is ready immediately
+        Storage::Postgres(_) => app.spawn_while_serving(&storage, state.create_admins()),
+    }
     chassis::run(SERVICE, config.port, &about, &app, &storage, signals).await?;
     telemetry.end().await;
     Ok(())

@@ -92,8 +92,7 @@ pub struct Hasher {
     running: Arc<Semaphore>,
     /// A permit for each password that is being hashed or waits.
     queue: Arc<Semaphore>,
-    /// Passwords that were hashed or compared.
-    done: Arc<AtomicU64>,
+    work: Arc<Work>,
 }
 
 /// Why a password was not hashed.
@@ -116,7 +115,7 @@ impl Hasher {
         Self {
             running: Arc::new(Semaphore::new(concurrent)),
             queue: Arc::new(Semaphore::new(queue)),
-            done: Arc::default(),
+            work: Arc::default(),
         }
     }
 
@@ -126,7 +125,7 @@ impl Hasher {
     /// If the queue is full, or the hash cannot be made.
     pub async fn hash_optional(&self, password: Option<Password>) -> Result<Option<PasswordHash>, HashError> {
         let Some(Password(text)) = password else { return Ok(None) };
-        self.run(move || hash(&text)).await.map(Some)
+        self.run(move |work| work.hash(&text)).await.map(Some)
     }
 
     /// Compares a password with a hash. Without a hash it does the same work, and the verdict is [`Verdict::Wrong`].
@@ -134,10 +133,10 @@ impl Hasher {
     /// # Errors
     /// If the queue is full, or the hash is damaged.
     pub async fn verify(&self, Password(text): Password, stored: Option<PasswordHash>) -> Result<Verdict, HashError> {
-        self.run(move || {
-            let Some(stored) = stored else { return hash(&text).map(|_| Verdict::Wrong) };
-            match Argon2::default().verify_password(text.as_bytes(), stored.expose()) {
-                Ok(()) if stored.is_outdated() => hash(&text).map(Verdict::Upgraded),
+        self.run(move |work| {
+            let Some(stored) = stored else { return work.hash(&text).map(|_| Verdict::Wrong) };
+            match work.compare(&text, &stored) {
+                Ok(()) if stored.is_outdated() => work.hash(&text).map(Verdict::Upgraded),
                 Ok(()) => Ok(Verdict::Right),
                 Err(Error::PasswordInvalid) => Ok(Verdict::Wrong),
                 Err(error) => Err(error),
@@ -148,28 +147,41 @@ impl Hasher {
 
     /// Returns how many passwords were hashed or compared.
     pub fn done(&self) -> u64 {
-        self.done.load(Ordering::Relaxed)
+        self.work.done.load(Ordering::Relaxed)
     }
 
     /// Does work that takes as long as a hash, on a thread of its own.
     async fn run<T: Send + 'static>(
         &self,
-        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+        job: impl FnOnce(&Work) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, HashError> {
         let queued = Arc::clone(&self.queue).try_acquire_owned().map_err(|_| HashError::Busy)?;
         let running = Arc::clone(&self.running).acquire_owned().await.map_err(failed)?;
-        let done = Arc::clone(&self.done);
+        let work = Arc::clone(&self.work);
         let result = task::spawn_blocking(move || {
             let _permits = (queued, running); // held until the thread is done, even if the client disconnects before
-            done.fetch_add(1, Ordering::Relaxed);
-            work()
+            job(&work)
         });
         result.await.map_err(failed)?.map_err(failed)
     }
 }
 
-fn hash(password: &str) -> Result<PasswordHash, Error> {
-    Argon2::default().hash_password(password.as_bytes()).map(|hash| PasswordHash(hash.to_string().into()))
+/// What takes the time. It is counted, so that tests can compare the work of two calls.
+#[derive(Default)]
+struct Work {
+    done: AtomicU64,
+}
+
+impl Work {
+    fn hash(&self, password: &str) -> Result<PasswordHash, Error> {
+        self.done.fetch_add(1, Ordering::Relaxed);
+        Argon2::default().hash_password(password.as_bytes()).map(|hash| PasswordHash(hash.to_string().into()))
+    }
+
+    fn compare(&self, password: &str, stored: &PasswordHash) -> Result<(), Error> {
+        self.done.fetch_add(1, Ordering::Relaxed);
+        Argon2::default().verify_password(password.as_bytes(), stored.expose())
+    }
 }
 
 fn failed(error: impl ToString) -> HashError {
