@@ -7,7 +7,6 @@ pub mod postgres;
 pub mod tokens;
 mod wait;
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::{env, fs};
 
@@ -147,7 +146,7 @@ impl Sending {
     }
 
     /// Sets the peer of the connection, as the server does.
-    pub fn from_peer(mut self, peer: SocketAddr) -> Self {
+    pub fn from_peer(mut self, peer: std::net::SocketAddr) -> Self {
         self.request.extensions_mut().insert(peer);
         self
     }
