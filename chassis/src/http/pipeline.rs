@@ -36,7 +36,7 @@ use crate::http::conditional;
 use crate::http::cors::{self, Cors};
 use crate::http::forwarded::Prefix;
 use crate::http::health::Draining;
-use crate::http::resource_metadata;
+use crate::http::resource_metadata::Origin;
 use crate::http::routes::{RouteEntry, Routes};
 use crate::problem::{
     DEADLINE_EXCEEDED, HEADERS_TOO_LARGE, INVALID_REQUEST, NOT_FOUND, OVERLOADED, PAYLOAD_TOO_LARGE, Problem,
@@ -101,6 +101,7 @@ impl Pipeline {
         let accepted_codings = compression::accepted_codings(request.headers());
         let has_if_match = request.headers().contains_key(header::IF_MATCH);
         let peer = request.extensions().get::<SocketAddr>();
+        let origin = self.authenticator.as_ref().map(|_| Origin::from_headers(request.headers()));
         let client = peer.map(|peer| client_address(*peer, request.headers(), &self.settings.trusted_proxies));
         let log = self.access_log.start(request.method(), route, &context, client, received_at);
 
@@ -111,6 +112,9 @@ impl Pipeline {
         let mut problem = take_problem(&mut response);
         if has_if_match && is_missing_entity(problem.as_ref(), route) {
             problem = Some(conditional::failed("It does not exist")); // in every service and for every method
+        }
+        if let (Some(origin), Some(problem)) = (&origin, &mut problem) {
+            origin.add_metadata_address(problem, prefix.as_ref());
         }
         if let Some(problem) = &problem {
             response = problem.render(context.request_id());
@@ -256,12 +260,9 @@ async fn authorize(
     if grants.contains(&Grant::Everybody) {
         return Ok(Caller::Anonymous); // so these calls work with an old token too, and without the issuer
     }
-    let allowed = async {
-        let caller = authenticator.authenticate(headers, context.time_left()).await?;
-        auth::check(grants, &caller, uri.path())?;
-        Ok(caller)
-    };
-    allowed.await.map_err(|problem| resource_metadata::add_to_challenge(problem, headers))
+    let caller = authenticator.authenticate(headers, context.time_left()).await?;
+    auth::check(grants, &caller, uri.path())?;
+    Ok(caller)
 }
 
 /// Returns the whole body. Its parts are copied, because each would keep its read buffer of 8 KiB alive, even for one byte.
