@@ -110,10 +110,19 @@ impl App {
     /// # Panics
     /// If the app was cloned before.
     #[must_use]
-    pub fn with_page(mut self, page: MethodRouter) -> Self {
-        let pipeline = Arc::get_mut(&mut self.pipeline).expect("an app gets its page before it is cloned");
-        pipeline.router = mem::take(&mut pipeline.router).route("/", page);
-        pipeline.routes.add_public("/");
+    pub fn with_page(self, page: MethodRouter) -> Self {
+        self.with_public_route("/", page)
+    }
+
+    /// Returns the app with a route that needs no token. Like the page, it is not part of the API.
+    ///
+    /// # Panics
+    /// If the app was cloned before.
+    #[must_use]
+    pub fn with_public_route(mut self, path: &str, route: MethodRouter) -> Self {
+        let pipeline = Arc::get_mut(&mut self.pipeline).expect("an app gets its routes before it is cloned");
+        pipeline.router = mem::take(&mut pipeline.router).route(path, route);
+        pipeline.routes.add_public(path);
         self
     }
 

@@ -8,6 +8,7 @@ mod sign_in;
 pub mod tokens;
 mod wait;
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::{env, fs};
 
@@ -147,6 +148,17 @@ impl Sending {
         self
     }
 
+    /// Sets the peer of the connection, as the server does.
+    pub fn from_peer(mut self, peer: SocketAddr) -> Self {
+        self.request.extensions_mut().insert(peer);
+        self
+    }
+
+    /// Adds the access token of a caller.
+    pub fn token(self, token: &str) -> Self {
+        self.header("authorization", &format!("Bearer {token}"))
+    }
+
     /// Removes every header of this name.
     pub fn without(mut self, name: &str) -> Self {
         self.request.headers_mut().remove(name);
@@ -212,7 +224,8 @@ impl Received {
         assert_eq!(json["error"], json["detail"], "{received}");
         assert!(json["title"].is_string() && json["detail"].is_string(), "{received}");
         assert_eq!(json["requestId"], received.header("x-request-id"), "{received}");
-        assert_eq!(status == 503, received.headers.contains_key(header::RETRY_AFTER), "{received}");
+        let is_temporary = [429, 503].contains(&status);
+        assert_eq!(is_temporary, received.headers.contains_key(header::RETRY_AFTER), "{received}");
         json
     }
 

@@ -4,7 +4,7 @@ use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use chassis::auth::Grant::{Admin, Everybody, Owner};
-use chassis::auth::{Grant, Rule};
+use chassis::auth::{Caller, Grant, Rule, not_allowed};
 use chassis::http::body::values::{self, Detail};
 use chassis::http::body::{FromQuery, QueryParams};
 use chassis::http::conditional::{self, Preconditions};
@@ -17,6 +17,7 @@ use utoipa_axum::routes;
 
 use crate::AppState;
 use crate::error::Error;
+use crate::sessions;
 use crate::user::{CreateUser, UpdateUser, UserRecord};
 
 /// Who may make each call while sign-in is on.
@@ -26,6 +27,7 @@ pub(crate) const RULES: &[Rule] = &[
     Rule::new("GET /users/{id}", &[Owner, Admin, ORDER_SERVICE]),
     Rule::new("PATCH /users/{id}", &[Owner, Admin]),
     Rule::new("DELETE /users/{id}", &[Owner, Admin]),
+    Rule::new("POST /sessions", &[Everybody]),
 ];
 
 /// It asks whether the user of an order exists.
@@ -33,7 +35,10 @@ const ORDER_SERVICE: Grant = Grant::Service(crate::ORDER_SERVICE);
 
 /// Returns all routes of this service.
 pub(crate) fn router() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(read, update, delete))
+    OpenApiRouter::new()
+        .routes(routes!(list, create))
+        .routes(routes!(read, update, delete))
+        .routes(routes!(sessions::create))
 }
 
 /// The query of `GET /users`.
@@ -64,9 +69,13 @@ impl FromQuery for ListUsersQuery {
     responses((status = OK, body = Vec<User>, headers(("link" = String, description = "The next page, if there is one")))))]
 async fn list(
     State(app): State<AppState>,
+    caller: Caller,
     OriginalUri(uri): OriginalUri,
     Query(query): Query<ListUsersQuery>,
 ) -> Result<Response, Error> {
+    if caller.is_service() && (query.ids.is_none() || query.username.is_some()) {
+        return Err(not_allowed().into());
+    }
     let rows = match (query.username, query.ids) {
         (Some(username), ids) => {
             let mut found: Vec<_> = app.store.by_username(&username).await?.into_iter().collect();
@@ -88,6 +97,7 @@ async fn create(
     OriginalUri(uri): OriginalUri,
     Json(mut user): Json<CreateUser>,
 ) -> Result<Response, Error> {
+    app.check_account(None, user.username.as_deref(), user.password.as_ref())?;
     let password = app.hasher.hash_optional(user.password.take()).await?;
     let created = app.store.insert(user, password, chassis::now()).await?;
     Ok(conditional::respond_created(&created, &format!("{}/{}", uri.path(), created.user.id))?)
@@ -111,6 +121,7 @@ async fn update(
     preconditions: Preconditions,
     Json(mut change): Json<UpdateUser>,
 ) -> Result<Response, Error> {
+    app.check_account(None, None, change.password.iter().flatten().next())?;
     let password = match change.password.take() {
         Some(password) => Some(app.hasher.hash_optional(password).await?),
         None => None,
@@ -118,6 +129,11 @@ async fn update(
     loop {
         let current = app.store.by_id(id).await?.ok_or(Error::NotFound)?;
         preconditions.check(Some(&current))?;
+        app.check_account(
+            current.user.username.as_deref(),
+            change.username.iter().flatten().next().map(|name| &**name),
+            None,
+        )?;
         let mut changed = UserRecord::clone(&current);
         change.apply(&mut changed, password.as_ref());
         // On `None`, another request has changed the user meanwhile. Then the preconditions must hold for the new state.

@@ -94,8 +94,8 @@ pub struct Settings {
     #[arg(long = "shutdown", env = "SHUTDOWN_SECONDS", value_name = "SHUTDOWN_SECONDS", default_value = "10", value_parser = seconds)]
     pub shutdown: Duration,
 
-    /// Proxies whose `X-Forwarded-For` is believed when a client is logged: addresses and networks such as `10.0.0.0/8`, separated by
-    /// commas. If it is not set, the client is the peer of the connection
+    /// Proxies whose `X-Forwarded-For` is believed, for the log and for limits per client: addresses and networks such as `10.0.0.0/8`,
+    /// separated by commas. If it is not set, the client is the peer of the connection
     #[arg(long, env, value_delimiter = ',', value_parser = network)]
     pub trusted_proxies: Vec<IpNet>,
 

@@ -1,4 +1,4 @@
-//! The address of the client, for the log.
+//! The address of the client, for the log and for limits.
 //!
 //! Each proxy appends the address of its own client to `X-Forwarded-For`. A client can send the header as well. So an entry is
 //! believed only if a proxy of `TRUSTED_PROXIES` has appended it. `Forwarded` (RFC 7239) is not read: a proxy that writes one
@@ -13,7 +13,7 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Returns the nearest address that is no trusted proxy: first the peer of the connection, then the entries of
 /// `X-Forwarded-For` from the last to the first. The search ends at an entry that is no address.
-pub(crate) fn client_address(peer: SocketAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+pub fn client_address(peer: SocketAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let mut client = peer.ip().to_canonical();
     let lines = headers.get_all(X_FORWARDED_FOR).iter().rev();
     let entries = lines.flat_map(|line| line.to_str().unwrap_or("?").rsplit(',')).map(str::trim);

@@ -5,7 +5,7 @@
 
 pub(crate) mod access_log;
 pub mod body;
-pub(crate) mod client_address;
+pub mod client_address;
 mod compression;
 pub mod conditional;
 pub(crate) mod cors;

@@ -233,8 +233,10 @@ fn complete_responses(responses: &mut Responses) {
             }
         }
         if code.is_some_and(|code| code.is_client_error() || code.is_server_error()) {
-            let unavailable = code == Some(StatusCode::SERVICE_UNAVAILABLE);
-            let mut problem = Ref::from_response_name(if unavailable { UNAVAILABLE } else { PROBLEM });
+            let is_temporary = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS]
+                .iter()
+                .any(|status| code == Some(*status));
+            let mut problem = Ref::from_response_name(if is_temporary { UNAVAILABLE } else { PROBLEM });
             problem.description = std::mem::take(&mut documented.description);
             *response = problem.into();
         }
