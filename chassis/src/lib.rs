@@ -30,6 +30,7 @@ pub mod telemetry;
 use std::future::{self, Future};
 use std::io;
 use std::mem;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::process;
 use std::sync::Arc;
@@ -126,9 +127,11 @@ impl App {
         self
     }
 
-    /// Sends one request through the whole pipeline, without a connection, and returns the response.
+    /// Sends one request through the whole pipeline, without a connection, and returns the response. An extension of the request
+    /// may have the address of a peer.
     pub async fn call(&self, request: Request<Body>) -> Response<Body> {
-        let Ok(response) = http::pipeline::service(Arc::clone(&self.pipeline), None).oneshot(request).await;
+        let peer = request.extensions().get::<SocketAddr>().copied();
+        let Ok(response) = http::pipeline::service(Arc::clone(&self.pipeline), peer).oneshot(request).await;
         response
     }
 

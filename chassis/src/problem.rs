@@ -222,17 +222,12 @@ impl Problem {
     }
 
     /// Replaces the value of a header of the response, if it has this header and there is a new value.
-    pub(crate) fn map_header(
-        mut self,
-        name: &HeaderName,
-        new: impl FnOnce(&HeaderValue) -> Option<HeaderValue>,
-    ) -> Self {
+    pub(crate) fn map_header(&mut self, name: &HeaderName, new: impl FnOnce(&HeaderValue) -> Option<HeaderValue>) {
         if let Some((_, value)) = self.extra.headers.iter_mut().find(|(header, _)| header == name)
             && let Some(new) = new(value)
         {
             *value = new;
         }
-        self
     }
 
     /// Sets `Retry-After`, in seconds.

@@ -59,7 +59,7 @@ impl AppState {
 /// Returns the service, ready to be served. The [`reconciler`] must run beside it.
 pub fn app(state: AppState, settings: &Settings) -> App {
     let description = "Orders. An order is placed completely or not at all, also when a service or a database fails.";
-    let page = page::route(&state.placement, &state.public_urls);
+    let page = page::route(&state.placement, &state.public_urls, state.authenticator.as_ref());
     let access = Access { rules: routes::RULES, authenticator: state.authenticator.clone() };
     App::new(SERVICE, description, routes::router().with_state(state.clone()), Arc::new(state), settings, access)
         .with_page(page)

@@ -3,10 +3,10 @@
 
 use axum::Json as JsonResponse;
 use axum::extract::{OriginalUri, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chassis::auth::Grant::{Admin, Everybody};
-use chassis::auth::{Grant, Rule};
+use chassis::auth::{Caller, Grant, Rule, not_allowed, token_rejected};
 use chassis::context::RequestContext;
 use chassis::crash_point;
 use chassis::http::body::values::{self, Detail};
@@ -186,8 +186,11 @@ async fn users(
     State(app): State<AppState>,
     OriginalUri(uri): OriginalUri,
     context: RequestContext,
+    caller: Caller,
+    headers: HeaderMap,
 ) -> Result<Response, Error> {
-    match app.users.list(uri.query(), &context).await? {
+    let token = headers.get(header::AUTHORIZATION).filter(|_| !matches!(caller, Caller::Unknown)).cloned();
+    match app.users.list(uri.query(), token.map(sensitive), &context).await? {
         UserList::Found { rows, next } => {
             let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
             let mut response = (json, rows).into_response();
@@ -195,7 +198,15 @@ async fn users(
             Ok(response)
         }
         UserList::InvalidQuery(errors) => Err(Problem::invalid(errors).into()),
+        UserList::Unauthenticated => Err(token_rejected().into()),
+        UserList::Forbidden => Err(not_allowed().into()),
     }
+}
+
+/// Returns a header value that `Debug` does not show.
+fn sensitive(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
 }
 
 /// Reserves the units of all lines for an order, or of none. Safe to repeat.

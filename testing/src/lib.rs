@@ -4,6 +4,7 @@
 mod fuzz;
 mod plans;
 pub mod postgres;
+mod sign_in;
 pub mod tokens;
 mod wait;
 
@@ -20,6 +21,7 @@ use url::Url;
 
 pub use self::fuzz::{Language, Random, fuzz};
 pub use self::plans::{Plans, with_logged_plans};
+pub use self::sign_in::TestIssuer;
 pub use self::wait::{DEADLINE, eventually, with_timeout};
 use chassis::App;
 

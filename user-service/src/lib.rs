@@ -23,7 +23,6 @@ use chassis::auth::{Access, Authenticator};
 use chassis::client::Peer;
 use chassis::config::Settings;
 use chassis::http::health::ReadinessChecks;
-use ipnet::IpNet;
 use tokio::time;
 
 use crate::error::Error;
@@ -44,13 +43,12 @@ pub struct AppState {
     hasher: Hasher,
     authenticator: Option<Authenticator>,
     issuer: Option<Arc<Issuer>>,
-    trusted_proxies: Arc<[IpNet]>,
 }
 
 impl AppState {
     /// Creates the state over this store.
     pub fn new(store: Arc<dyn UserStore>, hasher: Hasher) -> Self {
-        Self { store, hasher, authenticator: None, issuer: None, trusted_proxies: Arc::default() }
+        Self { store, hasher, authenticator: None, issuer: None }
     }
 
     /// Turns sign-in on: requests need tokens that `authenticator` verifies. With `issuer`, this service issues them.
@@ -112,10 +110,9 @@ impl AppState {
 }
 
 /// Returns the service, ready to be served.
-pub fn app(mut state: AppState, settings: &Settings) -> App {
+pub fn app(state: AppState, settings: &Settings) -> App {
     let description = "Users and their accounts.";
     let access = Access { rules: routes::RULES, authenticator: state.authenticator.clone() };
-    state.trusted_proxies = settings.trusted_proxies.clone().into();
     let (routes, issuer) = (routes::router().with_state(state.clone()), state.issuer.clone());
     let app = App::new(SERVICE, description, routes, Arc::new(state), settings, access);
     match issuer {

@@ -1,16 +1,15 @@
 //! `POST /sessions`: an access token for a username or an e-mail, and a password.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Extension, FromRequestParts, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chassis::http::body::values::text;
 use chassis::http::body::{FromJson, Members};
-use chassis::http::client_address::client_address;
+use chassis::http::client_address::ClientAddress;
 use chassis::http::extract::Json;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -87,8 +86,7 @@ impl FromRequestParts<AppState> for SignInIsOn {
 pub(crate) async fn create(
     State(app): State<AppState>,
     SignInIsOn(issuer): SignInIsOn,
-    peer: Option<Extension<SocketAddr>>,
-    headers: HeaderMap,
+    client: Option<Extension<ClientAddress>>,
     Json(SignIn { username, email, password }): Json<SignIn>,
 ) -> Result<Response, Error> {
     let found = match (&username, &email) {
@@ -100,7 +98,7 @@ pub(crate) async fn create(
         Some(record) => Account::Known(record.user.id),
         None => issuer.guesses.unknown(&(username.as_deref().map(case_fold), email.as_deref().map(case_fold))),
     };
-    let client = peer.map(|Extension(peer)| client_address(peer, &headers, &app.trusted_proxies));
+    let client = client.map(|Extension(ClientAddress(client))| client);
     let attempt = issuer.guesses.begin(account, client).await.map_err(too_many_attempts)?;
     let hash = found.as_ref().and_then(|record| record.password.clone());
     let verdict = match app.hasher.verify(password, hash).await {

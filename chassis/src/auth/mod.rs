@@ -216,6 +216,12 @@ pub(crate) fn token_missing() -> Problem {
         .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
 }
 
+/// Returns the problem of a token that another service has rejected, although this one accepts it.
+pub fn token_rejected() -> Problem {
+    Problem::new(&UNAUTHENTICATED, "The access token is not valid")
+        .with_header(header::WWW_AUTHENTICATE, challenge("invalid_token"))
+}
+
 /// Returns the problem of a caller who may not make this call.
 pub fn not_allowed() -> Problem {
     Problem::new(&INSUFFICIENT_SCOPE, "The caller may not do this")

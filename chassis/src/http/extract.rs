@@ -25,6 +25,18 @@ impl<S: Send + Sync, T: FromJson> FromRequest<S> for Json<T> {
     }
 }
 
+/// The bytes of a body that should be JSON. Its media type is one of [`accepted_media_types`].
+#[derive(Debug)]
+pub struct JsonBytes(pub Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for JsonBytes {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        json_bytes(request).await.map(Self)
+    }
+}
+
 /// A body that is a JSON array of 1 to `MAX` objects, each read on its own.
 #[derive(Debug)]
 pub struct JsonList<T, const MAX: usize>(pub Vec<Result<T, Problem>>);

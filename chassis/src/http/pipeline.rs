@@ -30,13 +30,13 @@ use crate::auth::{self, Authenticator, Caller, Grant};
 use crate::config::Settings;
 use crate::context::{RequestContext, X_REQUEST_ID};
 use crate::http::access_log::AccessLog;
-use crate::http::client_address::client_address;
+use crate::http::client_address::{ClientAddress, client_address};
 use crate::http::compression;
 use crate::http::conditional;
 use crate::http::cors::{self, Cors};
 use crate::http::forwarded::Prefix;
 use crate::http::health::Draining;
-use crate::http::resource_metadata;
+use crate::http::resource_metadata::Origin;
 use crate::http::routes::{RouteEntry, Routes};
 use crate::problem::{
     DEADLINE_EXCEEDED, HEADERS_TOO_LARGE, INVALID_REQUEST, NOT_FOUND, OVERLOADED, PAYLOAD_TOO_LARGE, Problem,
@@ -88,7 +88,7 @@ where
 
 impl Pipeline {
     /// Handles one request, from its head to its response.
-    async fn handle<B>(&self, request: Request<B>, peer: Option<SocketAddr>) -> Response<Body>
+    async fn handle<B>(&self, mut request: Request<B>, peer: Option<SocketAddr>) -> Response<Body>
     where
         B: http_body::Body<Data: Buf, Error: Into<BoxError>>,
     {
@@ -102,7 +102,11 @@ impl Pipeline {
         let prefix = Prefix::from_headers(request.headers());
         let accepted_codings = compression::accepted_codings(request.headers());
         let has_if_match = request.headers().contains_key(header::IF_MATCH);
+        let origin = self.authenticator.as_ref().map(|_| Origin::from_headers(request.headers()));
         let client = peer.map(|peer| client_address(peer, request.headers(), &self.settings.trusted_proxies));
+        if self.authenticator.is_some() {
+            client.map(|client| request.extensions_mut().insert(ClientAddress(client)));
+        }
         let log = self.access_log.start(request.method(), route, &context, client, received_at);
 
         let mut response = match self.answer(request, entry, &context, received_at).instrument(span.clone()).await {
@@ -112,6 +116,9 @@ impl Pipeline {
         let mut problem = take_problem(&mut response);
         if has_if_match && is_missing_entity(problem.as_ref(), route) {
             problem = Some(conditional::failed("It does not exist")); // in every service and for every method
+        }
+        if let (Some(origin), Some(problem)) = (&origin, &mut problem) {
+            origin.add_metadata_address(problem, prefix.as_ref());
         }
         if let Some(problem) = &problem {
             response = problem.render(context.request_id());
@@ -257,12 +264,9 @@ async fn authorize(
     if grants.contains(&Grant::Everybody) {
         return Ok(Caller::Anonymous); // so these calls work with an old token too, and without the issuer
     }
-    let allowed = async {
-        let caller = authenticator.authenticate(headers, context.time_left()).await?;
-        auth::check(grants, &caller, uri.path())?;
-        Ok(caller)
-    };
-    allowed.await.map_err(|problem| resource_metadata::add_to_challenge(problem, headers))
+    let caller = authenticator.authenticate(headers, context.time_left()).await?;
+    auth::check(grants, &caller, uri.path())?;
+    Ok(caller)
 }
 
 /// Returns the whole body. Its parts are copied, because each would keep its read buffer of 8 KiB alive, even for one byte.

@@ -14,7 +14,7 @@ pub(crate) fn routes(access: &Access) -> Router {
     let Some(authenticator) = access.authenticator.clone() else { return Router::new() };
     let metadata = async move |headers: HeaderMap| {
         Json(json!({
-            "resource": address(&headers, ""),
+            "resource": Origin::from_headers(&headers).address("", Prefix::from_headers(&headers).as_ref()),
             "authorization_servers": [authenticator.issuer()],
             "bearer_methods_supported": ["header"],
         }))
@@ -22,22 +22,32 @@ pub(crate) fn routes(access: &Access) -> Router {
     Router::new().route(RESOURCE_METADATA, get(metadata))
 }
 
-/// Adds the address of the metadata to the challenge of a problem, if it has one.
-pub(crate) fn add_to_challenge(problem: Problem, headers: &HeaderMap) -> Problem {
-    problem.map_header(&header::WWW_AUTHENTICATE, |challenge| {
-        let challenge = challenge.to_str().unwrap_or("Bearer");
-        let separator = if challenge.contains('=') { "," } else { "" };
-        let address = address(headers, RESOURCE_METADATA);
-        HeaderValue::from_str(&format!("{challenge}{separator} resource_metadata=\"{address}\"")).ok()
-    })
+/// The address of this service as the client knows it, without a path. A proxy in front of it sends `X-Forwarded-Proto`.
+pub(crate) struct Origin {
+    is_https: bool,
+    host: Option<HeaderValue>,
 }
 
-/// Returns the address of a path of this service as the client knows it. Behind a proxy that is by `X-Forwarded-Proto` and
-/// `X-Forwarded-Prefix`.
-fn address(headers: &HeaderMap, path: &str) -> String {
-    let is_https = headers.get("x-forwarded-proto").is_some_and(|scheme| scheme == "https");
-    let scheme = if is_https { "https" } else { "http" };
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let path = Prefix::from_headers(headers).map_or_else(|| path.to_owned(), |prefix| prefix.before(path));
-    host.map_or_else(|| path.clone(), |host| format!("{scheme}://{host}{path}")) // HTTP/1.0 may have no host
+impl Origin {
+    pub(crate) fn from_headers(headers: &HeaderMap) -> Self {
+        let is_https = headers.get("x-forwarded-proto").is_some_and(|scheme| scheme == "https");
+        Self { is_https, host: headers.get(header::HOST).cloned() }
+    }
+
+    /// Adds the address of the metadata to the challenge of a problem, if it has one.
+    pub(crate) fn add_metadata_address(&self, problem: &mut Problem, prefix: Option<&Prefix>) {
+        problem.map_header(&header::WWW_AUTHENTICATE, |challenge| {
+            let challenge = challenge.to_str().unwrap_or("Bearer");
+            let separator = if challenge.contains('=') { "," } else { "" };
+            let address = self.address(RESOURCE_METADATA, prefix);
+            HeaderValue::from_str(&format!("{challenge}{separator} resource_metadata=\"{address}\"")).ok()
+        });
+    }
+
+    fn address(&self, path: &str, prefix: Option<&Prefix>) -> String {
+        let scheme = if self.is_https { "https" } else { "http" };
+        let host = self.host.as_ref().and_then(|host| host.to_str().ok());
+        let path = prefix.map_or_else(|| path.to_owned(), |prefix| prefix.before(path));
+        host.map_or_else(|| path.clone(), |host| format!("{scheme}://{host}{path}")) // HTTP/1.0 may have no host
+    }
 }

@@ -36,9 +36,17 @@ pub trait FromQuery: Sized {
 /// # Errors
 /// If the body is not JSON, or if a member is invalid: one [`FieldError`] for each mistake.
 pub fn read_object<T: FromJson>(body: &Bytes) -> Result<T, Problem> {
+    read_object_with(body, T::from_json)
+}
+
+/// Reads a body that is one JSON object with `read`, for an object whose meaning depends on more than its members.
+///
+/// # Errors
+/// See [`read_object`].
+pub fn read_object_with<T>(body: &Bytes, read: impl FnOnce(&mut Members<'_>) -> Option<T>) -> Result<T, Problem> {
     let mut members = Members::from_body(body);
     let value = if members.open(str::from_utf8(body).map_err(not_json)?) {
-        T::from_json(&mut members)
+        read(&mut members)
     } else {
         parse(body)?; // it may be no JSON at all
         None
