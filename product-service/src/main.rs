@@ -26,6 +26,9 @@ async fn start() -> Result<(), String> {
     }
     let users = Users::new(config.user_service_url.clone(), &config.peers).map_err(|error| error.to_string())?;
     let about = format!("store: {storage}, peers: user-service {}", config.user_service_url);
+    if config.settings.auth.issuer.is_some() && config.service_keys_file.is_none() {
+        tracing::warn!("SERVICE_KEYS_FILE is not set; calls of order-service will be rejected");
+    }
     let keys = config.service_keys_file.as_deref().map(KeySet::from_pem_file).transpose()?;
     let services = keys.map(|keys| (ORDER_SERVICE, keys)).into_iter().collect();
     let authenticator = Authenticator::new(SERVICE, &config.settings.auth, None, services)?;

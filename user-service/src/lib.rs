@@ -90,7 +90,8 @@ impl AppState {
     async fn try_create_admins(&self, admins: &Admins) -> Result<(), Error> {
         for username in &admins.usernames {
             if let Some(found) = self.store.by_username(username).await? {
-                tracing::info!(username, has_password = found.password.is_some(), "admin exists");
+                let has_password = found.password.is_some(); // without one, this admin cannot sign in
+                tracing::info!(username, id = found.user.id.get(), has_password, "an existing account is an admin");
                 continue;
             }
             let Some(password) = &admins.password else {

@@ -28,6 +28,9 @@ async fn start() -> Result<(), String> {
     }
     let about = format!("store: {storage}, peers: none");
     let hasher = Hasher::new(config.password_hashes_at_once, config.password_hashes_waiting);
+    if config.settings.auth.issuer.is_some() && config.service_keys_file.is_none() {
+        tracing::warn!("SERVICE_KEYS_FILE is not set; calls of order-service will be rejected");
+    }
     let keys = config.service_keys_file.as_deref().map(KeySet::from_pem_file).transpose()?;
     let services = keys.map(|keys| (ORDER_SERVICE, keys)).into_iter().collect();
     let issuer = Issuer::open(&config)?;

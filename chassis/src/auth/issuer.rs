@@ -81,6 +81,7 @@ impl Issuer {
     /// If the HTTP client cannot be set up.
     pub(super) fn fetching(issuer: &str, jwks_url: Option<Url>) -> Result<Self, String> {
         let fetcher = Arc::new(Fetcher::new(issuer, jwks_url)?);
+        FETCHED_AT.set(0); // so that the metric exists before the first success
         Ok(Self::start(move || Arc::clone(&fetcher).fetch()))
     }
 

@@ -75,7 +75,7 @@ impl Authenticator {
     /// background, so this must be called within a runtime.
     ///
     /// # Errors
-    /// If the HTTP client for the keys cannot be set up.
+    /// If there is an issuer without an audience, or the HTTP client for the keys cannot be set up.
     pub fn new(
         service: &'static str,
         settings: &AuthSettings,
@@ -96,7 +96,8 @@ impl Authenticator {
         services: Vec<(&'static str, KeySet)>,
         clock: Clock,
     ) -> Result<Option<Self>, String> {
-        let (Some(issuer), Some(audience)) = (&settings.issuer, &settings.audience) else { return Ok(None) };
+        let Some(issuer) = &settings.issuer else { return Ok(None) };
+        let audience = settings.audience.as_ref().ok_or("AUTH_AUDIENCE is needed with AUTH_ISSUER")?;
         crypto::install();
         let expected = Expected {
             issuer: issuer.clone(),

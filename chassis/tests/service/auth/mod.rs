@@ -296,6 +296,8 @@ async fn is_off_without_an_issuer() {
     let auth = AuthSettings { issuer: None, ..auth_settings() };
     let authenticator = Authenticator::new("sample", &auth, None, Vec::new()).expect("a fixture");
     assert!(authenticator.is_none());
+    let no_audience = AuthSettings { audience: None, ..auth_settings() };
+    assert!(Authenticator::new("sample", &no_audience, None, Vec::new()).is_err());
     let client = Client::new(app(None, &settings()));
     for (path, status) in
         [("/caller", 200), ("/things/1", 200), ("/internal", 200), ("/.well-known/oauth-protected-resource", 404)]
