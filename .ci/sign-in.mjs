@@ -12,7 +12,7 @@ const { USER_SERVICE_URL: USERS, PRODUCT_SERVICE_URL: PRODUCTS, ORDER_SERVICE_UR
 const CLIENTS = {
   admin: { alg: 'RS256', claims: { user_id: 2, roles: ['admin'] } },
   john: { alg: 'ES256', claims: { user_id: 1, roles: [] } },
-  nobody: { alg: 'RS256', claims: {} },
+  withoutUserId: { alg: 'RS256', claims: {} },
 };
 
 /** Serves an OpenID provider on a free port, and writes its address to a file. */
@@ -67,8 +67,8 @@ async function services(folder) {
   process.env.NODE_TLS_REJECT_UNAUTHORIZED = '0'; // for this script; the services verify the certificate
   process.removeAllListeners('warning');
   const issuer = readFileSync(`${folder}/issuer`, 'utf8');
-  const [admin, john, nobody, elsewhere] = await Promise.all([
-    token(issuer, 'admin'), token(issuer, 'john'), token(issuer, 'nobody'), token(issuer, 'admin', 'elsewhere'),
+  const [admin, john, withoutUserId, elsewhere] = await Promise.all([
+    token(issuer, 'admin'), token(issuer, 'john'), token(issuer, 'withoutUserId'), token(issuer, 'admin', 'elsewhere'),
   ]);
   const algorithm = (jwt) => JSON.parse(Buffer.from(jwt.split('.')[0], 'base64url')).alg;
   assert.deepEqual([algorithm(admin), algorithm(john)], ['RS256', 'ES256']);
@@ -83,7 +83,7 @@ async function services(folder) {
   await expect(403, 'GET', `${PRODUCTS}/users`, john);
   await expect(200, 'GET', `${USERS}/users/1`, john);
   await expect(403, 'GET', `${USERS}/users/2`, john);
-  await expect(403, 'GET', `${USERS}/users/1`, nobody);
+  await expect(403, 'GET', `${USERS}/users/1`, withoutUserId);
   await expect(401, 'GET', `${USERS}/users/1`);
   await expect(401, 'GET', `${USERS}/users/1`, elsewhere);
   await expect(401, 'GET', `${USERS}/users/1`, `${john.slice(0, -4)}AAAA`);
@@ -94,8 +94,8 @@ async function services(folder) {
   await expect(403, 'POST', `${ORDERS}/orders`, john, { userId: 2, products });
   await expect(200, 'GET', `${ORDERS}/orders/${order.id}`, john);
   await expect(200, 'GET', `${ORDERS}/orders/${order.id}`, admin);
-  await expect(403, 'POST', `${ORDERS}/orders`, nobody, { userId: 1, products });
-  assert.deepEqual(await expect(200, 'GET', `${ORDERS}/orders`, nobody), []);
+  await expect(403, 'POST', `${ORDERS}/orders`, withoutUserId, { userId: 1, products });
+  assert.deepEqual(await expect(200, 'GET', `${ORDERS}/orders`, withoutUserId), []);
   console.log(`${issuer}: tokens with RS256 and ES256 are accepted from oidc-provider, over TLS`);
 }
 

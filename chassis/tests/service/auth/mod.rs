@@ -160,9 +160,9 @@ async fn allows_each_call_to_the_callers_of_the_table_and_to_no_other() {
     let world = World::new();
     let user = world.issuer.token(&claims());
     let admin = world.issuer.token(&claims_with(json!({"user_id": 8, "roles": ["reader", "admin"]})));
-    let homeless = world.issuer.token(&claims_with(json!({"user_id": null})));
+    let without_user_id = world.issuer.token(&claims_with(json!({"user_id": null})));
     let service = world.service.token(&service_claims(json!({})));
-    for (method, path, nobody, users, admins, without_account, services) in [
+    for (method, path, anonymous, users, admins, without_account, services) in [
         ("GET", "/public", 200, 200, 200, 200, 200),
         ("GET", "/caller", 401, 200, 200, 200, 403),
         ("GET", "/things/7", 401, 200, 200, 403, 403),
@@ -179,8 +179,8 @@ async fn allows_each_call_to_the_callers_of_the_table_and_to_no_other() {
         ("GET", "/metrics", 200, 200, 200, 200, 200),
         ("GET", "/openapi.json", 200, 200, 200, 200, 200),
     ] {
-        let tokens = [None, Some(&user), Some(&admin), Some(&homeless), Some(&service)];
-        for (token, expected) in tokens.into_iter().zip([nobody, users, admins, without_account, services]) {
+        let tokens = [None, Some(&user), Some(&admin), Some(&without_user_id), Some(&service)];
+        for (token, expected) in tokens.into_iter().zip([anonymous, users, admins, without_account, services]) {
             let under_api = matches!(path, "/caller" | "/internal" | "/admins") || path.starts_with("/things");
             for base in ["", "/api"].into_iter().take(if under_api { 2 } else { 1 }) {
                 let request = world.client.request(method, &format!("{base}{path}"));
