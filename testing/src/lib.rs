@@ -8,6 +8,7 @@ mod sign_in;
 pub mod tokens;
 mod wait;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::{env, fs};
 
@@ -77,6 +78,19 @@ macro_rules! store_contract {
             })*
         }
     };
+}
+
+/// Returns the calls of an OpenAPI document, such as `GET /users/{id}`.
+///
+/// # Panics
+/// If it is no OpenAPI document.
+pub fn documented_calls(document: &Value) -> BTreeSet<String> {
+    let mut calls = BTreeSet::new();
+    for (path, item) in document["paths"].as_object().expect("paths") {
+        let methods = item.as_object().expect("operations").keys().filter(|key| *key != "servers");
+        calls.extend(methods.map(|method| format!("{} {path}", method.to_uppercase())));
+    }
+    calls
 }
 
 /// A client that calls an app in the same process, through the whole pipeline.

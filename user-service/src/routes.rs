@@ -125,7 +125,7 @@ async fn update(
     preconditions: Preconditions,
     Json(mut change): Json<UpdateUser>,
 ) -> Result<Response, Error> {
-    app.check_account(None, None, change.password.iter().flatten().next())?;
+    app.check_account(None, None, change.password.as_ref().and_then(Option::as_ref))?;
     let password = match change.password.take() {
         Some(password) => Some(app.hasher.hash_optional(password).await?),
         None => None,
@@ -133,11 +133,7 @@ async fn update(
     loop {
         let current = app.store.by_id(id).await?.ok_or(Error::NotFound)?;
         preconditions.check(Some(&current))?;
-        app.check_account(
-            current.user.username.as_deref(),
-            change.username.iter().flatten().next().map(|name| &**name),
-            None,
-        )?;
+        app.check_account(current.user.username.as_deref(), change.username.as_ref().and_then(Option::as_deref), None)?;
         let mut changed = UserRecord::clone(&current);
         change.apply(&mut changed, password.as_ref());
         // On `None`, another request has changed the user meanwhile. Then the preconditions must hold for the new state.

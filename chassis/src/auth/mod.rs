@@ -42,6 +42,8 @@ pub static INSUFFICIENT_SCOPE: Kind = Kind::new(StatusCode::FORBIDDEN, "insuffic
 pub static KEYS_UNAVAILABLE: Kind =
     Kind::new(StatusCode::SERVICE_UNAVAILABLE, "keys-unavailable", "Keys of the issuer unavailable");
 
+const NOT_VALID: &str = "The access token is not valid";
+
 /// Where a client learns who issues the tokens (RFC 9728).
 pub const RESOURCE_METADATA: &str = "/.well-known/oauth-protected-resource";
 
@@ -187,9 +189,7 @@ fn bearer_token(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
         (Some(value), None) => value,
         (Some(_), Some(_)) => {
             let error = FieldError::in_parameter("authorization", "is given more than once");
-            return Err(
-                Problem::invalid(vec![error]).with_header(header::WWW_AUTHENTICATE, challenge("invalid_request"))
-            );
+            return Err(challenge(Problem::invalid(vec![error]), "Bearer error=\"invalid_request\""));
         }
     };
     let text = value.to_str().map_err(|_| invalid_token(Rejection::Malformed))?;
@@ -204,36 +204,31 @@ fn bearer_token(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
 fn invalid_token(rejection: Rejection) -> Problem {
     let detail = match rejection {
         Rejection::Expired => "The access token has expired",
-        _ => "The access token is not valid",
+        _ => NOT_VALID,
     };
-    Problem::new(&UNAUTHENTICATED, detail)
-        .with_header(header::WWW_AUTHENTICATE, challenge("invalid_token"))
-        .caused_by(rejection)
+    bad_token(detail).caused_by(rejection)
 }
 
 /// Returns the problem of a request without a token, for a call that needs one.
 pub(crate) fn token_missing() -> Problem {
-    Problem::new(&UNAUTHENTICATED, "This call needs an access token")
-        .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
+    challenge(Problem::new(&UNAUTHENTICATED, "This call needs an access token"), "Bearer")
 }
 
 /// Returns the problem of a token that another service has rejected, although this one accepts it.
 pub fn token_rejected() -> Problem {
-    Problem::new(&UNAUTHENTICATED, "The access token is not valid")
-        .with_header(header::WWW_AUTHENTICATE, challenge("invalid_token"))
+    bad_token(NOT_VALID)
+}
+
+fn bad_token(detail: &'static str) -> Problem {
+    challenge(Problem::new(&UNAUTHENTICATED, detail), "Bearer error=\"invalid_token\"")
 }
 
 /// Returns the problem of a caller who may not make this call.
 pub fn not_allowed() -> Problem {
-    Problem::new(&INSUFFICIENT_SCOPE, "The caller may not do this")
-        .with_header(header::WWW_AUTHENTICATE, challenge("insufficient_scope"))
+    challenge(Problem::new(&INSUFFICIENT_SCOPE, "The caller may not do this"), "Bearer error=\"insufficient_scope\"")
 }
 
-fn challenge(error: &'static str) -> HeaderValue {
-    // The pipeline adds `resource_metadata`, which depends on the host.
-    match error {
-        "invalid_request" => HeaderValue::from_static("Bearer error=\"invalid_request\""),
-        "invalid_token" => HeaderValue::from_static("Bearer error=\"invalid_token\""),
-        _ => HeaderValue::from_static("Bearer error=\"insufficient_scope\""),
-    }
+/// Adds the challenge of RFC 6750. The pipeline adds `resource_metadata` to it, which depends on the host.
+fn challenge(problem: Problem, value: &'static str) -> Problem {
+    problem.with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static(value))
 }
