@@ -72,7 +72,7 @@ async fn reads_few_rows_of_a_million_orders_in_every_statement() {
         assert!(store.step(id, OrderStatus::Pending, State::Cancelling).await.unwrap().is_some());
         store.finish_release(id).await.unwrap();
     };
-    plans.expect(&["intents_pkey", "orders_pkey", "releases_pkey"], 50, live).await;
+    plans.expect(&["intents_pkey", "orders_pkey", "orders_visible_by_status", "releases_pkey"], 50, live).await;
     let fail = async || {
         begin().await;
         assert!(store.abort(last.get()).await.unwrap());
