@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::json;
-use sqlx::{Executor, PgConnection, query_scalar};
+use sqlx::{Executor, PgConnection, query_scalar, raw_sql};
 use system_tests::durable::Durable;
 use system_tests::invariants::{DatabaseSnapshot, settled};
 use system_tests::{Fault, Launch, ORDERS, PRODUCTS, Proxy, Service, eventually, order, seed};
@@ -13,9 +13,15 @@ use system_tests::{Fault, Launch, ORDERS, PRODUCTS, Proxy, Service, eventually, 
 /// The initial units of the product.
 const UNITS: i64 = 100;
 
-/// Counts the takes that wait for the lock of the test.
-const WAITING: &str =
-    "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '%from products%'";
+/// Makes a take wait for the lock of the test before it writes its reservation. No other statement waits: a tombstone is not taken.
+const DELAY_TAKES: &str = r"
+    create function wait_for_the_test() returns trigger language plpgsql
+        as $$ begin perform pg_advisory_xact_lock(1); return new; end $$;
+    create trigger delay before insert on reservations for each row when (new.status = 'taken')
+        execute function wait_for_the_test();
+    select pg_advisory_lock(1)";
+/// Counts the takes that wait for this lock.
+const WAITING: &str = "select count(*) from pg_locks where locktype = 'advisory' and not granted";
 
 async fn start(prepare: impl Fn(Launch) -> Launch) -> Option<(Durable, i64)> {
     let durable = Durable::start(seed(), prepare).await?;
@@ -35,18 +41,21 @@ async fn waiting(database: &mut PgConnection) -> i64 {
     query_scalar(WAITING).fetch_one(database).await.expect("the database answers")
 }
 
-/// The database blocks the take at its first read of the products until its order is given up, released and deleted.
+/// The take waits in the database until its order is given up, released and deleted.
 #[tokio::test]
 async fn takes_nothing_when_a_take_arrives_after_its_release() {
     // Enough time for the take to reach the lock on any machine.
     let patient = |launch: Launch| launch.env("DATABASE_STATEMENT_SECONDS", 60).env("ORDER_TIMEOUT_SECONDS", 3);
     let Some((durable, lamp)) = start(patient).await else { return };
     let mut products = durable.database(PRODUCTS).await.expect("the database answers");
-    products.execute("begin; lock table products").await.expect("the lock is free");
+    products.execute(raw_sql(DELAY_TAKES)).await.expect("the lock is free");
     durable.system.orders.post("/orders", order(1, lamp, 3)).await.expect(503);
-    assert!(settled(&durable).await.is_some(), "the release needs no product, and the row is deleted");
+    assert!(
+        settled(&durable).await.is_some(),
+        "I8: the order is not released, although its take has written nothing yet"
+    );
     assert!(waiting(&mut products).await > 0, "the take still waits");
-    products.execute("commit").await.expect("the transaction is open");
+    products.execute("select pg_advisory_unlock(1)").await.expect("the test has the lock");
     let products = tokio::sync::Mutex::new(products);
     assert_eq!(eventually(0, async || waiting(&mut *products.lock().await).await).await, 0);
     assert_invariants(&durable, lamp).await;

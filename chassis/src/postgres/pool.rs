@@ -35,6 +35,8 @@ const SHORT_LOCK_TIMEOUT: Duration = Duration::from_millis(10);
 
 /// Settings that forbid scans of a whole table or index. PostgreSQL may keep a plan that it made while the table was small, and
 /// such a plan is slow when the table has grown. Each statement has an index, so it needs no such scan.
+///
+/// The stores also rely on them to lock rows by ascending id: with a hash join, statements over the same few rows deadlock.
 const AVOIDED_PLANS: [&str; 3] = ["enable_seqscan", "enable_hashjoin", "enable_mergejoin"];
 
 /// Why a service is not ready if its database accepts no changes.
