@@ -18,4 +18,5 @@ pub(crate) mod metrics;
 pub(crate) mod openapi;
 pub mod page;
 pub(crate) mod pipeline;
+pub(crate) mod self_check;
 pub(crate) mod server;
