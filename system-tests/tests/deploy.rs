@@ -1,4 +1,5 @@
-//! Checks the files in `deploy/`: their settings exist, and the services run with them. (No image is built here.)
+//! Checks the files in `deploy/`: their settings exist, and the services run with them. `.ci/deploy` builds the images and starts
+//! compose.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -27,7 +28,8 @@ fn below(lines: &[String], key: &str) -> Vec<String> {
 }
 
 fn compose(service: &str) -> Vec<String> {
-    let lines: Vec<_> = read("compose.yaml").lines().map(str::to_owned).collect();
+    let anchor = format!(": &{service}");
+    let lines: Vec<_> = read("compose.yaml").lines().map(|line| line.replace(&anchor, ":")).collect();
     let section = below(&below(&lines, "services"), service);
     assert!(section.len() > 5, "compose.yaml has {service}");
     section
@@ -62,17 +64,14 @@ async fn uses_only_settings_and_ports_of_the_services() {
         }
         let port = &environment(service)["PORT"];
         assert_eq!(*port, settings["PORT"], "the port of {service} is its default port");
-        for part in [
-            format!(r#""127.0.0.1:{port}:{port}""#),
-            format!("//127.0.0.1:{port}/readyz\n"),
-            format!("target: {service}\n"),
-        ] {
+        for part in [format!(r#""127.0.0.1:{port}:{port}""#), format!("target: {service}\n")] {
             assert!(format!("{lines}\n").contains(&part), "{service} has {part} in compose.yaml: {lines}");
         }
         let (_, stage) = dockerfile.split_once(&format!(" AS {service}\n")).expect("an image of each");
-        let stage: Vec<_> = stage.lines().take(3).collect();
-        let copy = format!("COPY --from=build /built/{service} /usr/local/bin/");
-        assert_eq!(stage, [copy, format!("EXPOSE {port}"), format!(r#"ENTRYPOINT ["{service}"]"#)]);
+        let stage: Vec<_> = stage.lines().take(4).collect();
+        assert_eq!(stage[..2], [format!("COPY --from=build /image/{service} /"), format!("EXPOSE {port}")]);
+        assert!(stage[2].ends_with(&format!(r#"CMD ["/{service}", "--health"]"#)), "{}", stage[2]);
+        assert_eq!(stage[3], format!(r#"ENTRYPOINT ["/{service}"]"#));
         let seconds = |name: &str| settings[name].parse::<u32>().expect("a number");
         let grace = read("compose.yaml");
         let grace =
@@ -81,11 +80,14 @@ async fn uses_only_settings_and_ports_of_the_services() {
         assert!(grace.0.parse::<u32>().expect("a number") > needed, "{service} may need {needed} s to shut down");
         known.extend(settings.into_keys());
     }
-    let haproxy = read("haproxy.cfg");
+    let version = format!("ARG VERSION={}\n", env!("CARGO_PKG_VERSION"));
+    assert!(dockerfile.contains(&version), "the label of the images has the version of the services");
+    let haproxy = read("haproxy.cfg") + &read("gateway.cfg");
     known.extend(
         haproxy.lines().filter_map(|line| line.trim().strip_prefix("presetenv ")?.split(' ').next()).map(str::to_owned),
     );
-    for text in [haproxy, dockerfile, read("compose.yaml"), read("databases.sh")] {
+    known.extend(["REVISION", "SOURCE", "VERSION", "SOURCE_DATE_EPOCH", "RUSTFLAGS"].map(str::to_owned)); // of the build
+    for text in [haproxy, dockerfile, read("compose.yaml"), read("compose.memory.yaml"), read("databases.sh")] {
         let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         let is_variable = |word: &&str| word.contains('_') && word.chars().all(|c| c.is_ascii_uppercase() || c == '_');
         for word in words.filter(is_variable) {
@@ -124,9 +126,9 @@ async fn runs_the_services_over_separate_databases_with_the_settings_of_compose(
                     launch.env(&variable, value)
                 }
                 _ if variable.ends_with("_SERVICE_URL") => {
-                    let host = value.trim_start_matches("http://").split(':').next().expect("a host");
-                    assert_eq!(value, format!("http://{host}:{}", environment(host)["PORT"]));
-                    launch.env(&variable, running[host].url())
+                    let peer = variable.trim_end_matches("_URL").to_lowercase().replace('_', "-");
+                    assert_eq!(value, format!("http://gateway:{}", environment(&peer)["PORT"]));
+                    launch.env(&variable, running[peer.as_str()].url())
                 }
                 _ => launch.env(&variable, value),
             };

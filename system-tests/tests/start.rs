@@ -88,7 +88,7 @@ async fn checks_its_own_health() {
         assert!(code == Some(1) && said.ends_with("no answer within 3 s"), "{said}");
         drop(silent);
         let (code, said) = health(service, &[("PORT", &port)]).await;
-        assert!(code == Some(1) && said.ends_with("nothing listens there"), "{said}");
+        assert!(code == Some(1) && said.ends_with("nothing answers there"), "{said}");
         let (code, said) = health(service, &[("PORT", "0")]).await;
         assert!(code == Some(1) && said.ends_with("set PORT"), "{said}");
     }

@@ -73,6 +73,8 @@ async fn start_two_of_each(databases: &Databases, balancer: &Balancer) -> Vec<Se
 }
 
 /// Starts clients that read, list and order. Each order has its own key.
+///
+/// They use the gateway, except for the list of users that product-service passes on: there the gateway leads to user-service.
 fn clients_of(balancer: &Balancer) -> Clients {
     let mut clients = Clients::none();
     let reads = [
@@ -83,11 +85,13 @@ fn clients_of(balancer: &Balancer) -> Clients {
         (ORDERS, "/orders"),
     ];
     for (service, path) in reads {
-        let url = format!("{}{path}", balancer.url(service));
+        let through_products = (service, path) == (PRODUCTS, "/users");
+        let base = if through_products { balancer.url(service) } else { balancer.gateway() };
+        let url = format!("{base}{path}");
         clients.add(move |caller, _| caller.request("GET", url.clone()));
     }
     for client in 0..4 {
-        let url = format!("{}/orders", balancer.url(ORDERS));
+        let url = format!("{}/orders", balancer.gateway());
         clients.add(move |caller, number| {
             let body = order(1, 1 + (client + number as i64) % PRODUCTS_SOLD, 1);
             let key = format!("{client}-{number}");
