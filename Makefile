@@ -11,7 +11,7 @@ QUICK_RELEASE = CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNIT
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: ## start the three services on ports 3001, 3002 and 3003, until Ctrl-C
+run: ## start the three services on ports 3001, 3002 and 3003, until Ctrl-C; AUTH=on turns sign-in on
 	@$(CARGO) run --locked -p system-tests --bin run
 
 demo: ## show and check what the system guarantees, with the three services

@@ -24,8 +24,8 @@ use crate::telemetry::traces;
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The header with the number of milliseconds that the caller waits for the response.
 pub const X_DEADLINE_MS: HeaderName = HeaderName::from_static("x-deadline-ms");
-const TRACEPARENT: &str = "traceparent";
-const TRACESTATE: &str = "tracestate";
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 /// Maximum bytes of a header that is passed on; W3C Baggage requires no more.
 const MAX_PASSED_ON: usize = 8192;
@@ -55,13 +55,13 @@ impl RequestContext {
 
     /// Returns the context of a request that arrived at `when`; see [`Self::from_headers`].
     pub(crate) fn received_at(when: Instant, headers: &HeaderMap, limit: Duration) -> Self {
-        let request_id = single(headers, X_REQUEST_ID.as_str()).filter(|id| is_sane_id(id));
-        let timeout = single(headers, X_DEADLINE_MS.as_str()).and_then(|ms| ms.to_str().ok()?.parse().ok());
+        let request_id = single(headers, &X_REQUEST_ID).filter(|id| is_sane_id(id));
+        let timeout = single(headers, &X_DEADLINE_MS).and_then(|ms| ms.to_str().ok()?.parse().ok());
         let timeout = timeout.map(Duration::from_millis).filter(|timeout| *timeout < limit);
         Self {
             request_id: request_id.cloned().unwrap_or_else(new_id),
             span: remote_span(headers).unwrap_or_else(new_trace),
-            baggage: joined(headers, BAGGAGE.as_str()),
+            baggage: joined(headers, &BAGGAGE),
             deadline: when + timeout.unwrap_or(limit),
             is_caller_deadline: timeout.is_some(),
         }
@@ -220,8 +220,8 @@ impl TraceHeaders<'_> {
 impl Injector for TraceHeaders<'_> {
     fn set(&mut self, name: &str, value: String) {
         match name {
-            TRACEPARENT => self.traceparent = value.into(),
-            TRACESTATE => self.tracestate = value.into(),
+            "traceparent" => self.traceparent = value.into(),
+            "tracestate" => self.tracestate = value.into(),
             _ => {}
         }
     }
@@ -230,21 +230,21 @@ impl Injector for TraceHeaders<'_> {
 impl Extractor for TraceHeaders<'_> {
     fn get(&self, name: &str) -> Option<&str> {
         match name {
-            TRACEPARENT => Some(&self.traceparent),
-            TRACESTATE => Some(&self.tracestate),
+            "traceparent" => Some(&self.traceparent),
+            "tracestate" => Some(&self.tracestate),
             _ => None,
         }
     }
 
     fn keys(&self) -> Vec<&str> {
-        vec![TRACEPARENT, TRACESTATE]
+        vec!["traceparent", "tracestate"]
     }
 }
 
 /// Returns the span of the caller. `None` if there is no header `traceparent`, several or an invalid one.
 fn remote_span(headers: &HeaderMap) -> Option<SpanContext> {
-    let traceparent = single(headers, TRACEPARENT)?.to_str().ok()?;
-    let tracestate = joined(headers, TRACESTATE);
+    let traceparent = single(headers, &TRACEPARENT)?.to_str().ok()?;
+    let tracestate = joined(headers, &TRACESTATE);
     let tracestate = tracestate.as_ref().and_then(|state| state.to_str().ok()).unwrap_or_default();
     TraceHeaders { traceparent: traceparent.into(), tracestate: tracestate.into() }.extract()
 }
@@ -271,14 +271,14 @@ fn new_id() -> HeaderValue {
 }
 
 /// Returns the value of a header that was sent exactly once.
-fn single<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a HeaderValue> {
+fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
     let mut values = headers.get_all(name).iter();
     let first = values.next();
     first.filter(|_| values.next().is_none())
 }
 
 /// Returns the lines of a list header as one value. `None` if there is none, or if it is larger than [`MAX_PASSED_ON`].
-fn joined(headers: &HeaderMap, name: &str) -> Option<HeaderValue> {
+fn joined(headers: &HeaderMap, name: &HeaderName) -> Option<HeaderValue> {
     let mut lines = headers.get_all(name).iter();
     let first = lines.next()?.clone();
     let joined =
@@ -317,11 +317,7 @@ mod tests {
         const GOOD: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         let forwarded = |value| {
             let mut headers = HeaderMap::new();
-            RequestContext::from_headers(
-                &self::headers(&[(HeaderName::from_static(TRACEPARENT), value)]),
-                Duration::ZERO,
-            )
-            .forward(&mut headers);
+            RequestContext::from_headers(&self::headers(&[(TRACEPARENT, value)]), Duration::ZERO).forward(&mut headers);
             let forwarded = headers.get(TRACEPARENT).expect("each call has one");
             assert!(remote_span(&headers).is_some(), "{forwarded:?}");
             forwarded.to_str().unwrap().to_owned()
@@ -380,9 +376,9 @@ mod tests {
     #[test]
     fn joins_the_lines_of_a_tracestate() {
         let headers = headers(&[
-            (HeaderName::from_static(TRACEPARENT), "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"),
-            (HeaderName::from_static(TRACESTATE), "vendor=1"),
-            (HeaderName::from_static(TRACESTATE), "other=2"),
+            (TRACEPARENT, "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"),
+            (TRACESTATE, "vendor=1"),
+            (TRACESTATE, "other=2"),
         ]);
         let mut forwarded = HeaderMap::new();
         RequestContext::from_headers(&headers, Duration::ZERO).forward(&mut forwarded);
@@ -394,10 +390,9 @@ mod tests {
     fn forwards_a_tracestate_only_if_it_is_valid() {
         let forwarded = |state: &'static str| {
             let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-            let [parent, state] = [(TRACEPARENT, parent), (TRACESTATE, state)]
-                .map(|(name, value)| (HeaderName::from_static(name), value));
             let mut headers = HeaderMap::new();
-            RequestContext::from_headers(&self::headers(&[parent, state]), Duration::ZERO).forward(&mut headers);
+            RequestContext::from_headers(&self::headers(&[(TRACEPARENT, parent), (TRACESTATE, state)]), Duration::ZERO)
+                .forward(&mut headers);
             headers.get(TRACESTATE).map(|state| state.to_str().unwrap().to_owned())
         };
         assert_eq!(forwarded("vendor=1,other=2").as_deref(), Some("vendor=1,other=2"));

@@ -16,6 +16,7 @@
 //! [`http`] reads requests and writes responses; each error response is a [`problem`]. [`client`] calls other services and
 //! passes on the [`context`] of the request. [`batch`] joins concurrent calls into one.
 
+pub mod auth;
 pub mod batch;
 pub mod client;
 pub mod config;
@@ -29,6 +30,7 @@ pub mod telemetry;
 use std::future::{self, Future};
 use std::io;
 use std::mem;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::process;
 use std::sync::Arc;
@@ -48,11 +50,13 @@ use tower::ServiceExt;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
+use crate::auth::Access;
 use crate::config::Settings;
 use crate::http::access_log::AccessLog;
 use crate::http::cors::Cors;
 use crate::http::health::{Draining, ReadinessChecks, Starting};
-use crate::http::pipeline::{Pipeline, Routes};
+use crate::http::pipeline::Pipeline;
+use crate::http::routes::Routes;
 pub use crate::http::self_check::check_health;
 pub use crate::http::server::Shutdown;
 use crate::postgres::Storage;
@@ -72,30 +76,32 @@ pub struct App {
 }
 
 impl App {
-    /// Returns the app of `service`. It serves `routes` at the root and under `/api`.
+    /// Returns the app of `service`. It serves `routes` at the root and under `/api`, to the callers that `access` allows.
+    ///
+    /// # Panics
+    /// If a route has no rule in `access`, or a rule has no route.
     pub fn new(
         service: &'static str,
         description: &str,
         routes: OpenApiRouter,
         checks: Arc<dyn ReadinessChecks>,
         settings: &Settings,
+        access: Access,
     ) -> Self {
         let (draining, starting, metrics) = (Draining::default(), Starting::default(), Metrics::new(service));
         let health = http::health::routes(draining.clone(), starting.clone(), checks);
-        let (router, document) = http::openapi::assemble(service, description, routes, health);
-        let router = router.merge(http::metrics::routes(metrics.clone()));
-        let documented = http::openapi::calls_without_query(&document).flat_map(|(path, methods)| {
-            let under_api = format!("{}{path}", http::openapi::API);
-            [(path.clone(), methods.clone()), (under_api, methods)]
-        });
-        let others = ["/metrics", "/openapi.json", "/docs", "/docs/", "/docs/{*file}"];
-        let routes = Routes::new(documented.chain(others.map(|path| (path.to_owned(), Vec::new()))));
+        let (router, document) = http::openapi::assemble(service, description, routes, health, &access);
+        let router =
+            router.merge(http::metrics::routes(metrics.clone())).merge(http::resource_metadata::routes(&access));
+        let routes = Routes::new(&document, access.rules);
         let permits = Semaphore::new(settings.max_in_flight as usize);
         let running = TaskTracker::new();
         running.close(); // `wait` returns only for a closed tracker; requests can still be added
         let access_log = AccessLog::new(metrics.clone(), settings.log_requests_per_second);
         let (cors, settings) = (Cors::new(&settings.cors_allowed_origins), settings.clone());
-        let pipeline = Pipeline { router, routes, cors, metrics, access_log, draining, settings, permits, running };
+        let authenticator = access.authenticator;
+        let pipeline =
+            Pipeline { router, routes, authenticator, cors, metrics, access_log, draining, settings, permits, running };
         Self {
             pipeline: Arc::new(pipeline),
             document: Arc::new(document),
@@ -109,16 +115,27 @@ impl App {
     /// # Panics
     /// If the app was cloned before.
     #[must_use]
-    pub fn with_page(mut self, page: MethodRouter) -> Self {
-        let pipeline = Arc::get_mut(&mut self.pipeline).expect("an app gets its page before it is cloned");
-        pipeline.router = mem::take(&mut pipeline.router).route("/", page);
-        pipeline.routes.add("/", Vec::new());
+    pub fn with_page(self, page: MethodRouter) -> Self {
+        self.with_public_route("/", page)
+    }
+
+    /// Returns the app with a route that needs no token. Like the page, it is not part of the API.
+    ///
+    /// # Panics
+    /// If the app was cloned before.
+    #[must_use]
+    pub fn with_public_route(mut self, path: &str, route: MethodRouter) -> Self {
+        let pipeline = Arc::get_mut(&mut self.pipeline).expect("an app gets its routes before it is cloned");
+        pipeline.router = mem::take(&mut pipeline.router).route(path, route);
+        pipeline.routes.add_public(path);
         self
     }
 
-    /// Sends one request through the whole pipeline, without a connection, and returns the response.
+    /// Sends one request through the whole pipeline, without a connection, and returns the response. An extension of the request
+    /// may have the address of a peer.
     pub async fn call(&self, request: Request<Body>) -> Response<Body> {
-        let Ok(response) = http::pipeline::service(Arc::clone(&self.pipeline)).oneshot(request).await;
+        let peer = request.extensions().get::<SocketAddr>().copied();
+        let Ok(response) = http::pipeline::service(Arc::clone(&self.pipeline), peer).oneshot(request).await;
         response
     }
 

@@ -5,6 +5,7 @@
 //! the cause, which is only logged.
 
 use std::borrow::Cow;
+use std::error::Error;
 
 use axum::Json;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
@@ -220,6 +221,15 @@ impl Problem {
         self
     }
 
+    /// Replaces the value of a header of the response, if it has this header and there is a new value.
+    pub(crate) fn map_header(&mut self, name: &HeaderName, new: impl FnOnce(&HeaderValue) -> Option<HeaderValue>) {
+        if let Some((_, value)) = self.extra.headers.iter_mut().find(|(header, _)| header == name)
+            && let Some(new) = new(value)
+        {
+            *value = new;
+        }
+    }
+
     /// Sets `Retry-After`, in seconds.
     pub fn retry_after(mut self, seconds: u32) -> Self {
         self.extra.retry_after = Some(seconds);
@@ -272,6 +282,17 @@ impl Problem {
         headers.extend(self.extra.headers.iter().cloned());
         response
     }
+}
+
+/// Returns the text of an error and of all its causes. reqwest's own text has no root cause.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 impl IntoResponse for Problem {

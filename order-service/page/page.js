@@ -1,67 +1,4 @@
-// The script of the page; src/page.rs puts it into index.html.
-'use strict';
-
-const SECOND = 1000;
-const SAMPLES = 60; // per plot: one minute
-const SHOWN_ORDERS = 12;
-const PLOTS = [
-  { kind: 'rate', what: 'requests', unit: '/s' },
-  { kind: 'latency', what: '95 % within', unit: ' ms' },
-  { kind: 'errors', what: 'errors (5xx)', unit: '/s' },
-];
-const find = (selector, inside = document) => inside.querySelector(selector);
-const copy = (template) => find(template).content.cloneNode(true).firstElementChild;
-const query = new URLSearchParams(location.search);
-const baseUrl = (service, param) => (query.get(param) ?? find(`meta[name=${service}]`).content).replace(/\/$/, '');
-const USERS = baseUrl('user-service', 'users');
-const PRODUCTS = baseUrl('product-service', 'products');
-const ORDERS = location.origin + location.pathname.replace(/\/+$/, ''); // behind a proxy the page may be at /shop/
-
-// ---- requests -----------------------------------------------------------------------------------------------------
-
-/** Sends a request. Returns the response, or null if there is none within `timeout` milliseconds. */
-async function request(url, options = {}, timeout = SECOND) {
-  try {
-    const response = await fetch(url, { cache: 'no-store', signal: AbortSignal.timeout(timeout), ...options });
-    return { status: response.status, headers: response.headers, text: await response.text() };
-  } catch {
-    return null;
-  }
-}
-
-/** Returns the JSON of a response with status 200, else null. */
-const content = (response) => (response?.status === 200 ? JSON.parse(response.text) : null);
-
-/** Returns the JSON of any response; an error is a problem object. {} if a proxy sent something else. */
-const body = (response) => (response?.headers.get('content-type')?.includes('json') ? JSON.parse(response.text) : {});
-
-/** Calls `poll` every second while the page is visible. Returns a function that polls immediately. */
-function everySecond(poll) {
-  let wake = () => {};
-  const loop = async () => {
-    for (;;) {
-      const pause = new Promise((resolve) => { wake = resolve; setTimeout(resolve, SECOND); });
-      if (!document.hidden) await poll().catch(reportError);
-      await pause;
-    }
-  };
-  loop();
-  document.addEventListener('visibilitychange', () => wake());
-  return () => wake();
-}
-
-/** Sets the text of an element, if it differs: a screen reader announces each change. */
-function setText(element, text) {
-  if (element.textContent !== text) element.textContent = text;
-}
-
-/** Returns a new element with this text and these attributes. */
-function make(tag, text = '', attributes = {}) {
-  const element = document.createElement(tag);
-  element.textContent = text;
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  return element;
-}
+// The second half of the script of the page: what it shows and does. It uses requests.js.
 
 // ---- the three services -------------------------------------------------------------------------------------------
 
@@ -212,10 +149,13 @@ const pollProducts = everySecond(async () => {
   }));
 });
 
-everySecond(async () => {
-  if (find('select[name=user]').dataset.known) return;
-  const users = content(await request(`${USERS}/users?limit=100`));
-  if (users) setOptions('user', users);
+const pollUsers = everySecond(async () => {
+  if (find('select[name=user]').dataset.known || (ISSUER && !token)) return;
+  const used = token;
+  const response = await call(`${USERS}/users?limit=100`);
+  if (used !== token) return;
+  const users = content(response) ?? (response?.status === 403 ? [] : null); // only an admin may list users
+  if (users) setOptions('user', ISSUER ? [MYSELF, ...users] : users);
 });
 
 /** Sets the options of a select element, unless it has them already. Keeps the selection. */
@@ -241,7 +181,7 @@ function idAt(milliseconds) {
   return `${time.slice(0, 8)}-${time.slice(8)}-7000-8000-000000000000`;
 }
 
-const ordersAfter = (id) => request(`${ORDERS}/orders?limit=1000&after=${id}`);
+const ordersAfter = (id) => call(`${ORDERS}/orders?limit=1000&after=${id}`);
 
 /** Returns an id shortly before the newest orders, by trying the last 1, 4, 16, … seconds. Null on failure. */
 async function findStart() {
@@ -255,13 +195,16 @@ async function findStart() {
 }
 
 const pollOrders = everySecond(async () => {
-  after ??= await findStart();
-  if (after === null) return;
+  const used = token;
+  if (ISSUER && !used) return;
+  const start = after ?? await findStart();
+  if (start === null || used !== token) return;
+  after = start;
   let orders = [];
   for (let more = true; more;) {
     const response = await ordersAfter(after);
     const found = content(response);
-    if (!found) return;
+    if (!found || used !== token) return;
     orders = found;
     if (found.length > SHOWN_ORDERS) after = found.at(-SHOWN_ORDERS - 1).id;
     more = response.headers.get('link')?.includes('rel="next"') ?? false;
@@ -353,7 +296,7 @@ function showProblem(response) {
   showOutcome(kind, `${response.status} ${title}`, `${detail}${reasons}. ${response.status === 503 ? retry : ''}`);
 }
 
-const send = (key, order) => request(`${ORDERS}/orders`, {
+const send = (key, order) => call(`${ORDERS}/orders`, {
   method: 'POST', headers: { 'content-type': 'application/json', 'idempotency-key': key }, body: order,
 }, 15 * SECOND);
 
@@ -400,7 +343,7 @@ async function sixty(order) {
 }
 
 async function cancelOrder(id, row) {
-  const response = await request(`${ORDERS}/orders/${id}`, {
+  const response = await call(`${ORDERS}/orders/${id}`, {
     method: 'PATCH', headers: { 'content-type': 'application/json' }, body: '{"status":"cancelled"}',
   }, 15 * SECOND);
   if (response?.status !== 200) return showProblem(response);
@@ -412,7 +355,7 @@ find('#order').addEventListener('submit', (event) => {
   event.preventDefault();
   const { user, product, quantity } = Object.fromEntries(new FormData(event.target));
   const line = { productId: Number(product), quantity: Number(quantity) };
-  const order = JSON.stringify({ userId: Number(user), products: [line] });
+  const order = JSON.stringify({ userId: user ? Number(user) : undefined, products: [line] });
   const action = { once, twice, sixty }[event.submitter?.value ?? 'once'];
   exclusively(() => action(order));
 });

@@ -1,5 +1,6 @@
 //! The settings of this service.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use chassis::config::{DatabaseSettings, PeerSettings, Settings, peer_url, timeout};
@@ -37,6 +38,11 @@ pub struct Config {
     /// Seconds between two runs of the reconciler, ±50 %
     #[arg(long = "reconcile", env = "RECONCILE_SECONDS", value_name = "RECONCILE_SECONDS", default_value = "1", value_parser = timeout)]
     pub reconcile: Duration,
+
+    /// File with the private key of this service (PEM, PKCS#8, Ed25519), which signs its tokens for the other services; needed with
+    /// AUTH_ISSUER
+    #[arg(long, env)]
+    pub service_key_file: Option<PathBuf>,
 
     /// The database.
     #[command(flatten)]

@@ -30,6 +30,19 @@ impl Key {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Returns the key as the store keeps it: it differs from the equal keys of all other callers. `scope` is
+    /// [`Caller::scope`](chassis::auth::Caller::scope): while sign-in is off there is none, and the key stays as it is.
+    ///
+    /// The blank keeps scoped keys apart from the others, because no client can send one in a key.
+    #[must_use]
+    pub fn scoped(self, scope: Option<&str>) -> Self {
+        let Some(scope) = scope else { return self };
+        let digest = Sha256::digest(scope);
+        let mut text = String::with_capacity(2 * digest.len() + " ".len() + self.0.len());
+        digest.iter().for_each(|byte| _ = write!(text, "{byte:02x}")); // writing to a String cannot fail
+        Self((text + " " + &self.0).into())
+    }
 }
 
 /// A digest of a JSON body. White space, the order of members and the notation of numbers do not matter.
@@ -102,6 +115,16 @@ mod tests {
             assert!(Key::parse(bad).is_err(), "{bad:?}");
         }
         assert!(Key::parse(&"x".repeat(255)).is_ok());
+    }
+
+    #[test]
+    fn gives_equal_keys_of_two_callers_different_texts() {
+        let key = |scope| Key::parse("abc").unwrap().scoped(scope);
+        assert_eq!(key(None), Key::parse("abc").unwrap());
+        assert_eq!(key(Some("a")), key(Some("a")));
+        assert_ne!(key(Some("a")), key(Some("b")));
+        assert!(Key::parse(key(Some("a")).as_str()).is_err(), "no client can send it");
+        assert_eq!(key(Some("a")).as_str().len(), 64 + " abc".len());
     }
 
     #[test]

@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use chassis::App;
+use chassis::auth::{Access, Authenticator};
 use chassis::client::Peer;
 use chassis::config::Settings;
 use chassis::http::health::ReadinessChecks;
@@ -34,25 +35,33 @@ pub const SERVICE: &str = "order-service";
 pub struct AppState {
     placement: Placement,
     public_urls: [Option<Url>; 2],
+    authenticator: Option<Authenticator>,
 }
 
 impl AppState {
     /// Creates the state over this placement, its store and its peers.
     pub fn new(placement: Placement) -> Self {
-        Self { placement, public_urls: [None, None] }
+        Self { placement, public_urls: [None, None], authenticator: None }
     }
 
     /// Sets the addresses at which browsers reach user-service and product-service, if they are not those of the peers.
     pub fn with_public_urls(self, public_urls: [Option<Url>; 2]) -> Self {
         Self { public_urls, ..self }
     }
+
+    /// Turns sign-in on: requests need tokens that `authenticator` verifies.
+    #[must_use]
+    pub fn with_sign_in(self, authenticator: Option<Authenticator>) -> Self {
+        Self { authenticator, ..self }
+    }
 }
 
 /// Returns the service, ready to be served. The [`reconciler`] must run beside it.
 pub fn app(state: AppState, settings: &Settings) -> App {
     let description = "Orders. An order is placed completely or not at all, also when a service or a database fails.";
-    let page = page::route(&state.placement, &state.public_urls);
-    App::new(SERVICE, description, routes::router().with_state(state.clone()), Arc::new(state), settings)
+    let page = page::route(&state.placement, &state.public_urls, state.authenticator.as_ref());
+    let access = Access { rules: routes::RULES, authenticator: state.authenticator.clone() };
+    App::new(SERVICE, description, routes::router().with_state(state.clone()), Arc::new(state), settings, access)
         .with_page(page)
 }
 

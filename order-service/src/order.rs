@@ -10,7 +10,8 @@
 
 use bytes::Bytes;
 use chassis::http::body::values::{any, integer, parsed};
-use chassis::http::body::{FromJson, Members};
+use chassis::http::body::{self, FromJson, Members};
+use chassis::problem::Problem;
 use shared::orders::OrderStatus;
 use shared::products::{MAX_LINES, MAX_QUANTITY};
 use shared::{Id, Money, lenient_schema};
@@ -172,12 +173,21 @@ pub struct WantedLine {
     pub price: Option<Money>,
 }
 
-impl FromJson for PlaceOrder {
-    fn from_json(body: &mut Members<'_>) -> Option<Self> {
-        let user_id = body.required("userId", any::<Id>);
-        let mut seen = Vec::new();
-        let products = body.list("products", 1..=MAX_LINES, |line| WantedLine::from_json(line, &mut seen));
-        Some(Self { user_id: user_id?, products: products?, body: body.body().clone() })
+impl PlaceOrder {
+    /// Reads the body. The order is for `account` if the body names no user.
+    ///
+    /// # Errors
+    /// If the body is not JSON, or a member is invalid: one error for each. Without an account the user is required.
+    pub fn read(body: &Bytes, account: Option<Id>) -> Result<Self, Problem> {
+        body::read_object_with(body, |members| {
+            let user_id = match account {
+                Some(own) => members.optional("userId", any::<Id>).map(|user| user.unwrap_or(own)),
+                None => members.required("userId", any::<Id>),
+            };
+            let mut seen = Vec::new();
+            let products = members.list("products", 1..=MAX_LINES, |line| WantedLine::from_json(line, &mut seen));
+            Some(Self { user_id: user_id?, products: products?, body: body.clone() })
+        })
     }
 }
 

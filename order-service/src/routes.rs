@@ -1,14 +1,17 @@
 //! The HTTP endpoints.
 
 use axum::extract::{OriginalUri, State};
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::HeaderValue;
 use axum::response::Response;
+use chassis::auth::Grant::{Account, Admin};
+use chassis::auth::{Caller, Reach, Rule, not_allowed};
 use chassis::context::RequestContext;
 use chassis::crash_point;
 use chassis::http::body::{FromQuery, QueryParams};
 use chassis::http::conditional::{self, Preconditions};
-use chassis::http::extract::{Json, OptionalHeader, Path, Query};
-use chassis::http::page::Page;
+use chassis::http::entity::Entity;
+use chassis::http::extract::{Json, JsonBytes, OptionalHeader, Path, Query};
+use chassis::http::page::{Page, Rows};
 use shared::orders::{Order, OrderStatus};
 use shared::{Id, OrderId};
 use utoipa_axum::router::OpenApiRouter;
@@ -19,6 +22,14 @@ use crate::error::Error;
 use crate::idempotency::{Fingerprint, Key};
 use crate::order::{PlaceOrder, State as OrderState, UpdateOrder};
 use crate::store::Filter;
+
+/// Who may make each call while sign-in is on. A caller with an account sees and changes only its own orders.
+pub(crate) const RULES: &[Rule] = &[
+    Rule::new("GET /orders", &[Account, Admin]),
+    Rule::new("POST /orders", &[Account, Admin]), // for the caller; an admin for every user
+    Rule::new("GET /orders/{id}", &[Account, Admin]),
+    Rule::new("PATCH /orders/{id}", &[Account, Admin]), // to `cancelled`; an admin to every status
+];
 
 /// Returns all routes of this service.
 pub(crate) fn router() -> OpenApiRouter<AppState> {
@@ -53,16 +64,29 @@ impl FromQuery for ListOrdersQuery {
 async fn list(
     State(app): State<AppState>,
     OriginalUri(uri): OriginalUri,
+    caller: Caller,
     Query(query): Query<ListOrdersQuery>,
 ) -> Result<Response, Error> {
-    let rows = app.placement.store().page(query.page, query.filter).await?;
+    let rows = match visible(query.filter, &caller) {
+        Some(filter) => app.placement.store().page(query.page, filter).await?,
+        None => Rows::all(Vec::new()),
+    };
     Ok(rows.respond(&uri, |order| order.id))
+}
+
+/// Returns the part of a filter that the caller may see. `None` if that is no order.
+fn visible(filter: Filter, caller: &Caller) -> Option<Filter> {
+    let Reach::Own(account) = caller.reach() else { return Some(filter) };
+    let own = account.and_then(Id::new)?;
+    let is_foreign = filter.user_id.is_some_and(|user| user != own);
+    (!is_foreign).then_some(Filter { user_id: Some(own), ..filter })
 }
 
 /// Places an order: all lines or none, and once for each `Idempotency-Key`.
 ///
 /// A repeated request returns the order in its present state, which may have changed since it was placed. No other call reads
-/// `Idempotency-Key`.
+/// `Idempotency-Key`. While sign-in is on, a key belongs to its caller, and `userId` may be absent: then the order is for the
+/// user of the token.
 #[utoipa::path(post, path = "/orders", operation_id = "placeOrder", tag = "orders", request_body = PlaceOrder,
     params(("idempotency-key" = Option<String>, Header, nullable = false,
         pattern = r#"^("[!-~]{1,255}"|[!#-~][!-~]{0,254}|"[!-~]{0,253}[!#-~]|")$"#,
@@ -76,10 +100,18 @@ async fn place(
     State(app): State<AppState>,
     OriginalUri(uri): OriginalUri,
     context: RequestContext,
+    caller: Caller,
     OptionalHeader(key): OptionalHeader<Key>,
-    Json(request): Json<PlaceOrder>,
+    JsonBytes(body): JsonBytes,
 ) -> Result<Response, Error> {
-    let key = key.map(|key| (key, Fingerprint::of(&request.body)));
+    if caller.reach() == Reach::Own(None) {
+        return Err(Error::Problem(not_allowed())); // whatever the body is
+    }
+    let request = PlaceOrder::read(&body, caller.account().and_then(Id::new)).map_err(Error::Problem)?;
+    if !may_see(&caller, request.user_id) {
+        return Err(Error::Problem(not_allowed()));
+    }
+    let key = key.map(|key| (key.scoped(caller.scope().as_deref()), Fingerprint::of(&request.body)));
     let placed = app.placement.place(request, key, &context).await?;
     let location = format!("{}/{}", uri.path(), placed.order.id);
     let mut response = conditional::respond_created(&placed.order, &location).map_err(Error::Problem)?;
@@ -92,9 +124,28 @@ async fn place(
 /// Returns one order.
 #[utoipa::path(get, path = "/orders/{id}", operation_id = "getOrder", tag = "orders", params(("id" = OrderId, Path)),
     responses((status = OK, body = Order, headers(("etag" = String))), (status = NOT_MODIFIED), (status = NOT_FOUND)))]
-async fn read(State(app): State<AppState>, Path(id): Path<OrderId>, headers: HeaderMap) -> Result<Response, Error> {
-    let order = app.placement.store().by_id(id).await?.ok_or(Error::NotFound)?;
-    Ok(conditional::respond(&order, &headers))
+async fn read(
+    State(app): State<AppState>,
+    Path(id): Path<OrderId>,
+    caller: Caller,
+    preconditions: Preconditions,
+) -> Result<Response, Error> {
+    let order = find(&app, id, &caller).await?;
+    Ok(conditional::respond(&order, &preconditions))
+}
+
+/// Returns an order. To a caller who may not see it, it does not exist.
+async fn find(app: &AppState, id: OrderId, caller: &Caller) -> Result<Entity<Order>, Error> {
+    let order = app.placement.store().by_id(id).await?.filter(|order| may_see(caller, order.user_id));
+    order.ok_or(Error::NotFound)
+}
+
+/// Returns whether the caller may see the orders of a user, and place and cancel them.
+fn may_see(caller: &Caller, user: Id) -> bool {
+    match caller.reach() {
+        Reach::All => true,
+        Reach::Own(account) => account.and_then(Id::new) == Some(user),
+    }
 }
 
 /// Takes a status step: pending → confirmed → shipped → delivered, or pending or confirmed → cancelled.
@@ -107,15 +158,19 @@ async fn read(State(app): State<AppState>, Path(id): Path<OrderId>, headers: Hea
 async fn update(
     State(app): State<AppState>,
     Path(id): Path<OrderId>,
+    caller: Caller,
     preconditions: Preconditions,
     Json(UpdateOrder { status }): Json<UpdateOrder>,
 ) -> Result<Response, Error> {
     let store = app.placement.store();
     loop {
-        let order = store.by_id(id).await?.ok_or(Error::NotFound)?;
+        let order = find(&app, id, &caller).await?;
+        if status != OrderStatus::Cancelled && caller.reach() != Reach::All {
+            return Err(Error::Problem(not_allowed()));
+        }
         preconditions.check(Some(&order)).map_err(Error::Problem)?;
         if order.status == status {
-            return Ok(conditional::respond(&order, &HeaderMap::new())); // a repeated step changes nothing
+            return Ok(conditional::respond(&order, &Preconditions::default())); // a repeated step changes nothing
         }
         let next = OrderState::from_status(order.status).step(status);
         let next = next.ok_or(Error::IllegalStep(order.status, status))?;
@@ -126,7 +181,7 @@ async fn update(
                 crash_point!("cancel: after");
                 app.placement.release_in_background(id);
             }
-            return Ok(conditional::respond(&order, &HeaderMap::new()));
+            return Ok(conditional::respond(&order, &Preconditions::default()));
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The settings of this service.
 
+use std::path::PathBuf;
+
 use chassis::config::{DatabaseSettings, PeerSettings, Settings, peer_url};
 use clap::Parser;
 use clap::builder::BoolishValueParser;
@@ -20,6 +22,10 @@ pub struct Config {
     /// URL of user-service; a path in it is kept
     #[arg(long, env, default_value = "http://127.0.0.1:3001", value_parser = peer_url)]
     pub user_service_url: Url,
+
+    /// File with the public keys of order-service (PEM, Ed25519). While sign-in is on, its tokens are verified with them
+    #[arg(long, env)]
+    pub service_keys_file: Option<PathBuf>,
 
     /// The settings for calls to peers.
     #[command(flatten)]

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use chassis::App;
+use chassis::auth::{Access, Authenticator};
 use chassis::client::Peer;
 use chassis::config::Settings;
 use chassis::http::health::ReadinessChecks;
@@ -24,25 +25,35 @@ use crate::store::ProductStore;
 
 /// The name of this service.
 pub const SERVICE: &str = "product-service";
+/// The service whose tokens are accepted beside those of users.
+pub const ORDER_SERVICE: &str = "order-service";
 
 /// The state that all handlers share.
 #[derive(Clone)]
 pub struct AppState {
     store: Arc<dyn ProductStore>,
     users: Users,
+    authenticator: Option<Authenticator>,
 }
 
 impl AppState {
     /// Returns the state with this store and this client of user-service.
     pub fn new(store: Arc<dyn ProductStore>, users: Users) -> Self {
-        Self { store, users }
+        Self { store, users, authenticator: None }
+    }
+
+    /// Turns sign-in on: requests need tokens that `authenticator` verifies.
+    #[must_use]
+    pub fn with_sign_in(self, authenticator: Option<Authenticator>) -> Self {
+        Self { authenticator, ..self }
     }
 }
 
 /// Returns the service: its routes behind the pipeline of the chassis.
 pub fn app(state: AppState, settings: &Settings) -> App {
     let description = "Products, their stock, and the units that are reserved for orders.";
-    App::new(SERVICE, description, routes::router().with_state(state.clone()), Arc::new(state), settings)
+    let access = Access { rules: routes::RULES, authenticator: state.authenticator.clone() };
+    App::new(SERVICE, description, routes::router().with_state(state.clone()), Arc::new(state), settings, access)
 }
 
 #[async_trait]

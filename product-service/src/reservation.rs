@@ -124,6 +124,13 @@ pub enum ReservationOutcome {
     Rejected(ReservationError),
 }
 
+impl ReservationOutcome {
+    /// Returns what this request has reserved.
+    pub fn created(&self) -> Option<&Reserved> {
+        if let Self::Created(reserved) = self { Some(reserved) } else { None }
+    }
+}
+
 /// Why a request to reserve was rejected. A line is named by its index, from 0.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReservationError {

@@ -5,6 +5,8 @@ use axum::Json as JsonResponse;
 use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use chassis::auth::Grant::{Admin, Everybody};
+use chassis::auth::{Caller, Grant, Rule, not_allowed, token_rejected};
 use chassis::context::RequestContext;
 use chassis::crash_point;
 use chassis::http::body::values::{self, Detail};
@@ -30,6 +32,24 @@ use crate::reservation::{
     OrderIds, ReservationBatch, ReservationBatchItem, ReservationLines, ReservationOutcome, ReservationRequest,
 };
 use crate::store::StoreError;
+
+/// Who may make each call while sign-in is on.
+pub(crate) const RULES: &[Rule] = &[
+    Rule::new("GET /products", &[Everybody]),
+    Rule::new("POST /products", &[Admin]),
+    Rule::new("GET /products/{id}", &[Everybody]),
+    Rule::new("PATCH /products/{id}", &[Admin]),
+    Rule::new("DELETE /products/{id}", &[Admin]),
+    Rule::new("GET /users", &[Admin]),
+    Rule::new("POST /reservations", &[ORDER_SERVICE]),
+    Rule::new("DELETE /reservations", &[ORDER_SERVICE]),
+    Rule::new("PUT /reservations/{orderId}", &[ORDER_SERVICE]),
+    Rule::new("GET /reservations/{orderId}", &[ORDER_SERVICE, Admin]),
+    Rule::new("DELETE /reservations/{orderId}", &[ORDER_SERVICE]),
+];
+
+/// It reserves the stock of its orders.
+const ORDER_SERVICE: Grant = Grant::Service(crate::ORDER_SERVICE);
 
 /// Returns all routes of this service.
 pub(crate) fn router() -> OpenApiRouter<AppState> {
@@ -99,9 +119,13 @@ async fn create(
 /// Returns one product.
 #[utoipa::path(get, path = "/products/{id}", operation_id = "getProduct", tag = "products", params(("id" = Id, Path)),
     responses((status = OK, body = Product, headers(("etag" = String))), (status = NOT_MODIFIED), (status = NOT_FOUND)))]
-async fn read(State(app): State<AppState>, Path(id): Path<Id>, headers: HeaderMap) -> Result<Response, Error> {
+async fn read(
+    State(app): State<AppState>,
+    Path(id): Path<Id>,
+    preconditions: Preconditions,
+) -> Result<Response, Error> {
     let found = app.store.by_id(id).await?.ok_or(Error::ProductNotFound)?;
-    Ok(conditional::respond(&found, &headers))
+    Ok(conditional::respond(&found, &preconditions))
 }
 
 /// Changes the members that are given.
@@ -115,7 +139,7 @@ async fn update(
 ) -> Result<Response, Error> {
     if preconditions.is_empty() {
         let updated = app.store.update(id, &change).await?.ok_or(Error::ProductNotFound)?;
-        return Ok(conditional::respond(&updated, &HeaderMap::new()));
+        return Ok(conditional::respond(&updated, &Preconditions::default()));
     }
     loop {
         let current = app.store.by_id(id).await?.ok_or(Error::ProductNotFound)?;
@@ -124,7 +148,7 @@ async fn update(
         change.apply(&mut changed);
         // If another request changed the product in between, the new state is checked against the preconditions again.
         if let Some(updated) = app.store.replace(current.version, changed).await? {
-            return Ok(conditional::respond(&updated, &HeaderMap::new()));
+            return Ok(conditional::respond(&updated, &Preconditions::default()));
         }
     }
 }
@@ -162,8 +186,11 @@ async fn users(
     State(app): State<AppState>,
     OriginalUri(uri): OriginalUri,
     context: RequestContext,
+    caller: Caller,
+    headers: HeaderMap,
 ) -> Result<Response, Error> {
-    match app.users.list(uri.query(), &context).await? {
+    let token = headers.get(header::AUTHORIZATION).filter(|_| !matches!(caller, Caller::Unknown)).cloned();
+    match app.users.list(uri.query(), token.map(sensitive), &context).await? {
         UserList::Found { rows, next } => {
             let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
             let mut response = (json, rows).into_response();
@@ -171,7 +198,15 @@ async fn users(
             Ok(response)
         }
         UserList::InvalidQuery(errors) => Err(Problem::invalid(errors).into()),
+        UserList::Unauthenticated => Err(token_rejected().into()),
+        UserList::Forbidden => Err(not_allowed().into()),
     }
+}
+
+/// Returns a header value that `Debug` does not show.
+fn sensitive(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
 }
 
 /// Reserves the units of all lines for an order, or of none. Safe to repeat.
@@ -321,8 +356,8 @@ async fn release_many(
 async fn reservation(
     State(app): State<AppState>,
     Path(order_id): Path<OrderId>,
-    headers: HeaderMap,
+    preconditions: Preconditions,
 ) -> Result<Response, Error> {
     let found = app.store.reservation(order_id).await?.ok_or(Error::ReservationNotFound)?;
-    Ok(conditional::respond(&Entity::new(found), &headers))
+    Ok(conditional::respond(&Entity::new(found), &preconditions))
 }

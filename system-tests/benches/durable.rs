@@ -1,8 +1,10 @@
-//! The gain of batching: concurrent orders share calls, statements and commits. Compares orders per second over PostgreSQL, which
-//! writes each commit to the disk, with a build without batching. The two take turns.
+//! Orders per second over PostgreSQL, which writes each commit to the disk, beside the rows per second that pgbench commits on the
+//! same server: the rate, PostgreSQL's processor time, the bytes of WAL, and the 99th percentile at half of the rate.
 //!
-//! `make durable` builds the variant without batching from a patch, and passes its folder in `VARIANT_BINARIES`.
+//! A second build takes turns with the first. `make durable` builds one without batching from a patch, and passes its folder in
+//! `VARIANT_BINARIES`. Only figures of the same turn are compared, because the machine is noisy.
 
+use std::path::PathBuf;
 use std::process::{self, Command, ExitCode, Stdio};
 use std::time::Duration;
 use std::{env, fs};
@@ -11,13 +13,13 @@ use futures_util::future::join_all;
 use serde_json::json;
 use sqlx::{Connection, Executor, PgConnection, query_scalar};
 use system_tests::durable::Databases;
-use system_tests::load::{Client, closed_loop};
-use system_tests::{Launch, ORDERS, PRODUCTS, System, order};
+use system_tests::load::{Client, closed_loop, constant_rate};
+use system_tests::{Launch, ORDERS, PRODUCTS, Response, System, order};
 use testing::postgres::{Durability, Server};
 
 const CLIENTS: u32 = 64;
 const ITEMS: i64 = 1000;
-/// The two take this many turns of this length. Only figures of the same turn are compared, because the machine is noisy.
+/// The builds and pgbench take this many turns of this length.
 const TURNS: usize = 7;
 const TURN: Duration = Duration::from_secs(2);
 
@@ -32,33 +34,106 @@ async fn main() -> ExitCode {
         FilledSystem::build(&postgres, |launch| launch).await,
         FilledSystem::build(&postgres, |launch| launch.binaries(&variant)).await,
     ];
+    let pgbench = Pgbench::prepare(&postgres).await;
     let client = Client::default();
-    let (mut rates, mut ratios) = ([const { Vec::new() }; 2], Vec::new());
+    let mut meter = Meter::new(&postgres, &systems[0].databases).await;
     let before = [systems[0].commits().await, systems[1].commits().await];
+    let mut turns = Vec::new();
     for turn in 0..TURNS {
-        let mut turn_rates = [0.0; 2];
-        for at in [turn % 2, (turn + 1) % 2] {
-            turn_rates[at] = systems[at].orders_per_second(&client).await;
-            rates[at].push(turn_rates[at]);
+        let mut costs = [Cost::default(); 3];
+        for at in [turn % 3, (turn + 1) % 3, (turn + 2) % 3] {
+            meter.start().await;
+            let done = match systems.get(at) {
+                Some(system) => system.orders(&client).await,
+                None => match pgbench.commits(&[]) {
+                    Some(commits) => commits,
+                    None => return ExitCode::FAILURE,
+                },
+            };
+            costs[at] = meter.stop(done).await;
         }
-        ratios.push(turn_rates[0] / turn_rates[1]);
+        turns.push(costs);
     }
-    for (((filled, rates), before), how) in systems.iter().zip(&rates).zip(before).zip(["batched", "one by one"]) {
-        let orders = rates.iter().sum::<f64>() * TURN.as_secs_f64();
-        let commits = (filled.commits().await - before) as f64 / orders;
-        let rate = median(rates.clone());
-        println!("durable: {CLIENTS} clients, {how:<10} {rate:>6.0} orders per second, {commits:.2} commits per order");
+    let median_of = |figure: &dyn Fn(&[Cost; 3]) -> f64| median(turns.iter().map(figure).collect());
+    for (at, what) in ["orders", "orders of the variant", "commits of pgbench"].into_iter().enumerate() {
+        let [rate, cpu, wal] = [Cost::rate as fn(&Cost) -> f64, Cost::cpu_micros, Cost::wal_bytes]
+            .map(|figure| median_of(&|costs| figure(&costs[at])));
+        println!(
+            "durable: {CLIENTS} clients {rate:>6.0} {what} per second; each takes {cpu:.0} µs of PostgreSQL and {wal:.0} bytes of WAL"
+        );
     }
-    println!("durable: batching places {:.2} times as many", median(ratios));
-    for clients in [16, CLIENTS] {
-        match pgbench(&postgres, clients).await {
-            Some(rate) => {
-                println!("durable: {clients} clients of pgbench, a row each commit {rate:>6.0} commits per second")
-            }
-            None => println!("durable: pgbench is not installed"),
-        }
+    for ((filled, before), (at, what)) in systems.iter().zip(before).zip([(0, "order"), (1, "order of the variant")]) {
+        let orders: f64 = turns.iter().map(|costs| costs[at].done).sum();
+        println!("durable: {:.2} commits per {what}", (filled.commits().await - before) as f64 / orders);
     }
+    let ratio = |above: usize, below: usize, figure: fn(&Cost) -> f64| {
+        median_of(&|costs| figure(&costs[above]) / figure(&costs[below]))
+    };
+    println!("durable: {:.2} times as many orders as the variant", ratio(0, 1, Cost::rate));
+    println!("durable: {:.2} orders per commit of pgbench", ratio(0, 2, Cost::rate));
+    println!("durable: {:.1} times the processor time of a commit of pgbench", ratio(0, 2, Cost::cpu_micros));
+
+    let half = |at: usize| (median_of(&|costs| costs[at].rate()) / 2.0) as u32;
+    let figures = constant_rate(half(0), 3 * TURN, || systems[0].place(&client)).await;
+    let Some(p99) = pgbench.p99(half(2)) else { return ExitCode::FAILURE };
+    let (orders, commits) = (figures.p99(201).as_secs_f64() * 1e3, p99.as_secs_f64() * 1e3);
+    println!(
+        "durable: at half of these rates 99 % of the orders take at most {orders:.1} ms, of the commits {commits:.1} ms: ratio {:.1}",
+        orders / commits
+    );
     ExitCode::SUCCESS
+}
+
+/// What a turn has cost the database server.
+#[derive(Clone, Copy, Default)]
+struct Cost {
+    /// The orders or commits.
+    done: f64,
+    cpu: Duration,
+    wal: i64,
+}
+
+impl Cost {
+    fn rate(&self) -> f64 {
+        self.done / TURN.as_secs_f64()
+    }
+
+    fn cpu_micros(&self) -> f64 {
+        self.cpu.as_secs_f64() * 1e6 / self.done
+    }
+
+    fn wal_bytes(&self) -> f64 {
+        self.wal as f64 / self.done
+    }
+}
+
+/// Measures what a database server has used.
+struct Meter<'s> {
+    postgres: &'s Server,
+    connection: PgConnection,
+    started: (Duration, i64),
+}
+
+impl<'s> Meter<'s> {
+    async fn new(postgres: &'s Server, databases: &Databases) -> Self {
+        let connection = databases.connect(ORDERS).await.expect("the database answers");
+        Self { postgres, connection, started: Default::default() }
+    }
+
+    async fn read(&mut self) -> (Duration, i64) {
+        let sql = "select (pg_current_wal_insert_lsn() - '0/0')::bigint";
+        let written = query_scalar(sql).fetch_one(&mut self.connection).await.expect("the database answers");
+        (self.postgres.cpu_time(), written)
+    }
+
+    async fn start(&mut self) {
+        self.started = self.read().await;
+    }
+
+    async fn stop(&mut self, done: f64) -> Cost {
+        let (cpu, wal) = self.read().await;
+        Cost { done, cpu: cpu.saturating_sub(self.started.0), wal: wal - self.started.1 }
+    }
 }
 
 /// The services over their own databases.
@@ -81,14 +156,16 @@ impl FilledSystem {
         Self { system, databases }
     }
 
-    async fn orders_per_second(&self, client: &Client) -> f64 {
-        let place = || {
-            let body = order(1, rand::random_range(1..=ITEMS), 1);
-            client.request("POST", format!("{}/orders", self.system.orders.url())).json(&body).try_send()
-        };
-        let figures = closed_loop(CLIENTS, TURN, place).await;
+    fn place(&self, client: &Client) -> impl Future<Output = Result<Response, String>> + Send + use<> {
+        let body = order(1, rand::random_range(1..=ITEMS), 1);
+        client.request("POST", format!("{}/orders", self.system.orders.url())).json(&body).try_send()
+    }
+
+    /// Places orders for a turn, and returns how many.
+    async fn orders(&self, client: &Client) -> f64 {
+        let figures = closed_loop(CLIENTS, TURN, || self.place(client)).await;
         assert!(figures.all(201), "{figures}");
-        figures.rate(201)
+        figures.rate(201) * TURN.as_secs_f64()
     }
 
     /// Returns the commits so far. (PostgreSQL counts those of a connection only after it was idle for a while.)
@@ -104,21 +181,58 @@ impl FilledSystem {
     }
 }
 
-/// Returns the rows per second that pgbench writes with this many clients, each row in its own commit.
-async fn pgbench(postgres: &Server, clients: u32) -> Option<f64> {
-    let url = postgres.create_database_url().await;
-    let mut connection = PgConnection::connect(&url).await.expect("a new database");
-    let create = "create table rows (id bigint generated always as identity primary key, at timestamptz default now())";
-    connection.execute(create).await.expect("a table");
-    let script = env::temp_dir().join(format!("pgbench-{}.sql", process::id()));
-    fs::write(&script, "insert into rows default values;").expect("a folder for temporary files");
-    let clients = clients.to_string();
-    let mut command = Command::new("pgbench");
-    command.args(["-n", "-M", "prepared", "-T", "5", "-j", "2", "-c", &clients, "-f"]).arg(&script).arg(url);
-    let output = command.stderr(Stdio::null()).output();
-    let _ = fs::remove_file(script);
-    let printed = String::from_utf8_lossy(&output.ok()?.stdout).into_owned();
-    printed.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok())
+/// pgbench with a script that writes a row in its own commit.
+struct Pgbench {
+    url: String,
+    /// For the script and the log.
+    folder: PathBuf,
+}
+
+impl Pgbench {
+    async fn prepare(postgres: &Server) -> Self {
+        let url = postgres.create_database_url().await;
+        let mut connection = PgConnection::connect(&url).await.expect("a new database");
+        let create =
+            "create table rows (id bigint generated always as identity primary key, at timestamptz default now())";
+        connection.execute(create).await.expect("a table");
+        let folder = env::temp_dir().join(format!("pgbench-{}", process::id()));
+        fs::create_dir_all(&folder).expect("a folder for temporary files");
+        fs::write(folder.join("script"), "insert into rows default values;").expect("a folder for temporary files");
+        Self { url, folder }
+    }
+
+    /// Runs pgbench for a turn, and returns the commits. `None`, with a line on the terminal, if it is not installed.
+    fn commits(&self, options: &[&str]) -> Option<f64> {
+        let clients = CLIENTS.to_string();
+        let seconds = TURN.as_secs().to_string();
+        let mut command = Command::new("pgbench");
+        command.args(["-n", "-M", "prepared", "-T", &seconds, "-j", "2", "-c", &clients, "-f", "script"]).args(options);
+        let output = command.arg(&self.url).current_dir(&self.folder).stderr(Stdio::null()).output();
+        let printed = String::from_utf8_lossy(&output.map(|output| output.stdout).unwrap_or_default()).into_owned();
+        let rate = printed.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse::<f64>().ok());
+        if rate.is_none() {
+            println!("durable: pgbench is not installed");
+        }
+        Some(rate? * TURN.as_secs_f64())
+    }
+
+    /// Returns the 99th percentile of the times of commits at this rate. A time counts from when the commit was due.
+    fn p99(&self, rate: u32) -> Option<Duration> {
+        self.commits(&["-R", &rate.to_string(), "-l"])?;
+        let mut micros: Vec<u64> = Vec::new();
+        for entry in fs::read_dir(&self.folder).ok()?.flatten() {
+            let log = fs::read_to_string(entry.path()).ok()?;
+            micros.extend(log.lines().filter_map(|line| line.split(' ').nth(2)?.parse::<u64>().ok()));
+        }
+        micros.sort_unstable();
+        Some(Duration::from_micros(*micros.get(micros.len() * 99 / 100)?))
+    }
+}
+
+impl Drop for Pgbench {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder);
+    }
 }
 
 fn median(mut figures: Vec<f64>) -> f64 {

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::Value;
-use sqlx::{Error, PgConnection, query_as, query_scalar};
+use sqlx::{AssertSqlSafe, Error, PgConnection, query_as, query_scalar};
 use tokio::time::{self, Instant};
 use uuid::Uuid;
 
@@ -67,7 +67,13 @@ pub struct Line {
     pub name: String,
 }
 
-const UNSETTLED: &str = "select count(*) from orders where state in ('placing', 'aborting', 'cancelling')";
+/// The attempts and orders with their states. An attempt has no row in `orders`: it is an intent, or waits for its release.
+const ORDER_ROWS: &str = "select id, state, lines from orders
+    union all select id, 'placing', '[]' from intents
+    union all select order_id, 'aborting', '[]' from releases where order_id not in (select id from orders)";
+
+const UNSETTLED: &str = "select (select count(*) from intents) + (select count(*) from releases)
+    + (select count(*) from orders where state in ('placing', 'aborting', 'cancelling'))";
 
 /// Waits until every order is settled, and returns how long that took. Returns `None` after the [`DEADLINE`] (I8).
 ///
@@ -161,8 +167,10 @@ impl DatabaseSnapshot {
 }
 
 async fn read_orders(database: &mut PgConnection) -> Result<Vec<OrderRow>, Error> {
-    let sql = "select id, state, idempotency_key, lines from orders";
-    let rows: Vec<(Uuid, String, Option<String>, Value)> = query_as(sql).fetch_all(database).await?;
+    let sql = format!(
+        "select id, state, key, lines from ({ORDER_ROWS}) as orders left join idempotency_keys on order_id = id"
+    );
+    let rows: Vec<(Uuid, String, Option<String>, Value)> = query_as(AssertSqlSafe(sql)).fetch_all(database).await?;
     Ok(rows
         .into_iter()
         .map(|(id, state, key, stored)| OrderRow { id, state, key, lines: lines(&stored, "price") })

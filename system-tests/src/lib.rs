@@ -15,6 +15,7 @@ pub mod load;
 pub mod narration;
 mod proxy;
 mod service;
+mod sign_in;
 mod system;
 pub mod terminal;
 pub mod wrk;
@@ -30,6 +31,7 @@ pub use crate::http::{Request, Response};
 pub use crate::launch::Launch;
 pub use crate::proxy::{Fault, Proxy};
 pub use crate::service::{Service, Signal};
+pub use crate::sign_in::{ADMIN, SignIn, sign_in};
 pub use crate::system::{Links, ORDERS, PRODUCTS, System, USERS, order};
 
 /// The time within which the system must do what happens in the background. The contract allows as long until a failed

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::launch::Launch;
 use crate::proxy::Proxy;
 use crate::service::{Service, Signal};
+use crate::sign_in::SignIn;
 
 /// The service that owns the users.
 pub const USERS: &str = "user-service";
@@ -55,10 +56,22 @@ impl System {
     /// # Errors
     /// If a service does not start. Those already started are stopped.
     pub async fn start_as(prepare: impl Fn(Launch) -> Launch) -> Result<Self, String> {
-        let users = Service::start(prepare(Launch::of(USERS))).await?;
-        let launch = prepare(Launch::of(PRODUCTS)).env(USERS_URL, users.url());
-        let products = Service::start(launch).await?;
-        let launch = prepare(Launch::of(ORDERS)).env(USERS_URL, users.url());
+        Self::start_with(None, prepare).await
+    }
+
+    /// Starts the three, each as `prepare` returns it, with sign-in if there are keys.
+    ///
+    /// # Errors
+    /// If a service does not start. Those already started are stopped.
+    pub async fn start_with(sign_in: Option<&SignIn>, prepare: impl Fn(Launch) -> Launch) -> Result<Self, String> {
+        let launch_of = |service: &'static str, users: &str| {
+            let launch = prepare(Launch::of(service));
+            sign_in.map_or_else(|| launch.clone(), |sign_in| sign_in.set_up(launch.clone(), users))
+        };
+        let users = Service::start(launch_of(USERS, "")).await?;
+        let url = users.url();
+        let products = Service::start(launch_of(PRODUCTS, &url).env(USERS_URL, &url)).await?;
+        let launch = launch_of(ORDERS, &url).env(USERS_URL, &url);
         let orders = Service::start(launch.env(PRODUCTS_URL, products.url())).await?;
         Ok(Self { users, products, orders })
     }

@@ -62,7 +62,8 @@ async fn reports_a_missing_database_and_recovers_without_a_restart() {
     assert_eq!(system.orders.post("/orders", order(1, 1, 1)).await.expect(503).header("retry-after"), "1");
 
     durable.postgres.restart();
-    durable.database(USERS).await.expect("the database has recovered");
+    let recovered = eventually(true, async || durable.database(USERS).await.is_ok()).await;
+    assert!(recovered, "the database recovers");
     let back = Instant::now();
     for (service, path) in &calls {
         let status = eventually(200, async || service.get(path).await.status).await;

@@ -15,7 +15,7 @@ const UNITS: i64 = 100;
 
 /// Counts the takes that wait for the lock of the test.
 const WAITING: &str =
-    "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '%reserve_many%'";
+    "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '%from products%'";
 
 async fn start(prepare: impl Fn(Launch) -> Launch) -> Option<(Durable, i64)> {
     let durable = Durable::start(seed(), prepare).await?;

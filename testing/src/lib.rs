@@ -4,8 +4,11 @@
 mod fuzz;
 mod plans;
 pub mod postgres;
+mod sign_in;
+pub mod tokens;
 mod wait;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::{env, fs};
 
@@ -19,6 +22,7 @@ use url::Url;
 
 pub use self::fuzz::{Language, Random, fuzz};
 pub use self::plans::{Plans, with_logged_plans};
+pub use self::sign_in::TestIssuer;
 pub use self::wait::{DEADLINE, eventually, with_timeout};
 use chassis::App;
 
@@ -74,6 +78,19 @@ macro_rules! store_contract {
             })*
         }
     };
+}
+
+/// Returns the calls of an OpenAPI document, such as `GET /users/{id}`.
+///
+/// # Panics
+/// If it is no OpenAPI document.
+pub fn documented_calls(document: &Value) -> BTreeSet<String> {
+    let mut calls = BTreeSet::new();
+    for (path, item) in document["paths"].as_object().expect("paths") {
+        let methods = item.as_object().expect("operations").keys().filter(|key| *key != "servers");
+        calls.extend(methods.map(|method| format!("{} {path}", method.to_uppercase())));
+    }
+    calls
 }
 
 /// A client that calls an app in the same process, through the whole pipeline.
@@ -144,6 +161,17 @@ impl Sending {
         self
     }
 
+    /// Sets the peer of the connection, as the server does.
+    pub fn from_peer(mut self, peer: std::net::SocketAddr) -> Self {
+        self.request.extensions_mut().insert(peer);
+        self
+    }
+
+    /// Adds the access token of a caller.
+    pub fn token(self, token: &str) -> Self {
+        self.header("authorization", &format!("Bearer {token}"))
+    }
+
     /// Removes every header of this name.
     pub fn without(mut self, name: &str) -> Self {
         self.request.headers_mut().remove(name);
@@ -209,7 +237,8 @@ impl Received {
         assert_eq!(json["error"], json["detail"], "{received}");
         assert!(json["title"].is_string() && json["detail"].is_string(), "{received}");
         assert_eq!(json["requestId"], received.header("x-request-id"), "{received}");
-        assert_eq!(status == 503, received.headers.contains_key(header::RETRY_AFTER), "{received}");
+        let is_temporary = [429, 503].contains(&status);
+        assert_eq!(is_temporary, received.headers.contains_key(header::RETRY_AFTER), "{received}");
         json
     }
 

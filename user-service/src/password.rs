@@ -1,15 +1,20 @@
 //! Passwords: hashed with argon2id outside the async threads, and never shown.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use argon2::Argon2;
-use argon2::password_hash::PasswordHasher;
+use argon2::password_hash::{Error, PasswordHasher, PasswordVerifier, phc};
+use argon2::{Argon2, Params};
 use chassis::http::body::values::Detail;
 use tokio::sync::Semaphore;
 use tokio::task;
 
+/// The most common passwords, one a line, in lower case; comments start with `# `.
+const COMMON: &str = include_str!("common_passwords.txt");
+
 /// A password as a client sent it. Without `Debug`, `Display` and `Serialize`, no code can show it by mistake.
+#[derive(Clone)]
 pub struct Password(String);
 
 /// The hash of a password in the PHC string format. Without `Debug`, `Display` and `Serialize`, like [`Password`].
@@ -27,6 +32,34 @@ impl Password {
         }
         Ok(Self(text))
     }
+
+    /// Accepts what a sign-in compares with a password: 1 to 128 characters.
+    ///
+    /// # Errors
+    /// If the text is empty or longer.
+    pub fn parse_guess(text: String) -> Result<Self, Detail> {
+        if !(1..=128).contains(&text.chars().count()) {
+            return Err("must be 1 to 128 characters".into());
+        }
+        Ok(Self(text))
+    }
+
+    /// Returns whether it is one of the 3,000 most common passwords, in any case.
+    pub fn is_common(&self) -> bool {
+        let password = self.0.to_lowercase();
+        COMMON.lines().any(|common| common == password && !common.starts_with("# "))
+    }
+}
+
+/// The result of comparing a password with a hash.
+#[derive(Clone)]
+pub enum Verdict {
+    /// It is another password.
+    Wrong,
+    /// It is the password.
+    Right,
+    /// It is the password, and its hash has weaker parameters than a new one. This is the new one.
+    Upgraded(PasswordHash),
 }
 
 impl PasswordHash {
@@ -38,6 +71,14 @@ impl PasswordHash {
     /// Returns the PHC string, for a store to keep.
     pub fn expose(&self) -> &str {
         &self.0
+    }
+
+    /// Returns whether a new hash has stronger parameters.
+    fn is_outdated(&self) -> bool {
+        let new = Params::default();
+        let params = phc::PasswordHash::new(&self.0).ok().and_then(|hash| Params::try_from(&hash).ok());
+        let is_weaker = params.is_none_or(|old| old.m_cost() < new.m_cost() || old.t_cost() < new.t_cost());
+        is_weaker || !self.0.starts_with("$argon2id$v=19$")
     }
 }
 
@@ -51,6 +92,7 @@ pub struct Hasher {
     running: Arc<Semaphore>,
     /// A permit for each password that is being hashed or waits.
     queue: Arc<Semaphore>,
+    work: Arc<Work>,
 }
 
 /// Why a password was not hashed.
@@ -70,7 +112,11 @@ impl Hasher {
         let half_of_the_cores = || thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
         let concurrent = if concurrent == 0 { half_of_the_cores() } else { concurrent as usize };
         let queue = concurrent + waiting as usize;
-        Self { running: Arc::new(Semaphore::new(concurrent)), queue: Arc::new(Semaphore::new(queue)) }
+        Self {
+            running: Arc::new(Semaphore::new(concurrent)),
+            queue: Arc::new(Semaphore::new(queue)),
+            work: Arc::default(),
+        }
     }
 
     /// Returns the hash of the password, or `None` without a password.
@@ -79,14 +125,62 @@ impl Hasher {
     /// If the queue is full, or the hash cannot be made.
     pub async fn hash_optional(&self, password: Option<Password>) -> Result<Option<PasswordHash>, HashError> {
         let Some(Password(text)) = password else { return Ok(None) };
+        self.run(move |work| work.hash(&text)).await.map(Some)
+    }
+
+    /// Compares a password with a hash. Without a hash it does the same work, and the verdict is [`Verdict::Wrong`].
+    ///
+    /// # Errors
+    /// If the queue is full, or the hash is damaged.
+    pub async fn verify(&self, Password(text): Password, stored: Option<PasswordHash>) -> Result<Verdict, HashError> {
+        self.run(move |work| {
+            let Some(stored) = stored else { return work.hash(&text).map(|_| Verdict::Wrong) };
+            match work.compare(&text, &stored) {
+                Ok(()) if stored.is_outdated() => work.hash(&text).map(Verdict::Upgraded),
+                Ok(()) => Ok(Verdict::Right),
+                Err(Error::PasswordInvalid) => Ok(Verdict::Wrong),
+                Err(error) => Err(error),
+            }
+        })
+        .await
+    }
+
+    /// Returns how many passwords were hashed or compared.
+    pub fn done(&self) -> u64 {
+        self.work.done.load(Ordering::Relaxed)
+    }
+
+    /// Does work that takes as long as a hash, on a thread of its own.
+    async fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Work) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, HashError> {
         let queued = Arc::clone(&self.queue).try_acquire_owned().map_err(|_| HashError::Busy)?;
         let running = Arc::clone(&self.running).acquire_owned().await.map_err(failed)?;
-        let hashed = task::spawn_blocking(move || {
+        let work = Arc::clone(&self.work);
+        let result = task::spawn_blocking(move || {
             let _permits = (queued, running); // held until the thread is done, even if the client disconnects before
-            Argon2::default().hash_password(text.as_bytes()).map(|hash| hash.to_string())
+            job(&work)
         });
-        let hash = hashed.await.map_err(failed)?.map_err(failed)?;
-        Ok(Some(PasswordHash(hash.into())))
+        result.await.map_err(failed)?.map_err(failed)
+    }
+}
+
+/// What takes the time. It is counted, so that tests can compare the work of two calls.
+#[derive(Default)]
+struct Work {
+    done: AtomicU64,
+}
+
+impl Work {
+    fn hash(&self, password: &str) -> Result<PasswordHash, Error> {
+        self.done.fetch_add(1, Ordering::Relaxed);
+        Argon2::default().hash_password(password.as_bytes()).map(|hash| PasswordHash(hash.to_string().into()))
+    }
+
+    fn compare(&self, password: &str, stored: &PasswordHash) -> Result<(), Error> {
+        self.done.fetch_add(1, Ordering::Relaxed);
+        Argon2::default().verify_password(password.as_bytes(), stored.expose())
     }
 }
 

@@ -1,8 +1,10 @@
 //! The HTTP calls of this service. The rules are in [`crate::user`], the rows in [`crate::store`].
 
 use axum::extract::{OriginalUri, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use axum::response::Response;
+use chassis::auth::Grant::{Admin, Everybody, Owner};
+use chassis::auth::{Caller, Grant, Rule, not_allowed};
 use chassis::http::body::values::{self, Detail};
 use chassis::http::body::{FromQuery, QueryParams};
 use chassis::http::conditional::{self, Preconditions};
@@ -15,11 +17,28 @@ use utoipa_axum::routes;
 
 use crate::AppState;
 use crate::error::Error;
+use crate::sessions;
 use crate::user::{CreateUser, UpdateUser, UserRecord};
+
+/// Who may make each call while sign-in is on.
+pub(crate) const RULES: &[Rule] = &[
+    Rule::new("GET /users", &[Admin, ORDER_SERVICE]), // order-service only with `ids`
+    Rule::new("POST /users", &[Everybody]),
+    Rule::new("GET /users/{id}", &[Owner, Admin, ORDER_SERVICE]),
+    Rule::new("PATCH /users/{id}", &[Owner, Admin]),
+    Rule::new("DELETE /users/{id}", &[Owner, Admin]),
+    Rule::new("POST /sessions", &[Everybody]),
+];
+
+/// It asks whether the user of an order exists.
+const ORDER_SERVICE: Grant = Grant::Service(crate::ORDER_SERVICE);
 
 /// Returns all routes of this service.
 pub(crate) fn router() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(read, update, delete))
+    OpenApiRouter::new()
+        .routes(routes!(list, create))
+        .routes(routes!(read, update, delete))
+        .routes(routes!(sessions::create))
 }
 
 /// The query of `GET /users`.
@@ -50,9 +69,13 @@ impl FromQuery for ListUsersQuery {
     responses((status = OK, body = Vec<User>, headers(("link" = String, description = "The next page, if there is one")))))]
 async fn list(
     State(app): State<AppState>,
+    caller: Caller,
     OriginalUri(uri): OriginalUri,
     Query(query): Query<ListUsersQuery>,
 ) -> Result<Response, Error> {
+    if caller.is_service() && (query.ids.is_none() || query.username.is_some()) {
+        return Err(not_allowed().into());
+    }
     let rows = match (query.username, query.ids) {
         (Some(username), ids) => {
             let mut found: Vec<_> = app.store.by_username(&username).await?.into_iter().collect();
@@ -74,6 +97,7 @@ async fn create(
     OriginalUri(uri): OriginalUri,
     Json(mut user): Json<CreateUser>,
 ) -> Result<Response, Error> {
+    app.check_account(None, user.username.as_deref(), user.password.as_ref())?;
     let password = app.hasher.hash_optional(user.password.take()).await?;
     let created = app.store.insert(user, password, chassis::now()).await?;
     Ok(conditional::respond_created(&created, &format!("{}/{}", uri.path(), created.user.id))?)
@@ -82,9 +106,13 @@ async fn create(
 /// Returns one user.
 #[utoipa::path(get, path = "/users/{id}", operation_id = "getUser", tag = "users", params(("id" = Id, Path)),
     responses((status = OK, body = User, headers(("etag" = String))), (status = NOT_MODIFIED), (status = NOT_FOUND)))]
-async fn read(State(app): State<AppState>, Path(id): Path<Id>, headers: HeaderMap) -> Result<Response, Error> {
+async fn read(
+    State(app): State<AppState>,
+    Path(id): Path<Id>,
+    preconditions: Preconditions,
+) -> Result<Response, Error> {
     let found = app.store.by_id(id).await?.ok_or(Error::NotFound)?;
-    Ok(conditional::respond(&found, &headers))
+    Ok(conditional::respond(&found, &preconditions))
 }
 
 /// Changes the members that are given, and removes those that are `null`. A removed username or e-mail is free again.
@@ -97,6 +125,7 @@ async fn update(
     preconditions: Preconditions,
     Json(mut change): Json<UpdateUser>,
 ) -> Result<Response, Error> {
+    app.check_account(None, None, change.password.as_ref().and_then(Option::as_ref))?;
     let password = match change.password.take() {
         Some(password) => Some(app.hasher.hash_optional(password).await?),
         None => None,
@@ -104,11 +133,12 @@ async fn update(
     loop {
         let current = app.store.by_id(id).await?.ok_or(Error::NotFound)?;
         preconditions.check(Some(&current))?;
+        app.check_account(current.user.username.as_deref(), change.username.as_ref().and_then(Option::as_deref), None)?;
         let mut changed = UserRecord::clone(&current);
         change.apply(&mut changed, password.as_ref());
         // On `None`, another request has changed the user meanwhile. Then the preconditions must hold for the new state.
         if let Some(updated) = app.store.replace(current.version, changed).await? {
-            return Ok(conditional::respond(&updated, &HeaderMap::new()));
+            return Ok(conditional::respond(&updated, &Preconditions::default()));
         }
     }
 }

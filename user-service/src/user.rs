@@ -208,7 +208,7 @@ fn name(name: String) -> Result<String, Detail> {
 ///
 /// These are invisible characters, characters with a compatibility mapping, such as ligatures, and white space. Single
 /// spaces inside are accepted.
-fn username(username: String) -> Result<String, Detail> {
+pub(crate) fn username(username: String) -> Result<String, Detail> {
     let username = text(1..=64)(username.nfc().collect())?;
     if username.is_ascii() && !username.contains(' ') {
         return Ok(username); // the usual case; `text` has rejected control characters

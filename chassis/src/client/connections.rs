@@ -8,6 +8,10 @@ use std::mem;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use tokio::task;
+use url::Url;
+
 use crate::config::PeerSettings;
 
 /// Idle connections are closed after this time. By default the peer closes them after 15 s. Closing earlier on this side avoids
@@ -15,8 +19,12 @@ use crate::config::PeerSettings;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The maximum age is shortened at random, by up to this share. Callers that started together must not reconnect together.
 const JITTER: f64 = 0.25;
+/// The URL of the peer for reqwest; [`PeerAddresses`] resolves its host. For each call, reqwest parses the URL twice and hashes
+/// the host three times. With the real host, that took 11 % of the instructions of an order.
+pub(super) const SHORT_URL: &str = "http://p";
 
 pub(super) struct Connections {
+    base: Url,
     connect_timeout: Duration,
     max_age: Duration,
     current: Mutex<Current>,
@@ -28,10 +36,11 @@ struct Current {
 }
 
 impl Connections {
-    pub(super) fn new(settings: &PeerSettings) -> reqwest::Result<Self> {
+    /// Creates the client of the peer at `base`.
+    pub(super) fn new(base: Url, settings: &PeerSettings) -> reqwest::Result<Self> {
         let (connect_timeout, max_age) = (settings.connect_timeout, settings.connection_max_age);
-        let current = Current { http: build(connect_timeout)?, replace_at: replace_at(max_age) };
-        Ok(Self { connect_timeout, max_age, current: Mutex::new(current) })
+        let current = Current { http: build(&base, connect_timeout)?, replace_at: replace_at(max_age) };
+        Ok(Self { base, connect_timeout, max_age, current: Mutex::new(current) })
     }
 
     /// Returns the client for one call.
@@ -41,7 +50,7 @@ impl Connections {
             return current.http.clone();
         }
         current.replace_at = replace_at(self.max_age);
-        let old = match build(self.connect_timeout) {
+        let old = match build(&self.base, self.connect_timeout) {
             Ok(new) => mem::replace(&mut current.http, new),
             Err(error) => {
                 tracing::warn!(%error, "cannot replace the connections to a peer");
@@ -59,8 +68,9 @@ fn replace_at(max_age: Duration) -> Instant {
     Instant::now() + max_age.mul_f64(1.0 - JITTER * rand::random::<f64>())
 }
 
-fn build(connect_timeout: Duration) -> reqwest::Result<reqwest::Client> {
+fn build(base: &Url, connect_timeout: Duration) -> reqwest::Result<reqwest::Client> {
     reqwest::Client::builder()
+        .dns_resolver(PeerAddresses(base.clone()))
         .connect_timeout(connect_timeout)
         .pool_idle_timeout(IDLE_TIMEOUT)
         .no_proxy() // HTTP_PROXY is for calls to the outside
@@ -68,4 +78,17 @@ fn build(connect_timeout: Duration) -> reqwest::Result<reqwest::Client> {
         .retry(reqwest::retry::never()) // reqwest's own retries know no deadline and no budget
         .referer(false)
         .build()
+}
+
+/// Resolves every name to the addresses of the peer with this URL.
+struct PeerAddresses(Url);
+
+impl Resolve for PeerAddresses {
+    fn resolve(&self, _: Name) -> Resolving {
+        let peer = self.0.clone();
+        Box::pin(async move {
+            let addresses = task::spawn_blocking(move || peer.socket_addrs(|| None)).await??;
+            Ok(Box::new(addresses.into_iter()) as Addrs)
+        })
+    }
 }

@@ -1,4 +1,4 @@
-//! The address of the client, for the log.
+//! The address of the client, for the log and for limits.
 //!
 //! Each proxy appends the address of its own client to `X-Forwarded-For`. A client can send the header as well. So an entry is
 //! believed only if a proxy of `TRUSTED_PROXIES` has appended it. `Forwarded` (RFC 7239) is not read: a proxy that writes one
@@ -10,6 +10,10 @@ use axum::http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// The address of the client, for handlers. The pipeline adds it to each request with a connection while sign-in is on.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientAddress(pub IpAddr);
 
 /// Returns the nearest address that is no trusted proxy: first the peer of the connection, then the entries of
 /// `X-Forwarded-For` from the last to the first. The search ends at an entry that is no address.

@@ -164,15 +164,14 @@ pub(super) fn mark_coding<B>(mut response: Response<B>) -> Response<B> {
 /// Returns the response with one entity and its `ETag`: 200, or what the preconditions of the request demand.
 ///
 /// That is 412 if `If-Match` does not name the tag, or else 304 if `If-None-Match` names it, compared weakly, or is `*`.
-pub fn respond<T: Serialize>(entity: &Entity<T>, request: &HeaderMap) -> Response {
+pub fn respond<T: Serialize>(entity: &Entity<T>, preconditions: &Preconditions) -> Response {
     let tag = entity.etag();
-    let preconditions = Preconditions::from_headers(request);
     if let Err(problem) = preconditions.check_if_match(Some(&tag)) {
         return problem.into_response();
     }
     // In both responses, so that a cache treats them alike.
     let vary = (header::VARY, HeaderValue::from(header::ACCEPT_ENCODING));
-    if let Some(known) = preconditions.if_none_match {
+    if let Some(known) = &preconditions.if_none_match {
         let matching = known.matching(&tag, Comparison::Weak).cloned();
         if let Some(tag) = matching.or_else(|| known.any.then(|| tag.clone())) {
             return (StatusCode::NOT_MODIFIED, [(header::ETAG, tag), vary]).into_response();
@@ -180,6 +179,7 @@ pub fn respond<T: Serialize>(entity: &Entity<T>, request: &HeaderMap) -> Respons
     }
     let json_type = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let mut response = Response::new(Body::from(entity.json().clone()));
+    response.headers_mut().reserve(6); // with those that are added later, so that the map need not grow
     response.headers_mut().extend([json_type, (header::ETAG, tag), vary]);
     response
 }
@@ -190,7 +190,7 @@ pub fn respond<T: Serialize>(entity: &Entity<T>, request: &HeaderMap) -> Respons
 /// If `location` is not a valid header value.
 pub fn respond_created<T: Serialize>(entity: &Entity<T>, location: &str) -> Result<Response, Problem> {
     let location = HeaderValue::from_str(location).map_err(Problem::internal)?;
-    let mut response = respond(entity, &HeaderMap::new());
+    let mut response = respond(entity, &Preconditions::default());
     *response.status_mut() = StatusCode::CREATED;
     response.headers_mut().insert(header::LOCATION, location);
     Ok(response)
@@ -224,7 +224,7 @@ mod tests {
         let tag = tag_of("x");
         let status = |lines: &[&str]| {
             let headers = lines.iter().map(|line| (header::IF_NONE_MATCH, HeaderValue::from_str(line).unwrap()));
-            respond(&Entity::new("x"), &headers.collect()).status()
+            respond(&Entity::new("x"), &Preconditions::from_headers(&headers.collect())).status()
         };
         for known in [tag.clone(), format!("W/{tag}"), "*".to_owned(), format!("\"other\" , W/{tag}")] {
             assert_eq!(status(&[&known]), StatusCode::NOT_MODIFIED, "{known}");
@@ -289,10 +289,7 @@ mod tests {
     #[test]
     fn checks_if_match_before_if_none_match_in_a_read() {
         let tag = tag_of("x");
-        let status = |lines: &[(HeaderName, &str)]| {
-            let line = |(name, value): &(HeaderName, &str)| (name.clone(), HeaderValue::from_str(value).unwrap());
-            respond(&Entity::new("x"), &lines.iter().map(line).collect()).status().as_u16()
-        };
+        let status = |lines: &[(HeaderName, &str)]| respond(&Entity::new("x"), &preconditions(lines)).status().as_u16();
         assert_eq!(status(&[(header::IF_MATCH, &tag)]), 200);
         assert_eq!(status(&[(header::IF_MATCH, &tag), (header::IF_NONE_MATCH, &tag)]), 304);
         assert_eq!(status(&[(header::IF_MATCH, "\"a\""), (header::IF_NONE_MATCH, &tag)]), 412);
@@ -301,15 +298,14 @@ mod tests {
     #[test]
     fn accepts_the_tag_of_a_compressed_response() {
         let tag = tag_of("x");
-        let mut response = respond(&Entity::new("x"), &HeaderMap::new());
+        let mut response = respond(&Entity::new("x"), &Preconditions::default());
         response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         let coded = mark_coding(response).headers()[header::ETAG].to_str().unwrap().to_owned();
         assert_eq!(coded, format!("{}-gzip\"", tag.trim_end_matches('"')));
 
         assert!(preconditions(&[(header::IF_MATCH, &coded)]).check(Some(&Entity::new("x"))).is_ok());
         assert!(preconditions(&[(header::IF_MATCH, &coded)]).check(Some(&Entity::new("y"))).is_err());
-        let known = HeaderMap::from_iter([(header::IF_NONE_MATCH, HeaderValue::from_str(&coded).unwrap())]);
-        let response = respond(&Entity::new("x"), &known);
+        let response = respond(&Entity::new("x"), &preconditions(&[(header::IF_NONE_MATCH, &coded)]));
         assert_eq!(
             (response.status(), response.headers()[header::ETAG].to_str().unwrap()),
             (StatusCode::NOT_MODIFIED, &*coded)

@@ -7,10 +7,10 @@ use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use bytes::Bytes;
-use http_body_util::BodyExt;
 
 use crate::http::body::values::Detail;
 use crate::http::body::{self, FromJson, FromQuery};
+use crate::http::pipeline;
 use crate::problem::{FieldError, Problem, UNSUPPORTED_MEDIA_TYPE};
 
 /// A body that is a JSON object. Its media type is one of [`accepted_media_types`].
@@ -22,6 +22,18 @@ impl<S: Send + Sync, T: FromJson> FromRequest<S> for Json<T> {
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
         body::read_object(&json_bytes(request).await?).map(Self)
+    }
+}
+
+/// The bytes of a body that should be JSON. Its media type is one of [`accepted_media_types`].
+#[derive(Debug)]
+pub struct JsonBytes(pub Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for JsonBytes {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        json_bytes(request).await.map(Self)
     }
 }
 
@@ -41,7 +53,7 @@ async fn json_bytes(request: Request) -> Result<Bytes, Problem> {
     check_encoding(request.headers())?;
     check_media_type(request.method(), request.headers())?;
     // The pipeline has already read the whole body, within its limits.
-    Ok(request.into_body().collect().await.map_err(Problem::internal)?.to_bytes())
+    pipeline::collect(request.into_body()).await.map_err(Problem::internal)
 }
 
 /// Rejects a body with a content coding. A decompressed body could be far larger than the limit.

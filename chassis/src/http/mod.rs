@@ -5,7 +5,7 @@
 
 pub(crate) mod access_log;
 pub mod body;
-pub(crate) mod client_address;
+pub mod client_address;
 mod compression;
 pub mod conditional;
 pub(crate) mod cors;
@@ -18,5 +18,7 @@ pub(crate) mod metrics;
 pub(crate) mod openapi;
 pub mod page;
 pub(crate) mod pipeline;
+pub(crate) mod resource_metadata;
+pub(crate) mod routes;
 pub(crate) mod self_check;
 pub(crate) mod server;

@@ -11,6 +11,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::{Operation, ParameterBuilder, ParameterIn, PathItem};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
     ContentBuilder, Header, InfoBuilder, LicenseBuilder, Object, OpenApi, Ref, RefOr, Response, ResponseBuilder,
     Responses, ServerBuilder, Type,
@@ -19,10 +20,10 @@ use utoipa::{PartialSchema, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
+use crate::auth::{self, Access, Grant, Rule};
 use crate::http::extract::accepted_media_types;
 use crate::http::forwarded::Prefix;
 use crate::problem::{self, Body, FieldError, Problem};
-use crate::telemetry::PROBES;
 
 /// The prefix of the second path family, the same API under `/api`.
 pub(crate) const API: &str = "/api";
@@ -33,8 +34,10 @@ pub(crate) fn assemble(
     description: &str,
     resources: OpenApiRouter,
     health: OpenApiRouter,
+    access: &Access,
 ) -> (Router, OpenApi) {
     let (resources, mut document) = resources.split_for_parts();
+    document_access(&mut document, access);
     let (health, mut health_document) = health.split_for_parts();
     let server = |url, description| ServerBuilder::new().url(url).description(Some(description)).build();
     for item in health_document.paths.paths.values_mut() {
@@ -148,6 +151,41 @@ fn complete(document: &mut OpenApi) {
     }
 }
 
+/// Documents who may make each call of a service: the scheme, `security`, 401 and 403. While sign-in is off, a token is optional.
+///
+/// # Panics
+/// If a call has no rule, or a rule has no call. So no test can start such a service.
+fn document_access(document: &mut OpenApi, access: &Access) {
+    const SCHEME: &str = "bearer";
+    let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").build();
+    document.components.get_or_insert_default().add_security_scheme(SCHEME, SecurityScheme::Http(scheme));
+    let mut documented = 0;
+    for (path, item) in &mut document.paths.paths {
+        for (method, operation) in methods(item) {
+            let grants = auth::grants(access.rules, method.as_str(), path);
+            assert!(!grants.is_empty(), "{method} {path} has no rule");
+            documented += 1;
+            let callers = grants.iter().map(Grant::to_string).collect::<Vec<_>>().join(", ");
+            let text = operation.description.take().unwrap_or_default();
+            operation.description =
+                Some(format!("{text}\n\nWhile sign-in is on, allowed to: {callers}.").trim_start().to_owned());
+            if grants.contains(&Grant::Everybody) {
+                continue;
+            }
+            let required = SecurityRequirement::new(SCHEME, [""; 0]);
+            let optional = access.authenticator.is_none().then(SecurityRequirement::default);
+            operation.security = Some([required].into_iter().chain(optional).collect());
+            for (status, why) in
+                [(StatusCode::UNAUTHORIZED, "`unauthenticated`"), (StatusCode::FORBIDDEN, "`insufficient-scope`")]
+            {
+                let response = Response::new(format!("{why}, only while sign-in is on")).into();
+                operation.responses.responses.entry(status.as_str().to_owned()).or_insert(response);
+            }
+        }
+    }
+    assert_eq!(documented, access.rules.len(), "each rule is for one call");
+}
+
 /// Documents every accepted media type of the body of a PATCH.
 fn complete_patch(operation: &mut Operation) {
     let Some(RefOr::T(body)) = &mut operation.request_body else { return };
@@ -195,8 +233,10 @@ fn complete_responses(responses: &mut Responses) {
             }
         }
         if code.is_some_and(|code| code.is_client_error() || code.is_server_error()) {
-            let unavailable = code == Some(StatusCode::SERVICE_UNAVAILABLE);
-            let mut problem = Ref::from_response_name(if unavailable { UNAVAILABLE } else { PROBLEM });
+            let is_temporary = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS]
+                .iter()
+                .any(|status| code == Some(*status));
+            let mut problem = Ref::from_response_name(if is_temporary { UNAVAILABLE } else { PROBLEM });
             problem.description = std::mem::take(&mut documented.description);
             *response = problem.into();
         }
@@ -210,29 +250,42 @@ fn required_header(description: &str, kind: Type) -> RefOr<Header> {
     header.extensions(Some([("required", true)].into_iter().collect())).build().into()
 }
 
-/// Returns each path with the methods whose call documents no query parameter. Health checks are left out: a query does no
-/// harm there, and load balancers may add one.
-pub(crate) fn calls_without_query(document: &OpenApi) -> impl Iterator<Item = (&String, Vec<Method>)> {
+/// What the pipeline must know of one call.
+#[derive(Clone)]
+pub(crate) struct Call {
+    pub(crate) method: Method,
+    pub(crate) has_query: bool,
+    pub(crate) grants: &'static [Grant],
+}
+
+/// Returns the documented calls of each path.
+pub(crate) fn calls(document: &OpenApi, rules: &'static [Rule]) -> impl Iterator<Item = (String, Vec<Call>)> {
     let has_query = |operation: &Operation| {
         let mut parameters = operation.parameters.iter().flatten();
         parameters.any(|p| matches!(p, RefOr::T(parameter) if parameter.parameter_in == ParameterIn::Query))
     };
-    document.paths.paths.iter().map(move |(path, item)| {
-        let operations = [
-            (Method::GET, &item.get),
-            (Method::PUT, &item.put),
-            (Method::POST, &item.post),
-            (Method::DELETE, &item.delete),
-            (Method::PATCH, &item.patch),
-        ];
-        let is_resource = !PROBES.contains(&path.as_str());
-        let without_query = operations
-            .into_iter()
-            .filter(|(_, operation)| is_resource && operation.as_ref().is_some_and(|operation| !has_query(operation)));
-        (path, without_query.map(|(method, _)| method).collect())
+    document.paths.paths.clone().into_iter().map(move |(path, mut item)| {
+        let call = |(method, operation): (Method, &mut Operation)| {
+            let grants = auth::grants(rules, method.as_str(), &path);
+            Call { method, has_query: has_query(operation), grants }
+        };
+        let calls = methods(&mut item).map(call).collect();
+        (path, calls)
     })
 }
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
-    [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch].into_iter().flatten()
+    methods(item).map(|(_, operation)| operation)
+}
+
+/// Returns the operations of a path with their methods.
+fn methods(item: &mut PathItem) -> impl Iterator<Item = (Method, &mut Operation)> {
+    let operations = [
+        (Method::GET, &mut item.get),
+        (Method::PUT, &mut item.put),
+        (Method::POST, &mut item.post),
+        (Method::DELETE, &mut item.delete),
+        (Method::PATCH, &mut item.patch),
+    ];
+    operations.into_iter().filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
+use axum::http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header};
 use axum::response::IntoResponse;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::FutureExt;
@@ -26,16 +26,18 @@ use tokio_util::task::TaskTracker;
 use tower::{Service, service_fn};
 use tracing::Instrument;
 
+use crate::auth::{self, Authenticator, Caller, Grant};
 use crate::config::Settings;
 use crate::context::{RequestContext, X_REQUEST_ID};
 use crate::http::access_log::AccessLog;
-use crate::http::body;
-use crate::http::client_address::client_address;
+use crate::http::client_address::{ClientAddress, client_address};
 use crate::http::compression;
 use crate::http::conditional;
 use crate::http::cors::{self, Cors};
 use crate::http::forwarded::Prefix;
 use crate::http::health::Draining;
+use crate::http::resource_metadata::Origin;
+use crate::http::routes::{RouteEntry, Routes};
 use crate::problem::{
     DEADLINE_EXCEEDED, HEADERS_TOO_LARGE, INVALID_REQUEST, NOT_FOUND, OVERLOADED, PAYLOAD_TOO_LARGE, Problem,
     REQUEST_TIMEOUT, TIMED_OUT,
@@ -50,6 +52,8 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) struct Pipeline {
     pub(crate) router: Router,
     pub(crate) routes: Routes,
+    /// `None` while sign-in is off.
+    pub(crate) authenticator: Option<Authenticator>,
     pub(crate) cors: Cors,
     pub(crate) metrics: Metrics,
     pub(crate) access_log: AccessLog,
@@ -61,9 +65,11 @@ pub(crate) struct Pipeline {
     pub(crate) running: TaskTracker,
 }
 
-/// Returns the whole pipeline as one tower service, for requests with any type of body.
+/// Returns the whole pipeline as one tower service, for requests from this peer with any type of body. Without a connection
+/// there is no peer.
 pub(crate) fn service<B>(
     pipeline: Arc<Pipeline>,
+    peer: Option<SocketAddr>,
 ) -> impl Service<
     Request<B>,
     Response = Response<Body>,
@@ -76,13 +82,13 @@ where
     service_fn(move |request| {
         let pipeline = Arc::clone(&pipeline);
         // Boxed, because an idle connection would otherwise reserve memory for the whole future of a request.
-        Box::pin(async move { Ok(pipeline.handle(request).await) })
+        Box::pin(async move { Ok(pipeline.handle(request, peer).await) })
     })
 }
 
 impl Pipeline {
     /// Handles one request, from its head to its response.
-    async fn handle<B>(&self, request: Request<B>) -> Response<Body>
+    async fn handle<B>(&self, mut request: Request<B>, peer: Option<SocketAddr>) -> Response<Body>
     where
         B: http_body::Body<Data: Buf, Error: Into<BoxError>>,
     {
@@ -96,8 +102,11 @@ impl Pipeline {
         let prefix = Prefix::from_headers(request.headers());
         let accepted_codings = compression::accepted_codings(request.headers());
         let has_if_match = request.headers().contains_key(header::IF_MATCH);
-        let peer = request.extensions().get::<SocketAddr>();
-        let client = peer.map(|peer| client_address(*peer, request.headers(), &self.settings.trusted_proxies));
+        let origin = self.authenticator.as_ref().map(|_| Origin::from_headers(request.headers()));
+        let client = peer.map(|peer| client_address(peer, request.headers(), &self.settings.trusted_proxies));
+        if self.authenticator.is_some() {
+            client.map(|client| request.extensions_mut().insert(ClientAddress(client)));
+        }
         let log = self.access_log.start(request.method(), route, &context, client, received_at);
 
         let mut response = match self.answer(request, entry, &context, received_at).instrument(span.clone()).await {
@@ -107,6 +116,9 @@ impl Pipeline {
         let mut problem = take_problem(&mut response);
         if has_if_match && is_missing_entity(problem.as_ref(), route) {
             problem = Some(conditional::failed("It does not exist")); // in every service and for every method
+        }
+        if let (Some(origin), Some(problem)) = (&origin, &mut problem) {
+            origin.add_metadata_address(problem, prefix.as_ref());
         }
         if let Some(problem) = &problem {
             response = problem.render(context.request_id());
@@ -143,6 +155,17 @@ impl Pipeline {
         check_head(&head, self.settings.max_header_bytes as usize)?;
         if cors::is_preflight(&head.method, &head.headers) {
             return Ok(Response::default());
+        }
+        if let Some(authenticator) = &self.authenticator {
+            match authorize(authenticator, entry, &head, context).await {
+                Ok(caller) => head.extensions.insert(caller),
+                Err(problem) => {
+                    if !head.headers.contains_key(header::EXPECT) {
+                        discard(body).await;
+                    }
+                    return Err(problem);
+                }
+            };
         }
 
         let (body, complete_at) = match body.is_end_stream() {
@@ -230,8 +253,24 @@ impl Pipeline {
     }
 }
 
+/// Returns the caller of a request, if the table of the service allows the call.
+async fn authorize(
+    authenticator: &Authenticator,
+    entry: &RouteEntry,
+    Parts { method, uri, headers, .. }: &Parts,
+    context: &RequestContext,
+) -> Result<Caller, Problem> {
+    let grants = entry.grants(method)?;
+    if grants.contains(&Grant::Everybody) {
+        return Ok(Caller::Anonymous); // so these calls work with an old token too, and without the issuer
+    }
+    let caller = authenticator.authenticate(headers, context.time_left()).await?;
+    auth::check(grants, &caller, uri.path())?;
+    Ok(caller)
+}
+
 /// Returns the whole body. Its parts are copied, because each would keep its read buffer of 8 KiB alive, even for one byte.
-async fn collect<B: http_body::Body<Data: Buf>>(body: B) -> Result<Bytes, B::Error> {
+pub(super) async fn collect<B: http_body::Body<Data: Buf>>(body: B) -> Result<Bytes, B::Error> {
     let mut body = pin!(body);
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
@@ -331,44 +370,4 @@ fn take_problem(response: &mut Response<Body>) -> Option<Problem> {
 fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no message)")
-}
-
-/// The routes by their templates (`/users/{id}`), which metrics, spans and log lines name.
-pub(crate) struct Routes {
-    by_template: matchit::Router<RouteEntry>,
-    unmatched: RouteEntry,
-}
-
-struct RouteEntry {
-    route: Route,
-    /// The methods of the calls that have no query parameters.
-    without_query: Vec<Method>,
-}
-
-impl Routes {
-    /// Returns the table of these routes. Each has a template, and the methods of its calls without query parameters.
-    pub(crate) fn new(routes: impl IntoIterator<Item = (String, Vec<Method>)>) -> Self {
-        let unmatched = RouteEntry { route: Route::new("(none)"), without_query: Vec::new() };
-        let mut table = Self { by_template: matchit::Router::new(), unmatched };
-        routes.into_iter().for_each(|(template, without_query)| table.add(&template, without_query));
-        table
-    }
-
-    /// Adds a route, unless its template conflicts with an earlier one.
-    pub(crate) fn add(&mut self, template: &str, without_query: Vec<Method>) {
-        let _ = self.by_template.insert(template, RouteEntry { route: Route::new(template), without_query });
-    }
-
-    fn find(&self, uri: &Uri) -> &RouteEntry {
-        self.by_template.at(uri.path()).map_or(&self.unmatched, |found| found.value)
-    }
-}
-
-impl RouteEntry {
-    /// Rejects a query if the call has no query parameters. Every other call checks its own query.
-    fn check_query(&self, Parts { method, uri, .. }: &Parts) -> Result<(), Problem> {
-        let Some(query) = uri.query() else { return Ok(()) };
-        let method = if method == Method::HEAD { &Method::GET } else { method };
-        if self.without_query.contains(method) { body::reject_all(query) } else { Ok(()) }
-    }
 }

@@ -10,8 +10,6 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::Request;
-use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -21,7 +19,6 @@ use tokio::time::{self, Instant};
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::ServiceExt;
 
 use crate::http::pipeline::{self, Pipeline};
 
@@ -110,14 +107,10 @@ async fn accept(
         .half_close(true)
         // Twice the limit, so that the pipeline can respond to a header over it. hyper would only close the connection.
         .max_buf_size((2 * settings.max_header_bytes as usize).max(MIN_BUFFER));
-    let service = pipeline::service(Arc::clone(pipeline));
     let serve = |stream, peer: SocketAddr, permit| {
         let stream = TokioIo::new(with_write_timeout(stream, settings.header_timeout));
-        let service = service.clone().map_request(move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert(peer); // for the log
-            request
-        });
-        let (http, service, closing) = (http.clone(), TowerToHyperService::new(service), connections.closing.clone());
+        let service = TowerToHyperService::new(pipeline::service(Arc::clone(pipeline), Some(peer)));
+        let (http, closing) = (http.clone(), connections.closing.clone());
         let open = pipeline.metrics.connections.clone();
         open.inc();
         connections.tasks.spawn(async move {

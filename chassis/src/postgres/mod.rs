@@ -16,4 +16,4 @@ mod url;
 
 pub use self::opening::Storage;
 pub use self::pool::{Pool, READ_ONLY};
-pub use self::retry::{Failure, is_row_error};
+pub use self::retry::{Failure, is_constraint_violation, is_row_error};

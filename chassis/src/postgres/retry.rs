@@ -239,7 +239,7 @@ pub(super) fn not_connected(error: Error) -> Error {
 }
 
 /// Returns whether a constraint was violated (SQLSTATE class 23).
-pub(super) fn is_constraint_violation(error: &Error) -> bool {
+pub fn is_constraint_violation(error: &Error) -> bool {
     sql_state(error).is_some_and(|code| code.starts_with("23"))
 }
 

@@ -100,10 +100,11 @@ pub(crate) fn item_span(name: &'static str, parent: impl FnOnce() -> SpanContext
 }
 
 /// Starts the span of a call to a peer.
-pub(crate) fn client_span(method: &Method, peer: &str, url: &Url) -> Span {
+pub(crate) fn client_span(method: &Method, peer: &str, url: impl FnOnce() -> Url) -> Span {
     if !tracing_enabled() {
         return Span::none();
     }
+    let url = url();
     tracing::info_span!(
         target: TARGET, "call", otel.kind = "client", otel.name = format_args!("{method} {peer}"),
         otel.status_code = field::Empty, http.request.method = %method, url.full = %url, peer.service = peer,

@@ -1,5 +1,6 @@
 //! The chassis as a service uses it: a sample service, called in the process and over real connections.
 
+mod auth;
 mod connections;
 mod fuzz;
 mod panics;

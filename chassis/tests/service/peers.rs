@@ -100,6 +100,19 @@ async fn sends_method_path_body_and_the_ids_of_the_request() {
 }
 
 #[tokio::test]
+async fn calls_a_peer_by_address_and_by_name_and_sends_its_host() {
+    let address = stub_peer(echo()).await;
+    let mut name = address.clone();
+    name.set_host(Some("localhost")).expect("a host");
+    for base in [address, name] {
+        let peer = peer_at(base.clone(), &generous_timeouts());
+        let received: Value = get_from(&peer, "/users/1").await.unwrap().json().unwrap();
+        let host = format!("{}:{}", base.host_str().unwrap(), base.port().unwrap());
+        assert_eq!((&received["headers"]["host"], &received["uri"]), (&json!(host), &json!("/users/1")));
+    }
+}
+
+#[tokio::test]
 async fn keeps_the_path_of_the_base_url() {
     let root = stub_peer(echo()).await;
     for (base, uri) in [("", "/users/1"), ("/", "/users/1"), ("/api", "/api/users/1"), ("/a/b/", "/a/b/users/1")] {
@@ -129,9 +142,11 @@ async fn returns_every_status_and_follows_no_redirect() {
 
 #[tokio::test]
 async fn reports_a_dead_peer_as_unreachable_with_the_cause() {
-    let peer = peer_at(dead_peer().await, &generous_timeouts());
-    let error = get_from(&peer, "/").await.unwrap_err();
+    let base = dead_peer().await;
+    let peer = peer_at(base.clone(), &generous_timeouts());
+    let error = get_from(&peer, "/users/1?x=2").await.unwrap_err();
     assert!(matches!(&error, PeerError::Unreachable { peer: "users", cause } if cause.contains("refused")), "{error}");
+    assert!(error.to_string().contains(&format!("GET {base}users/1?x=2: ")), "{error}");
     assert!(!peer.is_up().await);
 
     let problem = Problem::from(error);
@@ -139,6 +154,14 @@ async fn reports_a_dead_peer_as_unreachable_with_the_cause() {
     let body = problem.body("abc-1");
     assert_eq!((body.status, &*body.r#type), (503, "urn:problem-type:peer-unavailable"));
     assert_eq!(body.detail, "users does not answer", "the cause must only be logged");
+}
+
+#[tokio::test]
+async fn reports_a_peer_without_an_address_as_unreachable() {
+    let peer = peer_at(Url::parse("http://no-such-host.invalid/api").unwrap(), &generous_timeouts());
+    let error = get_from(&peer, "/users").await.unwrap_err();
+    assert!(matches!(error, PeerError::Unreachable { .. }), "{error}");
+    assert!(error.to_string().contains("GET http://no-such-host.invalid/api/users: "), "{error}");
 }
 
 #[tokio::test]

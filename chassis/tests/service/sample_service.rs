@@ -9,6 +9,7 @@ use axum::http::StatusCode;
 use axum::routing::{get, post};
 use bytes::Bytes;
 use chassis::App;
+use chassis::auth::{Access, Grant, Rule};
 use chassis::client::Peer;
 use chassis::config::{Settings, defaults};
 use chassis::context::RequestContext;
@@ -100,7 +101,9 @@ pub(crate) fn service_with(dependencies: Dependencies, settings: &Settings) -> (
         .route("/late", get(late))
         .route("/panic", get(async || -> () { panic!("{PANIC}") }))
         .route("/bare", get(async || StatusCode::BAD_GATEWAY));
-    (App::new("sample", "A service for tests.", routes, Arc::new(dependencies), settings), gate)
+    const RULES: &[Rule] = &[Rule::new("GET /numbers/{n}", &[Grant::Everybody])];
+    let access = Access { rules: RULES, authenticator: None };
+    (App::new("sample", "A service for tests.", routes, Arc::new(dependencies), settings, access), gate)
 }
 
 /// Waits for something until its time is over.

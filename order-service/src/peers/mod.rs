@@ -3,5 +3,5 @@
 mod products;
 mod users;
 
-pub use self::products::{Products, ReserveOutcome};
-pub use self::users::Users;
+pub use self::products::{PRODUCT_SERVICE, Products, ReserveOutcome};
+pub use self::users::{USER_SERVICE, Users};

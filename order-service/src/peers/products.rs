@@ -1,6 +1,7 @@
 //! A client of the reservations of product-service.
 
 use axum::http::StatusCode;
+use chassis::auth::ServiceTokens;
 use chassis::client::{Admission, BatchEndpoint, BatchedCalls, Outcome, Peer, PeerError, PeerResponse};
 use chassis::config::PeerSettings;
 use chassis::context::RequestContext;
@@ -17,6 +18,9 @@ use crate::order::WantedLine;
 const MAX_BODY_BYTES: usize = 60_000;
 /// Maximum bytes of a batch in a query: a little below product-service's `MAX_HEADER_BYTES`.
 const MAX_QUERY_BYTES: usize = 8000;
+
+/// The name of the service, and the audience of tokens for it.
+pub const PRODUCT_SERVICE: &str = "product-service";
 
 /// A client of product-service.
 pub struct Products {
@@ -39,12 +43,12 @@ pub enum ReserveOutcome {
 }
 
 impl Products {
-    /// Returns a client of the product-service at this address.
+    /// Returns a client of the product-service at this address. While sign-in is on, it sends these tokens.
     ///
     /// # Errors
     /// If the HTTP client cannot be set up.
-    pub fn new(base: Url, settings: &PeerSettings) -> Result<Self, PeerError> {
-        let peer = Peer::retrying("product-service", base, settings)?;
+    pub fn new(base: Url, settings: &PeerSettings, tokens: Option<ServiceTokens>) -> Result<Self, PeerError> {
+        let peer = Peer::retrying(PRODUCT_SERVICE, base, settings)?.with_tokens(tokens);
         let (reservations, releases) = (Reservations(peer.clone()), Releases(peer.clone()));
         Ok(Self {
             reservations: BatchedCalls::new(&peer, reservations),

@@ -3,12 +3,16 @@
 use std::collections::HashSet;
 
 use axum::http::StatusCode;
+use chassis::auth::ServiceTokens;
 use chassis::client::{Admission, BatchEndpoint, BatchedCalls, Outcome, Peer, PeerError};
 use chassis::config::PeerSettings;
 use chassis::context::RequestContext;
 use serde::Deserialize;
 use shared::{Id, MAX_BATCH};
 use url::Url;
+
+/// The name of the service, and the audience of tokens for it.
+pub const USER_SERVICE: &str = "user-service";
 
 /// A client of user-service.
 pub struct Users {
@@ -17,12 +21,12 @@ pub struct Users {
 }
 
 impl Users {
-    /// Returns a client of the user-service at this address.
+    /// Returns a client of the user-service at this address. While sign-in is on, it sends these tokens.
     ///
     /// # Errors
     /// If the HTTP client cannot be set up.
-    pub fn new(base: Url, settings: &PeerSettings) -> Result<Self, PeerError> {
-        let peer = Peer::retrying("user-service", base, settings)?;
+    pub fn new(base: Url, settings: &PeerSettings, tokens: Option<ServiceTokens>) -> Result<Self, PeerError> {
+        let peer = Peer::retrying(USER_SERVICE, base, settings)?.with_tokens(tokens);
         Ok(Self { lookups: BatchedCalls::new(&peer, UserLookup(peer.clone())), peer })
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Each module covers a part of the HTTP contract or of order placement.
 
+mod auth;
 mod bad_input;
 mod batches;
 mod client_disconnect;

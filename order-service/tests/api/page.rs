@@ -2,7 +2,7 @@
 
 use chassis::config::defaults;
 use order_service::{AppState, app};
-use testing::Client;
+use testing::{Client, TestIssuer};
 
 use crate::support::World;
 
@@ -19,7 +19,11 @@ async fn serves_a_page_at_the_root_that_is_not_part_of_the_api() {
     assert_eq!(html.matches(&format!("nonce=\"{nonce}\"")).count(), elements, "{policy}");
     let next = world.client.get("/").await;
     assert!(!next.header("content-security-policy").contains(nonce), "each response has another nonce");
-    for content in [include_str!("../../page/page.css"), include_str!("../../page/page.js")] {
+    for content in [
+        include_str!("../../page/page.css"),
+        include_str!("../../page/requests.js"),
+        include_str!("../../page/page.js"),
+    ] {
         assert!(html.contains(content), "style and script are inlined");
     }
     for peer in world.placement.peers() {
@@ -32,6 +36,10 @@ async fn serves_a_page_at_the_root_that_is_not_part_of_the_api() {
     let page = Client::new(app(public, &defaults())).get("/").await.expect(200).to_string();
     assert!(page.contains(r#"<meta name="user-service" content="http://localhost:3001/shop">"#), "{page}");
     assert!(page.contains(world.placement.peers()[1].base().as_str()), "the other is the peer: {page}");
+
+    assert!(html.contains(r#"<meta name="sign-in" content="">"#), "sign-in is off: {html}");
+    let page = world.with_sign_in(&TestIssuer::default()).get("/").await.expect(200).to_string();
+    assert!(page.contains(r#"<meta name="sign-in" content="https://issuer.test/">"#), "{page}");
 
     world.client.get("/?users=http://127.0.0.1:3001").await.expect(200);
     world.client.request("POST", "/").send().await.expect_problem(405, "method-not-allowed");

@@ -9,11 +9,11 @@ use chassis::config::{PeerSettings, Settings, defaults};
 use order_service::peers::{Products, Users};
 use order_service::placement::Placement;
 use order_service::store::{MemoryStore, OrderStore, PostgresStore};
-use order_service::{AppState, app};
+use order_service::{AppState, SERVICE, app};
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnectOptions;
 use testing::postgres::generous_timeouts;
-use testing::{Client, DEADLINE, Received, Sending};
+use testing::{Client, DEADLINE, Received, Sending, TestIssuer};
 pub(crate) use testing::{eventually, expect_bad, next_page, with_timeout};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -106,6 +106,12 @@ impl World {
     /// Returns a client of another replica that places at most `max_concurrent` orders at the same time.
     pub(crate) fn client_of_a_small_replica(&self, max_concurrent: usize) -> Client {
         client(self.replica_of(Timeouts { call: HOUR, order: HOUR }, max_concurrent))
+    }
+
+    /// Returns a client of the same service with sign-in on.
+    pub(crate) fn with_sign_in(&self, issuer: &TestIssuer) -> Client {
+        let state = AppState::new(self.placement.clone()).with_sign_in(issuer.authenticator(SERVICE, false));
+        Client::new(app(state, &defaults()))
     }
 
     fn replica_of(&self, timeouts: Timeouts, max_concurrent: usize) -> Placement {
@@ -221,8 +227,8 @@ fn new_placement(
     let connect_timeout = timeouts.call.min(DEADLINE);
     let max_answer_bytes = TOO_LARGE / 2;
     let settings = PeerSettings { connect_timeout, timeout: timeouts.call, max_answer_bytes, ..defaults() };
-    let users = Users::new(users, &settings).expect("a client");
-    let products = Products::new(products, &settings).expect("a client");
+    let users = Users::new(users, &settings, None).expect("a client");
+    let products = Products::new(products, &settings, None).expect("a client");
     Placement::new(store, users, products, timeouts.order, max_concurrent)
 }
 

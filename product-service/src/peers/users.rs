@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use bytes::Bytes;
 use chassis::batch::{BatchItem, Batcher, Limits};
 use chassis::client::{AdaptiveLimit, Peer, PeerError, PeerResponse};
@@ -22,8 +22,13 @@ pub struct Users {
     lists: Batcher<ListRequest, Result<UserList, PeerError>>,
 }
 
-/// The query of a list, and the context of the request that it is for.
-type ListRequest = (Option<String>, RequestContext);
+/// A list that is requested.
+struct ListRequest {
+    query: Option<String>,
+    /// The caller's. user-service decides what this caller may see.
+    authorization: Option<HeaderValue>,
+    context: RequestContext,
+}
 
 /// The response to a list request.
 #[derive(Clone, Debug)]
@@ -37,6 +42,10 @@ pub enum UserList {
     },
     /// user-service rejected these parameters of the query.
     InvalidQuery(Vec<FieldError>),
+    /// user-service did not accept the token of the caller.
+    Unauthenticated,
+    /// user-service does not let the caller list users.
+    Forbidden,
 }
 
 impl Users {
@@ -49,7 +58,7 @@ impl Users {
         let max = settings.max_in_flight as usize;
         let limits = Limits { max_items: max, max_bytes: usize::MAX, item_bytes: |_| 0, max_queued: max };
         let caller = peer.clone();
-        let lists = Batcher::new("lists", limits, move |batch| call_once_per_query(caller.clone(), batch));
+        let lists = Batcher::new("lists", limits, move |batch| call_once_per_query_and_token(caller.clone(), batch));
         Ok(Self { limit: AdaptiveLimit::new(&peer), peer, lists })
     }
 
@@ -58,40 +67,53 @@ impl Users {
         &self.peer
     }
 
-    /// Calls `GET /users` with this query.
+    /// Calls `GET /users` with this query, and with the header `Authorization` of the caller.
     ///
-    /// Requests with the same query that arrive during a call share the next call. So a response is never older than the
-    /// request that it is for.
+    /// Requests with the same query and token that arrive during a call share the next call. So a response is never older
+    /// than the request that it is for, and no caller gets the response for another one.
     ///
     /// # Errors
     /// If user-service does not answer, or its answer is not a JSON array.
-    pub async fn list(&self, query: Option<&str>, context: &RequestContext) -> Result<UserList, PeerError> {
+    pub async fn list(
+        &self,
+        query: Option<&str>,
+        authorization: Option<HeaderValue>,
+        context: &RequestContext,
+    ) -> Result<UserList, PeerError> {
         let mut admission = self.limit.admit(context).await?;
         admission.start();
         let time_left = context.time_left();
-        let answer = self.lists.submit((query.map(str::to_owned), context.clone()), Some(time_left)).await;
+        let request = ListRequest { query: query.map(str::to_owned), authorization, context: context.clone() };
+        let answer = self.lists.submit(request, Some(time_left)).await;
         let result = self.peer.batch_result(answer, time_left);
         admission.finish(&result, time_left);
         result
     }
 }
 
-async fn call_once_per_query(peer: Peer, batch: Vec<BatchItem<ListRequest, Result<UserList, PeerError>>>) {
-    let mut by_query: HashMap<Option<String>, Vec<_>> = HashMap::new();
+async fn call_once_per_query_and_token(peer: Peer, batch: Vec<BatchItem<ListRequest, Result<UserList, PeerError>>>) {
+    let mut calls: HashMap<(Option<String>, Option<HeaderValue>), Vec<_>> = HashMap::new();
     for request in batch {
-        by_query.entry(request.item.0.clone()).or_default().push(request);
+        let ListRequest { query, authorization, .. } = &request.item;
+        calls.entry((query.clone(), authorization.clone())).or_default().push(request);
     }
-    join_all(by_query.into_iter().map(|(query, requests)| async {
-        let context = RequestContext::merge(requests.iter().map(|request| &request.item.1));
-        let list = call(&peer, query, &context).await;
+    join_all(calls.into_iter().map(|((query, authorization), requests)| async {
+        let context = RequestContext::merge(requests.iter().map(|request| &request.item.context));
+        let list = call(&peer, query, authorization, &context).await;
         requests.into_iter().for_each(|request| request.respond(list.clone()));
     }))
     .await;
 }
 
-async fn call(peer: &Peer, query: Option<String>, context: &RequestContext) -> Result<UserList, PeerError> {
+async fn call(
+    peer: &Peer,
+    query: Option<String>,
+    authorization: Option<HeaderValue>,
+    context: &RequestContext,
+) -> Result<UserList, PeerError> {
     let path = query.map_or_else(|| "/users".to_owned(), |query| format!("/users?{query}"));
-    let response = peer.get(&path, context).await?;
+    let has_token = authorization.is_some();
+    let response = peer.get_as(authorization, &path, context).await?;
     match response.status {
         StatusCode::OK => {
             check_array(&response.body).map_err(|error| peer.unexpected(&response, error))?;
@@ -101,6 +123,8 @@ async fn call(peer: &Peer, query: Option<String>, context: &RequestContext) -> R
             Some(problem) if !problem.errors.is_empty() => Ok(UserList::InvalidQuery(problem.errors)),
             _ => Err(peer.unexpected(&response, "a 400 that names no parameter")),
         },
+        StatusCode::UNAUTHORIZED if has_token && response.is_json() => Ok(UserList::Unauthenticated),
+        StatusCode::FORBIDDEN if has_token && response.is_json() => Ok(UserList::Forbidden),
         _ => Err(peer.unexpected(&response, "not a list of users")),
     }
 }

@@ -29,8 +29,11 @@ pub struct MemoryStore {
     tables: RwLock<Tables>,
 }
 
+/// Products and reservations, and the steps that change both.
+///
+/// The store in PostgreSQL copies the rows of a batch into it, to decide the batch by the same rules.
 #[derive(Default)]
-struct Tables {
+pub(super) struct Tables {
     products: BTreeMap<Id, Entity<ProductRecord>>,
     last_id: i64,
     /// Released reservations stay: each is the tombstone that rejects a late request.
@@ -48,6 +51,13 @@ impl MemoryStore {
 }
 
 impl Tables {
+    /// Returns tables with these rows.
+    pub(super) fn new(products: Vec<Entity<ProductRecord>>, reservations: Vec<Reservation>) -> Self {
+        let products = products.into_iter().map(|record| (record.product.id, record)).collect();
+        let reservations = reservations.into_iter().map(|reservation| (reservation.order_id, reservation)).collect();
+        Self { products, last_id: 0, reservations }
+    }
+
     /// Returns the lines with the current names and prices, if all of them can be reserved.
     fn reservable(&self, lines: &ReservationLines) -> Result<Vec<ReservedLine>, ReservationError> {
         let (mut reservable, mut unknown, mut short) = (Vec::new(), Vec::new(), Vec::new());
@@ -82,7 +92,8 @@ impl Tables {
         }
     }
 
-    fn reserve(&mut self, order_id: OrderId, lines: &ReservationLines) -> ReservationOutcome {
+    /// Reserves the units of all lines for an order, or of none.
+    pub(super) fn reserve(&mut self, order_id: OrderId, lines: &ReservationLines) -> ReservationOutcome {
         let existing = self.reservations.get(&order_id);
         match (ReservationStatus::on_reserve(existing.map(|existing| existing.status)), existing) {
             (ReserveAction::ReturnExisting, Some(existing)) if lines.matches(&existing.lines) => {

@@ -1,6 +1,7 @@
 //! What clients can rely on, tested through the router. Each module tests one part of the HTTP contract. A stub replaces
 //! user-service.
 
+mod auth;
 mod bad_input;
 mod batches;
 mod conditional;

@@ -4,12 +4,13 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chassis::auth::Authenticator;
 use chassis::config::{PeerSettings, Settings, defaults};
 use product_service::peers::Users;
 use product_service::store::{self, ProductStore};
-use product_service::{AppState, app};
+use product_service::{AppState, SERVICE, app};
 use serde_json::{Value, json};
-use testing::{Client, Received};
+use testing::{Client, Received, TestIssuer};
 pub(crate) use testing::{expect_bad, next_page};
 use url::Url;
 
@@ -49,18 +50,29 @@ impl Shop {
     /// Returns a shop over this store. Its user-service does not exist.
     pub(crate) fn with_store(store: Arc<dyn ProductStore>) -> Self {
         let nowhere = Url::parse("http://user-service.invalid").expect("an address");
-        Self::new(store, nowhere, &generous_timeouts())
+        Self::new(store, nowhere, &generous_timeouts(), None)
     }
 
     /// Returns a seeded shop with user-service at this address.
     pub(crate) async fn with_users(users: Url, peers: &PeerSettings) -> Self {
-        Self::new(store::memory(true).await.expect("a store in memory"), users, peers)
+        Self::new(store::memory(true).await.expect("a store in memory"), users, peers, None)
     }
 
-    fn new(store: Arc<dyn ProductStore>, users: Url, peers: &PeerSettings) -> Self {
+    /// Returns a seeded shop with sign-in on and user-service at this address.
+    pub(crate) async fn with_sign_in(issuer: &TestIssuer, users: Url) -> Self {
+        let store = store::memory(true).await.expect("a store in memory");
+        Self::new(store, users, &generous_timeouts(), issuer.authenticator(SERVICE, true))
+    }
+
+    fn new(
+        store: Arc<dyn ProductStore>,
+        users: Url,
+        peers: &PeerSettings,
+        authenticator: Option<Authenticator>,
+    ) -> Self {
         let users = Users::new(users, peers).expect("a client of user-service");
         let settings = Settings { request_timeout: MINUTE, body_timeout: MINUTE, ..defaults() };
-        Self(Client::new(app(AppState::new(store, users), &settings)))
+        Self(Client::new(app(AppState::new(store, users).with_sign_in(authenticator), &settings)))
     }
 
     /// Adds a product that costs 10, and returns its id.

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use futures_util::future::join_all;
 use serde_json::json;
 use system_tests::narration::{Narration, each, summary};
-use system_tests::{Response, System, build, eventually, order};
+use system_tests::{Response, SignIn, System, build, eventually, order, sign_in};
 
 const JOHN: i64 = 1;
 const JANE: i64 = 2;
@@ -30,6 +30,7 @@ async fn main() -> ExitCode {
     kill_a_peer(&mut narration, &mut shop).await;
     restart_the_peer(&mut narration, &mut shop).await;
     cancel_an_order(&mut narration, &shop).await;
+    sign_in_and_order(&mut narration).await;
     narration.end()
 }
 
@@ -146,6 +147,41 @@ async fn cancel_an_order(narration: &mut Narration, shop: &System) {
     let cancelled = shop.orders.patch(placed.header("location"), json!({"status": "cancelled"})).await;
     narration.check("PATCH its Location", r#"200, status "cancelled""#, summary(&cancelled, &["status"]));
     narration.check("Phones in stock, as before", before, eventually(before, || shop.stock(PHONE)).await);
+}
+
+async fn sign_in_and_order(narration: &mut Narration) {
+    narration.step("Another shop has sign-in on: each customer sees only his own orders, and an admin sees all");
+    let keys = SignIn::new().expect("a temporary folder");
+    let shop = System::start_with(Some(&keys), |launch| launch).await.expect("the services start");
+    let wanted = json!({"products": [{"productId": LAPTOP, "quantity": 1}]});
+    let unknown = shop.orders.post("/orders", wanted.clone()).await;
+    narration.check(
+        "POST /orders without a token",
+        r#"401, type "urn:problem-type:unauthenticated""#,
+        summary(&unknown, &["type"]),
+    );
+    let mut tokens = Vec::new();
+    for name in ["ada", "bob"] {
+        let account = json!({"username": name, "password": "a horse for three services"});
+        shop.users.post("/users", account.clone()).await.expect(201);
+        let session = shop.users.post("/sessions", account).await;
+        narration.check(
+            &format!("POST /sessions: {name} signs in"),
+            r#"200, tokenType "Bearer""#,
+            summary(&session, &["tokenType"]),
+        );
+        tokens.push(sign_in(&shop.users, name, "a horse for three services").await);
+    }
+    let get =
+        async |path: &str, token: &str| shop.orders.request("GET", path).header("authorization", token).send().await;
+    let order = shop.orders.request("POST", "/orders").header("authorization", &tokens[0]).json(&wanted).send().await;
+    narration.check("POST /orders with Ada's token", r#"201, status "pending""#, summary(&order, &["status"]));
+    let location = order.header("location");
+    narration.check("GET her order with her token", 200, get(location, &tokens[0]).await.status);
+    narration.check("GET her order with Bob's token", 404, get(location, &tokens[1]).await.status);
+    let count = async |token: &str| get("/orders", token).await.json().as_array().map_or(0, Vec::len);
+    narration.check("Bob's orders", 0, count(&tokens[1]).await);
+    narration.check("The admin's list of orders", 1, count(&keys.admin(&shop.users).await).await);
 }
 
 /// Orders one phone for John.

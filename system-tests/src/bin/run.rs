@@ -1,4 +1,4 @@
-//! `make run`: the three services on their default ports, their output side by side, until Ctrl-C.
+//! `make run`: the three services on their default ports, their output side by side, until Ctrl-C. `AUTH=on` turns sign-in on.
 //!
 //! They inherit the environment (`RUST_LOG=warn make run` prints only warnings). This program alone stops them, callers
 //! first: each has its own process group, which a terminal's Ctrl-C does not reach.
@@ -10,7 +10,7 @@ use std::pin::pin;
 use std::process::ExitCode;
 
 use system_tests::terminal::{Colour, paint, shutdown_signal};
-use system_tests::{Launch, PRODUCTS, Service, System, USERS, build, eventually};
+use system_tests::{ADMIN, Launch, PRODUCTS, Service, SignIn, System, USERS, build, eventually};
 
 #[tokio::main]
 #[expect(clippy::print_stderr, reason = "the reason is for the user on the terminal")]
@@ -33,20 +33,30 @@ async fn run() -> Result<(), String> {
                     see docs/postgres.md"
             .to_owned());
     }
+    let sign_in = sign_in()?;
     print("Building the three services; the first time takes a few minutes.");
     build()?;
     let mut end = pin!(shutdown_signal().map_err(|error| format!("cannot catch signals: {error}"))?);
     let mut system = tokio::select! {
-        started = System::start_as(visible) => started?,
+        started = System::start_with(sign_in.as_ref(), visible) => started?,
         () = &mut end => return Ok(()),
     };
     let ended = tokio::select! {
-        reason = watch(&mut system) => Err(reason),
+        reason = watch(&mut system, sign_in.as_ref()) => Err(reason),
         () = &mut end => Ok(()),
     };
     print("Stopping.");
     system.stop().await;
     ended
+}
+
+/// Returns the keys of sign-in with `AUTH=on`.
+fn sign_in() -> Result<Option<SignIn>, String> {
+    match env::var("AUTH").unwrap_or_default().trim() {
+        "on" => SignIn::new().map(Some),
+        "" | "off" => Ok(None),
+        _ => Err("AUTH must be `on` or `off`".to_owned()),
+    }
 }
 
 /// Starts it as a user would, with a prefix for its lines.
@@ -77,26 +87,34 @@ fn is_set(variable: &str) -> bool {
 }
 
 /// Waits until all are ready, and then until one of them ends. Returns why the others must be stopped.
-async fn watch(system: &mut System) -> String {
+async fn watch(system: &mut System, sign_in: Option<&SignIn>) -> String {
     for service in [&system.users, &system.products, &system.orders] {
         if !eventually(true, || is_ready(service)).await {
             return format!("{} does not become ready", service.url());
         }
     }
-    greet(system);
+    greet(system, sign_in);
     system.wait_for_end().await
 }
 
 /// Prints the URLs, and requests to try.
-fn greet(system: &System) {
+fn greet(system: &System, sign_in: Option<&SignIn>) {
     let (users, products, orders) = (system.users.url(), system.products.url(), system.orders.url());
+    let ready = paint("All three are ready. Ctrl-C stops them; so does the end of one.", Colour::Green);
+    if let Some(sign_in) = sign_in {
+        let commands = sign_in.commands(system);
+        let password = sign_in.password();
+        return print(&format!(
+            "\n{ready} Open {orders}/ and sign in as {ADMIN} with the password {password}\n\
+             Or try in another terminal:\n\n{commands}"
+        ));
+    }
     print(&format!(
-        "\n{} Open {orders}/, or try in another terminal:\n\n  \
+        "\n{ready} Open {orders}/, or try in another terminal:\n\n  \
          curl -s {users}/users\n  \
          curl -s {products}/products\n  \
          curl -s {orders}/orders -H 'content-type: application/json' \\\n    \
-         -d '{{\"userId\":1,\"products\":[{{\"productId\":1,\"quantity\":1}}]}}'\n",
-        paint("All three are ready. Ctrl-C stops them; so does the end of one.", Colour::Green)
+         -d '{{\"userId\":1,\"products\":[{{\"productId\":1,\"quantity\":1}}]}}'\n"
     ));
 }
 

@@ -20,6 +20,7 @@ use futures_util::future::join_all;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
+use sqlx::Executor;
 use system_tests::durable::Durable;
 use system_tests::invariants::{DatabaseSnapshot, settled};
 use system_tests::{DEADLINE, Fault, Launch, Links, ORDERS, PRODUCTS, Service, System, eventually, is_thorough, seed};
@@ -247,15 +248,17 @@ impl Case {
             ensure(both.await, || "the two intents are not stored".to_owned())?;
         }
         durable.system.orders.kill().await;
-        // Ages both by a minute. They are claimed as well, or on a busy machine the process would crash while it starts.
-        let age = "update orders set begun_at = begun_at - interval '1 minute', claimed_until = 'infinity'";
+        // Ages both by a minute. They will be claimed as well, or on a busy machine the process would crash while it starts.
         let mut orders = durable.database(ORDERS).await.map_err(|error| error.to_string())?;
-        sqlx::query(age).execute(&mut orders).await.map_err(|error| error.to_string())?;
+        let age = "alter table releases alter claimed_until set default 'infinity'; update releases set claimed_until = 'infinity';
+            update intents set begun_at = begun_at - interval '1 minute'";
+        orders.execute(age).await.map_err(|error| error.to_string())?;
         heal(&durable.links);
         self.start_armed(&mut durable.system, batching).await;
         // From now on the reconciler can claim both at the same time.
-        let free = "update orders set claimed_until = '-infinity' where claimed_until = 'infinity'";
-        sqlx::query(free).execute(&mut orders).await.map_err(|error| error.to_string())?;
+        let free = "alter table releases alter claimed_until set default '-infinity';
+            update releases set claimed_until = '-infinity' where claimed_until = 'infinity'";
+        orders.execute(free).await.map_err(|error| error.to_string())?;
         Ok(waiting.unwrap_or_else(|| scenario.clients(&durable.system)))
     }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use system_tests::{Signal, System, eventually, order};
+use system_tests::{ADMIN, SignIn, Signal, System, eventually, order, sign_in};
 use tokio::time;
 
 use crate::browser::Browser;
@@ -122,6 +122,73 @@ async fn shows_a_dead_user_service_within_three_seconds_and_explains_a_failed_or
     browser.until("document.querySelector('article.down .name')?.innerText === 'product-service'").await;
     system.products.signal(Signal::Thaw).await;
     browser.until("document.querySelectorAll('article.up').length === 3").await;
+    assert_eq!(exceptions(&mut browser).await, [] as [Value; 0]);
+    browser.close().await;
+}
+
+#[tokio::test]
+async fn signs_in_and_shows_only_what_the_caller_may_see() {
+    let keys = SignIn::new().expect("a temporary folder");
+    let system = System::start_with(Some(&keys), |launch| launch).await.unwrap_or_else(|why| panic!("{why}"));
+    let account = json!({"username": "ada", "email": "ada@example.com", "password": "a horse for three services"});
+    system.users.post("/users", account).await.expect(201);
+    let Some(mut browser) = Browser::open(&format!("{}/?users=http://127.0.0.1:1", system.orders.url())).await else {
+        return;
+    };
+    browser.until("document.querySelectorAll('article.up').length === 3").await; // the address in the query is ignored
+    let message_has =
+        |text: &str| format!("document.querySelector('form.password ~ .message').innerText.includes({text:?})");
+
+    browser.click("button[value=once]").await;
+    browser.until(&result_has("401")).await;
+    let fill = |login: &str, password: &str| {
+        format!(
+            "{{ const form = document.querySelector('form.password'); form.login.value = {login:?}; \
+             form.password.value = {password:?}; form.requestSubmit(); }}"
+        )
+    };
+    browser.evaluate(&fill("ada", "wrong")).await;
+    browser.until("document.querySelector('.message').innerText.length > 10").await;
+    browser.evaluate(&fill("ada@example.com", "a horse for three services")).await;
+    browser.until(&message_has("Signed in as ada@example.com")).await;
+    browser.click("button[value=once]").await;
+    browser.until(&result_has("201 Created")).await;
+    browser.until(&listed(1)).await;
+    assert_eq!(browser.evaluate("document.querySelector('select[name=user]').options.length").await, 1);
+    assert_eq!(
+        browser.evaluate("JSON.stringify([localStorage, sessionStorage, document.cookie])").await,
+        r#"[{},{},""]"#
+    );
+    for scheme in ["dark", "light"] {
+        browser.prefers(scheme).await;
+        assert_eq!(browser.evaluate(LOW_CONTRAST).await, json!([]), "{scheme}");
+    }
+
+    browser.click("button.out").await;
+    browser.until(&message_has("Signed out")).await;
+    browser.until(&listed(0)).await;
+    browser.evaluate(&fill(ADMIN, keys.password())).await;
+    browser.until(&listed(1)).await;
+    browser.until("document.querySelector('select[name=user]').options.length > 3").await;
+
+    // A token that the services do not accept any more; and a token of another provider, which is pasted.
+    browser.evaluate("token = 'x'").await;
+    browser.until(&message_has("do not accept your token")).await;
+    browser.until(&listed(0)).await;
+    browser.evaluate("notice({ status: 404 })").await;
+    browser.until(&message_has("paste the access token")).await;
+    let token = sign_in(&system.users, "ada", "a horse for three services").await.replace("Bearer ", "");
+    browser.evaluate(&format!("document.querySelector('form.token').token.value = {token:?}")).await;
+    browser.click("form.token button").await;
+    browser.until(&listed(1)).await;
+    browser
+        .evaluate(
+            "window.fetch = async () => new Response('{\"detail\":\"The access token has expired\"}', \
+             { status: 401, headers: { 'content-type': 'application/problem+json' } })",
+        )
+        .await;
+    browser.until(&message_has("has run out")).await;
+    browser.until("!document.querySelector('form.token').hidden").await; // sign-in is shown again
     assert_eq!(exceptions(&mut browser).await, [] as [Value; 0]);
     browser.close().await;
 }

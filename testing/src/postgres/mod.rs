@@ -185,6 +185,19 @@ impl Server {
         let _ = fs::remove_file(self.folder.join("data/postmaster.pid")); // another process may get this id soon
     }
 
+    /// Returns the processor time of all processes of the server so far.
+    ///
+    /// # Panics
+    /// If the system has no `/proc`.
+    pub fn cpu_time(&self) -> Duration {
+        const TICKS_PER_SECOND: u64 = 100; // on every Linux
+        let postmaster = self.process.id();
+        // utime and stime, and in the postmaster those of its children that have ended.
+        let ticks = |pid: u32, fields: usize| stat(pid).iter().skip(11).take(fields).sum::<u64>();
+        let running: u64 = children_of(postmaster).into_iter().map(|pid| ticks(pid, 2)).sum();
+        Duration::from_millis((running + ticks(postmaster, 4)) * 1000 / TICKS_PER_SECOND)
+    }
+
     /// Starts the server again on its data.
     ///
     /// # Panics
@@ -333,16 +346,18 @@ fn command(program: &Path, owner: Option<(u32, u32)>, folder: &Path) -> Command 
     command
 }
 
-/// Reads the parents of all processes from Linux's `/proc/<pid>/stat`: the second field after the name in brackets.
 fn children_of(parent: u32) -> Vec<u32> {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let processes = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let is_child = |pid: &u32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let fields = stat.rsplit(')').next().unwrap_or_default();
-        fields.split_whitespace().nth(1).and_then(|pid| pid.parse().ok()) == Some(parent)
-    };
-    processes.filter(is_child).collect()
+    processes.filter(|pid| stat(*pid).get(1) == Some(&parent.into())).collect()
+}
+
+/// Reads the fields of Linux's `/proc/<pid>/stat` after the name in brackets: the state as 0, the parent, … Empty if there is no
+/// such process.
+fn stat(pid: u32) -> Vec<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields = stat.rsplit_once(')').unwrap_or_default().1;
+    fields.split_whitespace().map(|field| field.parse().unwrap_or_default()).collect()
 }
 
 /// PostgreSQL refuses to run as root. If this process is root, the server runs as `postgres`, which gets the folder.

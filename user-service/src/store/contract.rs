@@ -14,7 +14,7 @@ testing::store_contract! {
     rejects_a_taken_name_in_any_case
     stores_the_longest_names
     changes_nothing_when_it_rejects_an_insert
-    finds_users_by_id_and_by_username
+    finds_users_by_id_username_and_email
     finds_each_of_many_users_by_its_name
     joins_pages_to_the_whole_list
     changes_only_the_expected_version
@@ -137,7 +137,7 @@ async fn changes_nothing_when_it_rejects_an_insert(store: &Store) {
     add(store, account("eve", "eve@example.com")).await; // the username is still free
 }
 
-async fn finds_users_by_id_and_by_username(store: &Store) {
+async fn finds_users_by_id_username_and_email(store: &Store) {
     let ada = add(store, account("Ada", "ada@example.com")).await;
     let bob = add(store, account("bob", "bob@example.com")).await;
     let (ada_id, bob_id, unknown) = (ada.user.id, bob.user.id, Id::new(999).unwrap());
@@ -146,8 +146,14 @@ async fn finds_users_by_id_and_by_username(store: &Store) {
     for same in ["ADA", "Ａｄａ"] {
         assert!(store.by_username(same).await.unwrap().is_some_and(|found| found.user.id == ada_id), "{same}");
     }
-    for other in ["ad", "ada\0", "\0", "", "%"] {
+    for same in ["ADA@example.com", "Ａｄａ@EXAMPLE.com"] {
+        assert!(store.by_email(same).await.unwrap().is_some_and(|found| found.user.id == ada_id), "{same}");
+    }
+    for other in ["ad", "ada\0", "\0", "", "%", "ada@example.com"] {
         assert!(store.by_username(other).await.unwrap().is_none(), "{other:?}");
+    }
+    for other in ["ada", "ada@example.com\0", "\0", "", "%"] {
+        assert!(store.by_email(other).await.unwrap().is_none(), "{other:?}");
     }
     let found = store.by_ids(&[bob_id, unknown, ada_id, bob_id]).await.unwrap();
     assert_eq!(found.iter().map(|found| found.user.id).collect::<Vec<_>>(), [ada_id, bob_id]);
@@ -238,6 +244,7 @@ async fn frees_the_names_of_a_removed_user(store: &Store) {
     assert!(store.remove(ada.user.id, ada.version).await.unwrap());
     assert!(!store.remove(ada.user.id, ada.version).await.unwrap(), "only once");
     assert!(store.by_username("ada").await.unwrap().is_none());
+    assert!(store.by_email("ada@example.com").await.unwrap().is_none());
     add(store, account("ada", "ada@example.com")).await;
 }
 

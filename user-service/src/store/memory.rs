@@ -117,6 +117,12 @@ impl UserStore for MemoryStore {
         Ok(id.and_then(|id| tables.users.get(id)).cloned())
     }
 
+    async fn by_email(&self, email: &str) -> Result<Option<Entity<UserRecord>>, StoreError> {
+        let tables = self.read();
+        let id = tables.emails.get(case_fold(email).as_ref());
+        Ok(id.and_then(|id| tables.users.get(id)).cloned())
+    }
+
     async fn page(&self, page: Page<Id>) -> Result<Rows<Entity<UserRecord>>, StoreError> {
         let start = page.after.map_or(Bound::Unbounded, Bound::Excluded);
         let tables = self.read();

@@ -45,6 +45,9 @@ pub trait UserStore: Send + Sync {
     /// Returns the user with this username, compared by [`crate::user::case_fold`].
     async fn by_username(&self, username: &str) -> Result<Option<Entity<UserRecord>>, StoreError>;
 
+    /// Returns the user with this e-mail, compared in the same way.
+    async fn by_email(&self, email: &str) -> Result<Option<Entity<UserRecord>>, StoreError>;
+
     /// Returns a page of all users by ascending id. The cost does not depend on the position of the page.
     async fn page(&self, page: Page<Id>) -> Result<Rows<Entity<UserRecord>>, StoreError>;
 

@@ -13,6 +13,7 @@ const LANGUAGE: Language = Language {
         "PATCH /users/*",
         "PATCH /users/*",
         "DELETE /users/*",
+        "POST /sessions",
         "GET /readyz",
     ],
     queries: &["limit=2", "after=1", "ids=1,2,3", "username=ada", "limit=1000&after=0"],

@@ -1,6 +1,7 @@
 //! The HTTP contract with clients, tested through the router.
 
 mod accounts;
+mod auth;
 mod bad_input;
 mod conditional;
 mod fuzz;

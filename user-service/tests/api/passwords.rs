@@ -3,10 +3,11 @@
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use testing::{Client, Received, Sending};
 use tracing_subscriber::filter::LevelFilter;
 
+use crate::auth::{PASSWORD, Setup, new_key};
 use crate::support::service;
 
 /// A part of every password in these tests.
@@ -95,6 +96,42 @@ async fn does_not_repeat_a_rejected_password() {
     let form = client.request("POST", "/users").bytes("application/x-www-form-urlencoded", form);
     send(form).await.expect_problem(415, "unsupported-media-type");
     send(client.request("GET", &format!("/users?password={good}&limit=0"))).await.expect(400);
+}
+
+#[tokio::test]
+async fn never_shows_a_password_or_a_token_in_a_sign_in() {
+    service_with_full_log().await;
+    let pem = new_key();
+    let service = Setup { admins: &["root"], ..Setup::signing_with(&pem) }.start().await;
+    service.state.clone().create_admins().await;
+    assert!(PASSWORD.contains(CANARY));
+    service.sign_up("ada").await;
+    let sign_in = |body: Value| send(service.client.request("POST", "/sessions").json(&body));
+    let mut tokens = Vec::new();
+    for name in ["root", "ada"] {
+        let session = sign_in(json!({"username": name, "password": PASSWORD})).await.expect(200).json();
+        tokens.push(session["accessToken"].as_str().unwrap().to_owned());
+    }
+    for name in ["root", "eve"] {
+        for _ in 0..5 {
+            sign_in(json!({"username": name, "password": format!("!{CANARY}!")})).await.expect(401);
+        }
+        sign_in(json!({"username": name, "password": PASSWORD})).await.expect_problem(429, "too-many-attempts");
+    }
+    sign_in(json!({"username": "ada", "password": [PASSWORD]})).await.expect_invalid(&["/password"]);
+    sign_in(json!({"username": "ada", "password": CANARY.repeat(17)})).await.expect_invalid(&["/password"]);
+    sign_in(json!({"username": "ada", "email": "a@b", "password": PASSWORD})).await.expect_invalid(&["/email"]);
+    let read = |token: &str| send(service.client.request("GET", "/users").token(token));
+    read(&tokens[0]).await.expect(200);
+    read(&tokens[1]).await.expect_problem(403, "insufficient-scope");
+    tokens.push(format!("{}x", tokens[1]));
+    let rejected = read(&tokens[2]).await.expect(401).to_string();
+    let log = String::from_utf8_lossy(&log()).into_owned();
+    let key = pem.lines().nth(1).expect("the second line of a PEM file");
+    for secret in tokens.iter().flat_map(|token| token.split('.')).chain([key]) {
+        assert!(!log.contains(secret) && !rejected.contains(secret), "a token or a key is in the log");
+    }
+    assert!(log.contains("/sessions") && log.contains("admin created"), "the log has the sign-ins");
 }
 
 #[tokio::test]

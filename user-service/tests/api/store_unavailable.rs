@@ -49,6 +49,10 @@ impl UserStore for UnavailableStore {
         unavailable()
     }
 
+    async fn by_email(&self, _: &str) -> Result<Option<Entity<UserRecord>>, StoreError> {
+        unavailable()
+    }
+
     async fn page(&self, _: Page<Id>) -> Result<Rows<Entity<UserRecord>>, StoreError> {
         unavailable()
     }

@@ -26,8 +26,8 @@ impl<'a> Members<'a> {
     }
 
     /// Splits `json` into its members. Returns `false`, with a mistake recorded, if it is not an object.
-    pub(super) fn open(&mut self, json: &'a RawValue) -> bool {
-        match serde_json::from_str::<RawMembers<'a>>(json.get()) {
+    pub(super) fn open(&mut self, json: &'a str) -> bool {
+        match serde_json::from_str::<RawMembers<'a>>(json) {
             Ok(RawMembers(members)) => self.members = members,
             Err(_) => self.errors.push(FieldError::at_pointer(self.pointer.to_string(), "must be a JSON object")),
         }
@@ -111,7 +111,7 @@ impl<'a> Members<'a> {
         let mut errors = Vec::new();
         for (index, item) in items.into_iter().enumerate() {
             let mut members = Members { pointer: Pointer::Item(&array, index), ..Members::from_body(self.body) };
-            if members.open(item) {
+            if members.open(item.get()) {
                 values.extend(read(&mut members));
             }
             errors.append(&mut members.errors);

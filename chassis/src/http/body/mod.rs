@@ -8,6 +8,7 @@ mod members;
 mod query;
 pub mod values;
 
+use std::fmt;
 use std::ops::RangeInclusive;
 
 use bytes::Bytes;
@@ -35,9 +36,21 @@ pub trait FromQuery: Sized {
 /// # Errors
 /// If the body is not JSON, or if a member is invalid: one [`FieldError`] for each mistake.
 pub fn read_object<T: FromJson>(body: &Bytes) -> Result<T, Problem> {
-    let json = parse(body)?;
+    read_object_with(body, T::from_json)
+}
+
+/// Reads a body that is one JSON object with `read`, for an object whose meaning depends on more than its members.
+///
+/// # Errors
+/// See [`read_object`].
+pub fn read_object_with<T>(body: &Bytes, read: impl FnOnce(&mut Members<'_>) -> Option<T>) -> Result<T, Problem> {
     let mut members = Members::from_body(body);
-    let value = if members.open(json) { T::from_json(&mut members) } else { None };
+    let value = if members.open(str::from_utf8(body).map_err(not_json)?) {
+        read(&mut members)
+    } else {
+        parse(body)?; // it may be no JSON at all
+        None
+    };
     finish(value, members.errors)
 }
 
@@ -63,8 +76,11 @@ pub fn read_query<T: FromQuery>(query: &str) -> Result<T, Problem> {
 }
 
 fn parse(body: &Bytes) -> Result<&RawValue, Problem> {
-    serde_json::from_slice(body)
-        .map_err(|error| Problem::new(&MALFORMED_JSON, format!("The body is not JSON: {error}")))
+    serde_json::from_slice(body).map_err(not_json)
+}
+
+fn not_json(error: impl fmt::Display) -> Problem {
+    Problem::new(&MALFORMED_JSON, format!("The body is not JSON: {error}"))
 }
 
 fn finish<T>(value: Option<T>, errors: Vec<FieldError>) -> Result<T, Problem> {

@@ -31,12 +31,12 @@ impl<'a> QueryParams<'a> {
                 unknown.push(name);
             }
         }
-        let known = match self.known.as_slice() {
+        let known = || match self.known.as_slice() {
             [] => "no parameters".to_owned(),
             [only] => (*only).to_owned(),
             [names @ .., last] => format!("{} and {last}", names.join(", ")),
         };
-        let error = |name| FieldError::in_parameter(name, format!("is unknown; this call has {known}"));
+        let error = |name| FieldError::in_parameter(name, format!("is unknown; this call has {}", known()));
         self.errors.extend(unknown.into_iter().map(error));
         self.errors
     }

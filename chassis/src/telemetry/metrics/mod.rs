@@ -16,7 +16,7 @@ use prometheus_client::encoding::{EncodeLabelSet, text};
 pub use prometheus_client::metrics::counter::Counter;
 pub use prometheus_client::metrics::family::Family;
 pub use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
+pub use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
 /// Upper bounds in seconds, from half a millisecond to the default time limit of a request.

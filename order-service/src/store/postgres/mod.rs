@@ -3,6 +3,9 @@
 //! Each step is one statement, so no transaction stays open while a task waits. Each step is safe to repeat: when a
 //! connection breaks, the statement may be done and its response lost; the next try then finds the step done and
 //! reports success. Concurrent steps of the same kind share one statement ([`batched`]).
+//!
+//! An attempt is a row of `intents` while it is placing, and a row of `releases` while it is aborting. The row of `orders` is
+//! written once, when the attempt becomes an order. The key of a request stays in `idempotency_keys` all the time.
 
 mod batched;
 #[cfg(test)]
@@ -17,6 +20,7 @@ use chassis::config::DatabaseSettings;
 use chassis::http::entity::Entity;
 use chassis::http::page::{Page, Rows};
 use chassis::postgres::{Failure, Pool, Storage};
+use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
 use serde::{Deserialize, Serialize};
 use shared::orders::{Order, OrderLine, OrderStatus};
@@ -48,7 +52,7 @@ const MAX_BEGIN_TRIES: u32 = 20;
 pub struct PostgresStore {
     pool: Pool,
     inserts: BatchedStatement<Intent, ()>,
-    settlements: BatchedStatement<Settlement, Entity<Order>>,
+    settlements: BatchedStatement<Settlement, (Id, Timestamp)>,
     aborts: BatchedStatement<OrderId, ()>,
     releases: BatchedStatement<OrderId, ()>,
 }
@@ -94,9 +98,10 @@ impl PostgresStore {
             id: |settlement: &Settlement| settlement.id,
             item_bytes: Settlement::bytes,
             statement: settle,
-            read: order,
+            read: |row| Ok((user_id(row)?, created_at(row)?)),
         };
-        let abort = StatementSpec { name: "abort", id, item_bytes, statement: abort, read };
+        let abort =
+            StatementSpec { name: "abort", id, item_bytes, statement: |ids| query(ABORT).bind(uuids(ids)), read };
         let release = StatementSpec { name: "finish_release", id, item_bytes, statement: finish_release, read };
         Self {
             inserts: BatchedStatement::new(&pool, insert),
@@ -124,16 +129,16 @@ impl PostgresStore {
 
     /// Returns the outcome for an intent that could not be inserted. `None` if the conflicting row is gone.
     ///
-    /// The conflict is either the intent itself, from a try whose response was lost, or the row that holds its key.
+    /// The conflict is either the intent itself, from a try whose response was lost, or the attempt or order that holds its key.
     async fn outcome_of_conflict(&self, intent: &Intent) -> Result<Option<BeginOutcome>, Error> {
         const SQL: &str = r"
-            select fingerprint, id, user_id, lines, total, status, created_at from orders
-            where id = $1 or (idempotency_key = $2 and state <> 'aborting')
-            order by id <> $1 limit 1";
-        let (key, fingerprint) = key_columns(intent);
+            select order_id = $1 or exists (select from releases where order_id = $1) as is_own,
+                held.fingerprint, id, user_id, lines, total, status, created_at
+            from idempotency_keys as held left join orders on id = order_id where key = $2";
+        let (Some(key), fingerprint) = key_columns(intent) else { return Ok(Some(BeginOutcome::Started)) };
         let select = || query(SQL).bind(intent.id.0).bind(key).fetch_optional(&self.pool);
         let Some(row) = self.pool.retry_read("find_conflict", select).await? else { return Ok(None) };
-        Ok(Some(if row.try_get::<Uuid, _>("id")? == intent.id.0 {
+        Ok(Some(if row.try_get("is_own")? {
             BeginOutcome::Started
         } else if row.try_get::<Option<&[u8]>, _>("fingerprint")? != fingerprint {
             BeginOutcome::KeyMismatch
@@ -185,9 +190,13 @@ impl OrderStore for PostgresStore {
         lines: Vec<OrderLine>,
         total: Money,
     ) -> Result<Option<Entity<Order>>, StoreError> {
-        let settlement = Settlement { id, lines: lines.into_iter().map(Line::from).collect(), total };
-        let result = self.settlements.execute(settlement).await?;
-        self.moved(id, result, |_| true).await // only this request turns the intent into an order
+        let settlement = Settlement { id, lines: lines.iter().cloned().map(Line::from).collect(), total };
+        let StepResult { value, is_ambiguous } = self.settlements.execute(settlement).await?;
+        let value = value.map(|(user_id, created_at)| {
+            Entity::new(Order { id, user_id, products: lines, total, status: OrderStatus::Pending, created_at })
+        });
+        // Only this request turns the intent into an order.
+        self.moved(id, StepResult { value, is_ambiguous }, |_| true).await
     }
 
     async fn abort(&self, id: OrderId) -> Result<bool, StoreError> {
@@ -222,33 +231,42 @@ impl OrderStore for PostgresStore {
         Ok(Rows::cut(orders.into_iter(), page.limit))
     }
 
-    /// Two statements, because the second must also see the rows that the first one aborts. Both skip locked rows:
-    /// another replica is settling, aborting or claiming those.
+    /// Several statements, because each must see the rows of those before. They skip locked rows: another replica is settling,
+    /// aborting or claiming those.
     async fn claim(&self, abandon_after: Duration, lease: Duration, limit: usize) -> Result<Vec<OrderId>, StoreError> {
-        const ABORT_ABANDONED: &str = r"
-            with abandoned as materialized
-                (select id from orders where state = 'placing' and begun_at <= now() - $1 * interval '1 second'
-                order by begun_at limit 1000 for update skip locked)
-            update orders set state = 'aborting' from abandoned where orders.id = abandoned.id";
+        const ABANDONED: &str = r"
+            select id from intents where begun_at <= now() - $1 * interval '1 second'
+            order by id limit 1000 for update skip locked";
+        // Replicas of the release before leave intents in `orders`.
+        const COLLECT: &str = r"
+            with abandoned as
+                (delete from orders where state in ('placing', 'aborting') and begun_at <= now() - $1 * interval '1 second'
+                returning id, idempotency_key),
+            freed as (delete from idempotency_keys using abandoned where key = idempotency_key and order_id = id)
+            insert into releases (order_id)
+            select id from abandoned union all select id from orders where state = 'cancelling'
+            on conflict do nothing";
         const CLAIM: &str = r"
             with waiting as materialized
-                (select id from orders where state in ('aborting', 'cancelling') and claimed_until <= now()
-                order by claimed_until, id limit $2 for update skip locked),
+                (select order_id from releases where claimed_until <= now()
+                order by claimed_until, order_id limit $2 for update skip locked),
             claimed as
-                (update orders set claimed_until = now() + $1 * interval '1 second' from waiting
-                where orders.id = waiting.id returning orders.id)
-            select id from claimed order by id";
-        let abort = || query(ABORT_ABANDONED).bind(abandon_after.as_secs_f64()).execute(&self.pool);
+                (update releases set claimed_until = now() + $1 * interval '1 second' from waiting
+                where releases.order_id = waiting.order_id returning releases.order_id)
+            select order_id from claimed order by order_id";
+        let age = abandon_after.as_secs_f64();
+        let abandoned = || query_scalar(ABANDONED).bind(age).fetch_all(&self.pool);
+        let abandoned: Vec<Uuid> = self.pool.retry_read("find_abandoned", abandoned).await?;
+        let abort = || query(ABORT).bind(&abandoned).execute(&self.pool);
         self.pool.retry_idempotent("abort_abandoned", abort).await?;
+        self.pool.retry_idempotent("collect", || query(COLLECT).bind(age).execute(&self.pool)).await?;
         let claim = || query_scalar(CLAIM).bind(lease.as_secs_f64()).bind(sql_limit(limit)).fetch_all(&self.pool);
         Ok(self.pool.retry_idempotent("claim", claim).await?.into_iter().map(OrderId).collect())
     }
 
     async fn unsettled(&self) -> Result<i64, StoreError> {
         const SQL: &str = r"
-            select count(*) from
-                (select from orders where state in ('aborting', 'cancelling') and claimed_until > '-infinity' limit 1000)
-                as waiting";
+            select count(*) from (select from releases where claimed_until > '-infinity' limit 1000) as waiting";
         Ok(self.pool.retry_read("unsettled", || query_scalar(SQL).fetch_one(&self.pool)).await?)
     }
 
@@ -257,14 +275,20 @@ impl OrderStore for PostgresStore {
     }
 }
 
+// In the next four statements, `(select $1)` hides the length of the array from the planner. It then finds that one plan fits
+// all batches, and keeps it. To plan each batch anew takes longer than to execute it.
+
 /// Inserts intents. All transactions insert keys in the same order, so they cannot deadlock. Of two intents with one key
 /// only one is inserted.
 fn insert(intents: &[&Intent]) -> PgQuery {
     const SQL: &str = r"
-        insert into orders (id, user_id, state, idempotency_key, fingerprint, created_at)
-        select id, user_id, 'placing', key, fingerprint, created_at
-        from unnest($1, $2, $3, $4, $5) as intent (id, user_id, key, fingerprint, created_at)
-        order by key, id on conflict do nothing returning id";
+        with held as
+            (insert into idempotency_keys (key, order_id, fingerprint)
+            select key, id, fingerprint from unnest((select $1), $3, $4) as intent (id, key, fingerprint)
+            where key is not null order by key, id on conflict do nothing returning order_id)
+        insert into intents (id, user_id, idempotency_key, created_at)
+        select id, user_id, key, created_at from unnest((select $1), $2, $3, $5) as intent (id, user_id, key, created_at)
+        where key is null or id in (select order_id from held) on conflict do nothing returning id";
     let rows = intents.iter().map(|intent| {
         let (key, fingerprint) = key_columns(intent);
         (intent.id.0, intent.user_id.get(), key, fingerprint, intent.created_at.to_sqlx())
@@ -273,15 +297,13 @@ fn insert(intents: &[&Intent]) -> PgQuery {
     query(SQL).bind(ids).bind(users).bind(keys).bind(fingerprints).bind(times)
 }
 
-// In the next three statements, `is not distinct from` keeps the planner from the partial indexes by state. It estimates
-// that those hold almost nothing and would scan them for each order; after an outage they hold many rows.
-
 fn settle(settlements: &[&Settlement]) -> PgQuery {
     const SQL: &str = r"
-        update orders set state = 'pending', lines = new_lines, total = new_total
-        from unnest($1, $2, $3) as settlement (order_id, new_lines, new_total)
-        where id = order_id and state is not distinct from 'placing'
-        returning id, user_id, lines, total, status, created_at";
+        with settled as
+            (delete from intents using unnest((select $1), $2, $3) as settlement (order_id, lines, total) where id = order_id
+            returning id, user_id, lines, total, created_at)
+        insert into orders (id, user_id, state, lines, total, created_at)
+        select id, user_id, 'pending', lines, total, created_at from settled returning id, user_id, created_at";
     let rows = settlements.iter().map(|settlement| {
         let Settlement { id, lines, total } = settlement;
         (id.0, Json(lines), total.cents())
@@ -290,44 +312,52 @@ fn settle(settlements: &[&Settlement]) -> PgQuery {
     query(SQL).bind(ids).bind(lines).bind(totals)
 }
 
-fn abort(ids: &[&OrderId]) -> PgQuery {
-    const SQL: &str = r"
-        update orders set state = 'aborting' where id = any ($1) and state is not distinct from 'placing' returning id";
-    query(SQL).bind(uuids(ids))
-}
+/// Aborts intents and frees their keys.
+///
+/// If a connection breaks while an intent is inserted, the insert may still run on the server after the next try of it was
+/// settled. Such an intent has an order already. It is deleted, and its stock is not released.
+const ABORT: &str = r"
+    with aborted as (delete from intents where id = any ((select $1)::uuid[]) returning id, idempotency_key),
+    freed as (delete from idempotency_keys using aborted where key = idempotency_key and order_id = id)
+    insert into releases (order_id) select id from aborted where not exists (select from orders where orders.id = aborted.id)
+    on conflict do nothing returning order_id as id";
 
+// `is not distinct from` keeps the planner from the partial index by state. It estimates that this index holds almost nothing
+// and would scan it for each order; after an outage it holds many rows.
 fn finish_release(ids: &[&OrderId]) -> PgQuery {
     const SQL: &str = r"
-        with deleted as (delete from orders where id = any ($1) and state is not distinct from 'aborting')
-        update orders set state = 'cancelled' where id = any ($1) and state is not distinct from 'cancelling' returning id";
+        with released as (delete from releases where order_id = any ((select $1)::uuid[]))
+        update orders set state = 'cancelled' where id = any ((select $1)::uuid[]) and state is not distinct from 'cancelling' returning id";
     query(SQL).bind(uuids(ids))
 }
 
 /// Returns the query for up to `limit + 1` orders after `after`.
 ///
-/// Each combination of filters has its own index in the order of the page. Filter and id are compared and sorted as one
-/// value, so that only that index fits. For `where status = 'pending' order by id` the planner could walk all orders by
-/// id and skip the others, although the pending ones are the last of millions.
+/// Filters and id are compared and sorted as one value, so that only the index fits that has the filters before the id. For
+/// `where status = 'pending' order by id` the planner could walk all orders by id and skip the others, although the pending
+/// ones are the last of millions. The orders of a user are those with each status, merged.
 fn page_query(page: Page<OrderId>, filter: Filter) -> PgQuery {
     const ALL: &str = r"
         select id, user_id, lines, total, status, created_at from orders
         where status is not null and id > $1 order by id limit $2";
-    const BY_USER: &str = r"
-        select id, user_id, lines, total, status, created_at from orders
-        where status is not null and (user_id, id) > ($3, $1) and user_id <= $3 order by user_id, id limit $2";
     const BY_STATUS: &str = r"
         select id, user_id, lines, total, status, created_at from orders
         where status is not null and (status, id) > ($3, $1) and status <= $3 order by status, id limit $2";
+    // An upper bound of user and status together would not end the scan, so other orders of the user may follow. They are dropped.
     const BY_USER_AND_STATUS: &str = r"
-        select id, user_id, lines, total, status, created_at from orders
-        where status is not null and (user_id::text || status, id) > ($3, $1) and user_id::text || status <= $3
-        order by user_id::text || status, id limit $2";
+        select id, user_id, lines, total, status, created_at from unnest($4) as wanted cross join lateral
+            (select id, user_id, lines, total, status, created_at from orders
+            where (user_id, status, id) > ($3, wanted, $1) and user_id <= $3 order by user_id, status, id limit $2)
+        as following
+        where status = wanted order by id limit $2";
     let bounded = |sql| query(sql).bind(page.after.unwrap_or(OrderId::MIN).0).bind(sql_limit(page.limit + 1));
     match (filter.user_id, filter.status) {
         (None, None) => bounded(ALL),
-        (Some(user), None) => bounded(BY_USER).bind(user.get()),
         (None, Some(status)) => bounded(BY_STATUS).bind(status.name()),
-        (Some(user), Some(status)) => bounded(BY_USER_AND_STATUS).bind(format!("{user}{status}")),
+        (Some(user), status) => {
+            let wanted = OrderStatus::ALL.into_iter().filter(|one| status.is_none_or(|only| only == *one));
+            bounded(BY_USER_AND_STATUS).bind(user.get()).bind(wanted.map(OrderStatus::name).collect::<Vec<_>>())
+        }
     }
 }
 
@@ -347,12 +377,20 @@ fn order(row: &PgRow) -> Result<Entity<Order>, Error> {
     let Json(lines) = row.try_get::<Json<Vec<Line>>, _>("lines")?;
     Ok(Entity::new(Order {
         id: OrderId(row.try_get("id")?),
-        user_id: Id::new(row.try_get("user_id")?).ok_or_else(|| invalid("user_id"))?,
+        user_id: user_id(row)?,
         products: lines.into_iter().map(OrderLine::try_from).collect::<Result<_, _>>()?,
         total: Money::from_cents(row.try_get("total")?).ok_or_else(|| invalid("total"))?,
         status: row.try_get::<&str, _>("status")?.parse().map_err(|_| invalid("status"))?,
-        created_at: row.try_get::<jiff_sqlx::Timestamp, _>("created_at")?.to_jiff(),
+        created_at: created_at(row)?,
     }))
+}
+
+fn user_id(row: &PgRow) -> Result<Id, Error> {
+    Id::new(row.try_get("user_id")?).ok_or_else(|| invalid("user_id"))
+}
+
+fn created_at(row: &PgRow) -> Result<Timestamp, Error> {
+    Ok(row.try_get::<jiff_sqlx::Timestamp, _>("created_at")?.to_jiff())
 }
 
 impl From<OrderLine> for Line {

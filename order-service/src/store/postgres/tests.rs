@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use chassis::http::extract::Header;
 use futures_util::future::join_all;
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
+use sqlx::{ConnectOptions, Connection};
 use testing::postgres::{behind_a_faulty_connection, database, deadlocks, generous_timeouts};
 
 use super::*;
@@ -17,66 +17,75 @@ pub(in crate::store) async fn open(database: &PgConnectOptions) -> PostgresStore
     PostgresStore::open(database, &generous_timeouts()).await.unwrap()
 }
 
-/// Inserts an order in this state.
-async fn insert(store: &PostgresStore, state: &str) -> Result<Uuid, Error> {
-    let insert =
-        query_scalar("insert into orders (id, user_id, state, created_at) values ($1, 1, $2, now()) returning id");
-    insert.bind(Uuid::now_v7()).bind(state).fetch_one(&store.pool).await
+fn new_intent(key: Option<&str>) -> Intent {
+    let key = key.map(|key| (Key::parse(key).unwrap(), Fingerprint::of(b"{}")));
+    Intent { id: OrderId(Uuid::now_v7()), user_id: Id::new(1).unwrap(), key, created_at: chassis::now() }
 }
 
-async fn read<T>(store: &PostgresStore, column: &str, id: Uuid) -> Option<T>
-where
-    T: Send + Unpin + for<'r> sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres>,
-{
-    let read = format!("select {column} from orders where id = $1");
-    query_scalar(AssertSqlSafe(read)).bind(id).fetch_optional(&store.pool).await.unwrap()
+/// Brings a new order into this state.
+async fn in_state(store: &PostgresStore, state: State, key: Option<&str>) -> OrderId {
+    let intent = new_intent(key);
+    let id = intent.id;
+    assert_eq!(store.begin(intent).await, Ok(BeginOutcome::Started));
+    if state == State::Aborting {
+        assert_eq!(store.abort(id).await, Ok(true));
+    } else if state != State::Placing {
+        assert!(store.settle(id, Vec::new(), Money::default()).await.unwrap().is_some());
+        let update = query("update orders set state = $1 where id = $2").bind(state.name()).bind(id.0);
+        update.execute(&store.pool).await.unwrap();
+    }
+    id
+}
+
+/// Returns the state of an attempt or order. `None` if there is no row of it.
+async fn state(store: &PostgresStore, id: OrderId) -> Option<String> {
+    let sql = "select 'placing' from intents where id = $1 union all select state from orders where id = $1
+        union all select 'aborting' from releases where order_id = $1 and order_id not in (select id from orders)";
+    query_scalar(sql).bind(id.0).fetch_optional(&store.pool).await.unwrap()
 }
 
 #[tokio::test]
 async fn has_the_same_states_and_steps_as_the_domain() {
     let Some(database) = database().await else { return };
     let store = open(&database).await;
-    for state in State::ALL {
-        println!("{state:?}");
-        let status: Option<String> = read(&store, "status", insert(&store, state.name()).await.unwrap()).await.unwrap();
-        assert_eq!(status.as_deref(), state.visible_status().map(OrderStatus::name));
+    for current in State::ALL {
+        println!("{current:?}");
+        let [aborted, settled, released] = [(); 3].map(|()| in_state(&store, current, None));
+        let [aborted, settled, released] = [aborted.await, settled.await, released.await];
+        assert_eq!(state(&store, aborted).await.as_deref(), Some(current.name()));
+        let status = store.by_id(aborted).await.unwrap().map(|order| order.status);
+        assert_eq!(status, current.visible_status());
 
-        let [aborted, settled, released] = [(); 3].map(|()| insert(&store, state.name()));
-        let [aborted, settled, released] = [aborted.await.unwrap(), settled.await.unwrap(), released.await.unwrap()];
-        store.abort(OrderId(aborted)).await.unwrap();
-        store.settle(OrderId(settled), Vec::new(), Money::default()).await.unwrap();
-        store.finish_release(OrderId(released)).await.unwrap();
-        let after_release = match state.after_release() {
+        store.abort(aborted).await.unwrap();
+        store.settle(settled, Vec::new(), Money::default()).await.unwrap();
+        store.finish_release(released).await.unwrap();
+        let after_release = match current.after_release() {
             Some(AfterRelease::Deleted) => None,
             Some(AfterRelease::Kept(state)) => Some(state),
-            None => Some(state),
+            None => Some(current),
         };
         for (id, expected) in [
-            (aborted, Some(state.abort().unwrap_or(state))),
-            (settled, Some(state.settle().unwrap_or(state))),
+            (aborted, Some(current.abort().unwrap_or(current))),
+            (settled, Some(current.settle().unwrap_or(current))),
             (released, after_release),
         ] {
-            assert_eq!(read::<String>(&store, "state", id).await.as_deref(), expected.map(State::name));
+            assert_eq!(state(&store, id).await.as_deref(), expected.map(State::name));
         }
     }
     for unknown in ["", "Pending", "gone"] {
-        assert!(insert(&store, unknown).await.is_err(), "{unknown:?}");
+        let update = query("update orders set state = $1").bind(unknown).execute(&store.pool).await;
+        assert!(update.is_err(), "{unknown:?}");
     }
 }
 
 #[tokio::test]
-async fn keeps_keys_unique_except_for_aborting_rows() {
+async fn keeps_keys_unique_except_for_aborting_attempts() {
     let Some(database) = database().await else { return };
     let store = open(&database).await;
     for state in State::ALL {
-        query("delete from orders").execute(&store.pool).await.unwrap();
-        for _ in 0..2 {
-            let id = insert(&store, "aborting").await.unwrap();
-            let key = query("update orders set idempotency_key = 'k', fingerprint = 'x' where id = $1").bind(id);
-            key.execute(&store.pool).await.unwrap();
-        }
-        let move_all = query("update orders set state = $1").bind(state.name()).execute(&store.pool).await;
-        assert_eq!(move_all.is_err(), state.holds_key(), "{state:?}");
+        in_state(&store, state, Some(state.name())).await;
+        let begun = store.begin(new_intent(Some(state.name()))).await.unwrap();
+        assert_eq!(begun != BeginOutcome::Started, state.holds_key(), "{state:?}: {begun:?}");
     }
 }
 
@@ -86,23 +95,93 @@ async fn skips_locked_rows_when_claiming() {
     let Some(database) = database().await else { return };
     let store = open(&database).await;
     let mut rows = Vec::new();
-    for state in ["aborting", "cancelling", "placing", "aborting", "placing"] {
-        rows.push(OrderId(insert(&store, state).await.unwrap()));
+    for state in [State::Aborting, State::Cancelling, State::Placing, State::Aborting, State::Placing] {
+        rows.push(in_state(&store, state, None).await);
     }
+    assert_eq!(store.claim(Duration::from_secs(3600), Duration::ZERO, 9).await.unwrap().len(), 3);
     let (locked, free) = rows.split_at(3);
     let mut connection = database.connect().await.unwrap();
     let mut transaction = connection.begin().await.unwrap();
-    let lock = "select id from orders where id <= $1 for update";
-    query(lock).bind(locked[2].0).execute(&mut *transaction).await.unwrap();
+    for lock in
+        ["select from intents where id <= $1 for update", "select from releases where order_id <= $1 for update"]
+    {
+        query(lock).bind(locked[2].0).execute(&mut *transaction).await.unwrap();
+    }
 
     let claim = || tokio::time::timeout(Duration::from_secs(20), store.claim(Duration::ZERO, Duration::ZERO, 3));
     assert_eq!(claim().await.expect("no wait for a lock").unwrap(), free);
     transaction.rollback().await.unwrap();
-    assert_eq!(
-        claim().await.expect("no wait for a lock").unwrap(),
-        locked,
-        "orders that were never claimed come first"
-    );
+    let next = claim().await.expect("no wait for a lock").unwrap();
+    assert_eq!(next, locked, "the others have waited longer");
+}
+
+/// The first try of an insert may run on the server after the second one was settled.
+#[tokio::test]
+async fn releases_no_order_whose_intent_is_inserted_again() {
+    let Some(database) = database().await else { return };
+    let store = open(&database).await;
+    let intents = [new_intent(None), new_intent(None), new_intent(Some("k"))];
+    for begin in [1, 2] {
+        assert!(begin_all(&store, &intents).await.iter().all(|begun| *begun == Ok(BeginOutcome::Started)));
+        for intent in intents.iter().filter(|_| begin == 1) {
+            assert!(store.settle(intent.id, Vec::new(), Money::default()).await.unwrap().is_some());
+        }
+    }
+    assert_eq!(store.abort(intents[0].id).await, Ok(false));
+    assert_eq!(store.claim(Duration::ZERO, Duration::ZERO, 9).await.unwrap(), []);
+    for intent in &intents {
+        assert_eq!(state(&store, intent.id).await.as_deref(), Some("pending"));
+    }
+    assert!(matches!(store.begin(new_intent(Some("k"))).await, Ok(BeginOutcome::Replayed(_))), "it keeps its key");
+}
+
+/// Runs a statement as a replica of the release before sends it. Returns the number of rows.
+async fn as_before(store: &PostgresStore, sql: &'static str) -> u64 {
+    query(sql).execute(&store.pool).await.unwrap().rows_affected()
+}
+
+#[tokio::test]
+async fn runs_beside_replicas_of_the_release_before() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    const INSERT: &str = "insert into orders (id, user_id, state, idempotency_key, fingerprint, created_at)
+        select id::uuid, 1, state, key, sha256('{}'), now() from (values
+            ('00000000-0000-7000-8000-000000000001', 'placing', 'a'), ('00000000-0000-7000-8000-000000000002', 'aborting', 'b'),
+            ('00000000-0000-7000-8000-000000000003', 'pending', 'c'), ('00000000-0000-7000-8000-000000000004', 'cancelling', 'g')
+        ) as before (id, state, key)";
+    const AGAIN: &str = "insert into orders (id, user_id, state, idempotency_key, fingerprint, created_at)
+        select gen_random_uuid(), 1, 'placing', key, sha256('{}'), now() from unnest(array['a', 'c', 'd', 'e', 'f']) as key
+        on conflict do nothing";
+    let Some(database) = database().await else { return };
+    let mut connection = database.connect().await.unwrap();
+    let before = Migrator::with_migrations(MIGRATIONS.iter().take(2).cloned().collect());
+    before.run(&mut connection).await.unwrap();
+    query(INSERT).execute(&mut connection).await.unwrap();
+    let id = |n: u128| OrderId(Uuid::from_u128(0x7000_8000_0000_0000_0000 + n));
+
+    let store = open(&database).await;
+    let begin = async |key| store.begin(new_intent(Some(key))).await.unwrap();
+    assert_eq!((begin("a").await, begin("b").await), (BeginOutcome::InProgress, BeginOutcome::Started));
+    assert!(matches!(begin("c").await, BeginOutcome::Replayed(order) if order.id == id(3)));
+    in_state(&store, State::Placing, Some("d")).await;
+    in_state(&store, State::Pending, Some("e")).await;
+    assert_eq!(as_before(&store, AGAIN).await, 1, "only f is free");
+    assert_eq!(begin("f").await, BeginOutcome::InProgress);
+    let found =
+        "select from orders where idempotency_key in ('c', 'e') and state = 'pending' and fingerprint = sha256('{}')";
+    assert_eq!(as_before(&store, found).await, 2, "the replica finds the orders to replay");
+    let abort = "update orders set state = 'aborting' where state = 'placing' and idempotency_key = 'f'";
+    assert_eq!((as_before(&store, abort).await, begin("f").await), (1, BeginOutcome::Started));
+    as_before(&store, "delete from orders where idempotency_key = 'f'").await;
+
+    assert_eq!(store.claim(HOUR, Duration::ZERO, 9).await.unwrap(), [id(4)], "the others may be in progress");
+    as_before(&store, "update orders set begun_at = begun_at - interval '2 hours'").await;
+    assert_eq!(store.claim(HOUR, Duration::ZERO, 9).await.unwrap(), [id(1), id(2), id(4)]);
+    for n in [1, 2, 4] {
+        store.finish_release(id(n)).await.unwrap();
+    }
+    assert_eq!(begin("a").await, BeginOutcome::Started);
+    let left = [state(&store, id(1)).await, state(&store, id(2)).await, state(&store, id(4)).await];
+    assert_eq!(left.map(|state| state.unwrap_or_default()), ["", "", "cancelled"]);
 }
 
 /// The clock of a replica may be wrong by hours, in either direction.
@@ -116,11 +195,11 @@ async fn decides_by_the_clock_of_the_database_which_intents_are_abandoned() {
         let intent = Intent { id, user_id: Id::new(1).unwrap(), key: None, created_at };
         assert_eq!(store.begin(intent).await, Ok(BeginOutcome::Started));
     }
-    let age = query("update orders set begun_at = begun_at - interval '2 hours' where id = any ($1)");
+    let age = query("update intents set begun_at = begun_at - interval '2 hours' where id = any ($1)");
     age.bind([ids[0].0, ids[1].0]).execute(&store.pool).await.unwrap();
     assert_eq!(store.claim(HOUR, HOUR, 9).await.unwrap(), ids[..2]);
     assert_eq!(store.claim(HOUR, HOUR, 9).await.unwrap(), [], "they are claimed for an hour");
-    let leases = "select count(*) from orders where claimed_until between now() + interval '59 minutes' and now() + interval '1 hour'";
+    let leases = "select count(*) from releases where claimed_until between now() + interval '59 minutes' and now() + interval '1 hour'";
     assert_eq!(query_scalar::<_, i64>(leases).fetch_one(&store.pool).await.unwrap(), 2);
 }
 
@@ -130,9 +209,9 @@ async fn reports_success_when_the_response_to_a_step_is_lost() {
     let (database, wire) = behind_a_faulty_connection(&database).await;
     let store = open(&database).await;
     let (lose, was_lost) = (|| wire.lose_an_answer(), || wire.has_lost_it());
-    for key in [None, Some((Key::parse("k").unwrap(), Fingerprint::of(b"{}")))] {
-        let id = OrderId(Uuid::now_v7());
-        let intent = Intent { id, user_id: Id::new(1).unwrap(), key, created_at: chassis::now() };
+    for key in [None, Some("k")] {
+        let intent = new_intent(key);
+        let id = intent.id;
         lose();
         assert_eq!(store.begin(intent.clone()).await, Ok(BeginOutcome::Started));
         assert!(was_lost());
@@ -148,27 +227,20 @@ async fn reports_success_when_the_response_to_a_step_is_lost() {
         lose();
         store.finish_release(id).await.unwrap();
         assert!(was_lost());
-        assert_eq!(read::<String>(&store, "state", id.0).await.as_deref(), Some("cancelled"));
+        assert_eq!(state(&store, id).await.as_deref(), Some("cancelled"));
 
         let id = OrderId(Uuid::now_v7());
         assert_eq!(store.begin(Intent { id, key: None, ..intent }).await, Ok(BeginOutcome::Started));
         lose();
         store.abort(id).await.unwrap();
         assert!(was_lost());
-        assert_eq!(read::<String>(&store, "state", id.0).await.as_deref(), Some("aborting"));
+        assert_eq!(state(&store, id).await.as_deref(), Some("aborting"));
     }
 }
 
 /// Returns intents with these keys, by ascending id.
 fn intents(keys: impl Iterator<Item = u32>) -> Vec<Intent> {
-    let key = |n| Some((Key::parse(&format!("k{n}")).unwrap(), Fingerprint::of(b"{}")));
-    let new = |n| Intent {
-        id: OrderId(Uuid::now_v7()),
-        user_id: Id::new(1).unwrap(),
-        key: key(n),
-        created_at: chassis::now(),
-    };
-    keys.map(new).collect()
+    keys.map(|n| new_intent(Some(&format!("k{n}")))).collect()
 }
 
 async fn begin_all(store: &PostgresStore, intents: &[Intent]) -> Vec<Result<BeginOutcome, StoreError>> {
@@ -188,7 +260,9 @@ async fn executes_concurrent_steps_in_one_statement_and_commit() {
     let store = open(&database).await;
     let intents = intents(0..100);
     let commits = async || -> i64 {
-        query_scalar("select count(distinct xmin::text) from orders").fetch_one(&store.pool).await.unwrap()
+        let sql = "select count(distinct xmin::text) from
+            (select xmin from intents union all select xmin from orders union all select xmin from releases) as rows";
+        query_scalar(sql).fetch_one(&store.pool).await.unwrap()
     };
     assert!(begin_all(&store, &intents).await.iter().all(|begun| *begun == Ok(BeginOutcome::Started)));
     assert!(commits().await <= 2);
@@ -262,7 +336,7 @@ async fn fails_only_the_step_whose_row_is_locked_too_long() {
     let intents = recorded(&store, 0..9).await;
     let mut connection = database.connect().await.unwrap();
     let mut transaction = connection.begin().await.unwrap();
-    query("select id from orders where id = $1 for update")
+    query("select from intents where id = $1 for update")
         .bind(intents[4].id.0)
         .execute(&mut *transaction)
         .await
@@ -285,7 +359,9 @@ async fn does_not_deadlock_when_replicas_insert_the_same_keys() {
         });
         let begun = join_all(attempts).await.into_iter().flat_map(|begun| begun.unwrap());
         assert_eq!(begun.filter(|begun| *begun == Ok(BeginOutcome::Started)).count(), 60, "one per key");
-        query("delete from orders").execute(&replicas[0].pool).await.unwrap();
+        for delete in ["delete from intents", "delete from idempotency_keys"] {
+            query(delete).execute(&replicas[0].pool).await.unwrap();
+        }
     }
     join_all(replicas.iter().map(|replica| replica.pool.close())).await;
     assert_eq!(deadlocks(&database).await, 0);

@@ -1,35 +1,49 @@
-//! Products and reservations in PostgreSQL. Each step is one statement.
+//! Products and reservations in PostgreSQL. No transaction stays open while a task waits: each change is one statement.
 //!
-//! `migrations/` declares the tables, and the functions that reserve and release units.
+//! A batch of reservations is read without locks and decided in Rust, by the code of the store in memory. One statement then
+//! writes it. If the rows have changed meanwhile so that the decision is wrong, a constraint rejects the whole statement, and
+//! the batch is decided anew.
+//!
+//! In statements for several rows, `(select $1)` hides the length of the array from the planner. It then finds that one plan fits
+//! all batches, and keeps it. To plan each batch anew takes longer than to execute it.
+//!
+//! No deadlock is possible, because every statement locks in one order: order ids first, then products, each ascending.
 
 #[cfg(test)]
 mod plans;
 #[cfg(test)]
 mod tests;
 
+use std::collections::{BTreeMap, HashSet};
+
 use async_trait::async_trait;
 use chassis::config::DatabaseSettings;
 use chassis::http::entity::Entity;
 use chassis::http::page::{Page, Rows};
-use chassis::postgres::{Failure, Pool, Storage, is_row_error};
+use chassis::postgres::{Failure, Pool, Storage, is_constraint_violation, is_row_error};
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
-use shared::products::{Product, ReserveAction, Reserved, ReservedLine};
+use serde_json::{Value, json};
+use shared::products::{Product, Reserved, ReservedLine};
 use shared::{Id, Money, OrderId};
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::types::{Json, Uuid};
 use sqlx::{Error, FromRow, Row};
 
+use super::memory::Tables;
 use super::{ProductStore, StoreError};
 use crate::SERVICE;
 use crate::product::{CreateProduct, ProductRecord, UpdateProduct, case_fold};
-use crate::reservation::{Reservation, ReservationError, ReservationOutcome, ReservationRequest, ReservationStatus};
+use crate::reservation::{Reservation, ReservationOutcome, ReservationRequest, ReservationStatus};
 
 /// The files in `migrations/`. A released one is never changed: databases have run it.
 static MIGRATIONS: Migrator = sqlx_macros::migrate!();
+
+/// Maximum tries to reserve a batch. A further try is needed only if other changes have just taken units or order ids of it.
+const MAX_TRIES: u32 = 20;
 
 /// The store in PostgreSQL. Several replicas of the service may share one database.
 pub struct PostgresStore {
@@ -57,28 +71,112 @@ impl PostgresStore {
         Storage::Postgres(self.pool.clone())
     }
 
-    async fn reserve_together(&self, requests: &[ReservationRequest]) -> Result<Vec<ReservationOutcome>, Error> {
-        const SQL: &str = "select answer from reserve_many($1, $2, $3, $4, $5) order by request";
-        let order_ids: Vec<Uuid> = requests.iter().map(|request| request.order_id.0).collect();
-        let lines = requests.iter().zip(1..).flat_map(|(request, number)| {
-            let lines = request.lines.as_slice().iter().zip(0..);
-            lines.map(move |(line, index)| (number, index, line.product_id.get(), i64::from(line.quantity)))
-        });
-        let (numbers, indexes, product_ids, quantities): (Vec<i32>, Vec<i32>, Vec<i64>, Vec<i64>) = lines.collect();
-        let reserve = || sqlx::query_scalar(SQL).bind(&order_ids).bind(&numbers).bind(&indexes);
-        let reserve = || reserve().bind(&product_ids).bind(&quantities).fetch_all(&self.pool);
-        let answers: Vec<Json<Answer>> = self.pool.retry_idempotent("reserve", reserve).await?;
-        if answers.len() != requests.len() {
-            return Err(Error::Decode(format!("{} answers to {} requests", answers.len(), requests.len()).into()));
-        }
-        Ok(answers.into_iter().zip(requests).map(|(Json(answer), request)| answer.into_outcome(request)).collect())
+    /// Returns the products with these ids by ascending id. One attempt.
+    async fn read_products(&self, ids: &[Id]) -> Result<Vec<Entity<ProductRecord>>, Error> {
+        const SQL: &str = r"
+            select id, name, price, stock, version, created_at from products
+            where id = any ((select $1)::bigint[]) order by id";
+        let ids: Vec<i64> = ids.iter().map(|id| id.get()).collect();
+        let found = sqlx::query_as(SQL).bind(ids).fetch_all(&self.pool).await?;
+        Ok(found.into_iter().map(Entity::new).collect())
     }
 
-    async fn release_together(&self, order_ids: &[OrderId]) -> Result<(), Error> {
-        const SQL: &str = "select release_many($1)";
-        let order_ids: Vec<Uuid> = order_ids.iter().map(|order_id| order_id.0).collect();
-        let release = || sqlx::query(SQL).bind(&order_ids).execute(&self.pool);
-        self.pool.retry_idempotent("release", release).await?;
+    /// Returns the reservations of these orders. One attempt.
+    async fn read_reservations(&self, order_ids: &[Uuid]) -> Result<Vec<Reservation>, Error> {
+        const SQL: &str = r"
+            select order_id, jsonb_build_array(status, lines) from reservations
+            where order_id = any ((select $1)::uuid[])";
+        let found: Vec<(Uuid, Json<(ReservationStatus, Vec<StoredLine>)>)> =
+            sqlx::query_as(SQL).bind(order_ids).fetch_all(&self.pool).await?;
+        let found = found.into_iter().map(|(order_id, Json((status, lines)))| Reservation {
+            order_id: OrderId(order_id),
+            status,
+            lines: lines.into_iter().map(reserved_line).collect(),
+        });
+        Ok(found.collect())
+    }
+
+    async fn reserve_together(&self, requests: &[ReservationRequest]) -> Result<Vec<ReservationOutcome>, Error> {
+        let mut tries = 1;
+        loop {
+            match self.pool.retry_idempotent("reserve", || self.try_reserve(requests)).await {
+                Err(error) if tries < MAX_TRIES && is_constraint_violation(&error) => tries += 1,
+                outcomes => return outcomes,
+            }
+        }
+    }
+
+    /// Decides the requests by the rows as they are, and writes the new reservations. A request that is rejected waits for no
+    /// lock: while a product is sold out, most are.
+    ///
+    /// The names and prices are those at the time of the reading, which is before any later change of them.
+    ///
+    /// # Errors
+    /// If a constraint is violated, the rows have changed between the two. Nothing is written then.
+    async fn try_reserve(&self, requests: &[ReservationRequest]) -> Result<Vec<ReservationOutcome>, Error> {
+        let order_ids: Vec<Uuid> = requests.iter().map(|request| request.order_id.0).collect();
+        let lines = requests.iter().flat_map(|request| request.lines.as_slice());
+        let product_ids: HashSet<Id> = lines.map(|line| line.product_id).collect();
+        // Products first: if another request for the same order has just taken their last units, its reservation is seen.
+        let products = self.read_products(&Vec::from_iter(product_ids)).await?;
+        let reservations = self.read_reservations(&order_ids).await?;
+        let mut tables = Tables::new(products, reservations);
+        let outcomes: Vec<_> =
+            requests.iter().map(|request| tables.reserve(request.order_id, &request.lines)).collect();
+        let created: Vec<_> = outcomes.iter().filter_map(ReservationOutcome::created).collect();
+        if !created.is_empty() {
+            self.write_created(created).await?;
+        }
+        Ok(outcomes)
+    }
+
+    async fn write_created(&self, created: Vec<&Reserved>) -> Result<(), Error> {
+        // `reservations_pkey` rejects a second reservation, and `products_stock_not_negative` units that are gone. A product that
+        // was removed meanwhile is left out, as if it had been removed after the reservation.
+        const SQL: &str = r"
+            with created as (
+                insert into reservations (order_id, status, lines)
+                select order_id, 'taken', lines from unnest((select $1), $2) as created (order_id, lines) order by order_id
+                returning order_id)
+            update products set stock = stock - units, version = version + 1
+            from unnest((select $3), $4) as sold (product_id, units)
+            where id = product_id and (select count(*) from created) > 0";
+        let mut sold = BTreeMap::<i64, i64>::new(); // ascending: the rows are locked in this order
+        for line in created.iter().flat_map(|reserved| &reserved.lines) {
+            *sold.entry(line.product_id.get()).or_default() += i64::from(line.quantity);
+        }
+        let stored = |reserved: &Reserved| Json(reserved.lines.iter().map(stored_line).collect::<Vec<_>>());
+        let (order_ids, lines): (Vec<Uuid>, Vec<_>) = created.iter().map(|it| (it.order_id.0, stored(it))).collect();
+        let (product_ids, units): (Vec<_>, Vec<_>) = sold.into_iter().unzip();
+        let write = sqlx::query(SQL).bind(order_ids).bind(lines).bind(product_ids).bind(units);
+        write.execute(&self.pool).await.map(drop)
+    }
+
+    /// Writes a tombstone for each order without a reservation. Then releases the reservations of the others.
+    ///
+    /// The first statement waits for reservations that are being written, so the second one sees them.
+    async fn try_release(&self, order_ids: &[Uuid]) -> Result<(), Error> {
+        const ADD_TOMBSTONES: &str = r"
+            insert into reservations (order_id, status, lines)
+            select order_id, 'released', '[]' from unnest((select $1)) as order_id order by order_id
+            on conflict do nothing returning order_id";
+        const RELEASE: &str = r"
+            with held as materialized (
+                select order_id from reservations
+                where order_id = any ((select $1)::uuid[]) and status = 'taken' order by order_id for update),
+            released as (
+                update reservations set status = 'released' from held where reservations.order_id = held.order_id
+                returning lines),
+            returned as materialized (
+                select product, sum(quantity)::bigint as units
+                from released, jsonb_to_recordset(lines) as line (product bigint, quantity bigint)
+                group by product order by product)
+            update products set stock = stock + units, version = version + 1 from returned where id = product";
+        let added = sqlx::query_scalar(ADD_TOMBSTONES).bind(order_ids).fetch_all(&self.pool).await?;
+        let reserved: Vec<&Uuid> = order_ids.iter().filter(|order_id| !added.contains(*order_id)).collect();
+        if !reserved.is_empty() {
+            sqlx::query(RELEASE).bind(reserved).execute(&self.pool).await?;
+        }
         Ok(())
     }
 }
@@ -104,13 +202,7 @@ impl ProductStore for PostgresStore {
     }
 
     async fn by_ids(&self, ids: &[Id]) -> Result<Vec<Entity<ProductRecord>>, StoreError> {
-        const SQL: &str = r"
-            select id, name, price, stock, version, created_at from products
-            where id = any ($1) order by id";
-        let ids: Vec<i64> = ids.iter().map(|id| id.get()).collect();
-        let by_ids = || sqlx::query_as(SQL).bind(&ids).fetch_all(&self.pool);
-        let found = self.pool.retry_read("by_ids", by_ids).await?;
-        Ok(found.into_iter().map(Entity::new).collect())
+        Ok(self.pool.retry_read("by_ids", || self.read_products(ids)).await?)
     }
 
     async fn page(&self, page: Page<Id>, name: Option<&str>) -> Result<Rows<Entity<ProductRecord>>, StoreError> {
@@ -196,7 +288,8 @@ impl ProductStore for PostgresStore {
     }
 
     async fn release_many(&self, order_ids: &[OrderId]) -> Result<(), StoreError> {
-        match self.release_together(order_ids).await {
+        let ids: Vec<Uuid> = order_ids.iter().map(|order_id| order_id.0).collect();
+        match self.pool.retry_idempotent("release", || self.try_release(&ids)).await {
             Err(error) if order_ids.len() > 1 && is_row_error(&error) => {
                 let alone = Self { pool: self.pool.short_lock_timeout() };
                 let mut released = Ok(());
@@ -210,11 +303,8 @@ impl ProductStore for PostgresStore {
     }
 
     async fn reservation(&self, order_id: OrderId) -> Result<Option<Reservation>, StoreError> {
-        const SQL: &str = "select jsonb_build_array(status, lines) from reservations where order_id = $1";
-        let reservation = || sqlx::query_scalar(SQL).bind(order_id.0).fetch_optional(&self.pool);
-        let found: Option<Json<(ReservationStatus, Vec<StoredLine>)>> =
-            self.pool.retry_read("reservation", reservation).await?;
-        Ok(found.map(|Json((status, lines))| Reservation { order_id, status, lines: reserved_lines(lines) }))
+        let ids = [order_id.0];
+        Ok(self.pool.retry_read("reservation", || self.read_reservations(&ids)).await?.pop())
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
@@ -251,7 +341,7 @@ fn out_of_range(column: &str) -> Error {
     Error::Decode(format!("the {column} of a product is out of range").into())
 }
 
-/// A line of a reservation as the database keeps it.
+/// A line of a reservation as the database keeps it. [`stored_line`] writes it.
 #[derive(Deserialize)]
 struct StoredLine {
     product: Id,
@@ -265,42 +355,10 @@ fn money_from_cents<'de, D: Deserializer<'de>>(cents: D) -> Result<Money, D::Err
     Money::from_cents(i64::deserialize(cents)?).ok_or_else(|| D::Error::custom("the price of a line is out of range"))
 }
 
-fn reserved_lines(lines: Vec<StoredLine>) -> Vec<ReservedLine> {
-    let reserved =
-        |StoredLine { product: product_id, name, price, quantity }| ReservedLine { product_id, name, price, quantity };
-    lines.into_iter().map(reserved).collect()
+fn stored_line(ReservedLine { product_id, name, price, quantity }: &ReservedLine) -> Value {
+    json!({"product": product_id, "name": name, "cents": price.cents(), "quantity": quantity})
 }
 
-/// The answer of the function `reserve_many`, which describes the cases.
-#[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Answer {
-    Created(Vec<StoredLine>),
-    Existing(ReservationStatus, Vec<StoredLine>),
-    UnknownProducts(Vec<usize>),
-    InsufficientStock(Vec<(usize, i64)>),
-}
-
-impl Answer {
-    fn into_outcome(self, ReservationRequest { order_id, lines }: &ReservationRequest) -> ReservationOutcome {
-        let order_id = *order_id;
-        let rejected = ReservationOutcome::Rejected;
-        match self {
-            Self::Created(created) => {
-                ReservationOutcome::Created(Reserved { order_id, lines: reserved_lines(created) })
-            }
-            Self::UnknownProducts(lines) => rejected(ReservationError::UnknownProducts(lines)),
-            Self::InsufficientStock(lines) => rejected(ReservationError::InsufficientStock(lines)),
-            Self::Existing(status, existing) => {
-                let existing = reserved_lines(existing);
-                match ReservationStatus::on_reserve(Some(status)) {
-                    ReserveAction::Reject => rejected(ReservationError::Released),
-                    _ if lines.matches(&existing) => {
-                        ReservationOutcome::Existing(Reserved { order_id, lines: existing })
-                    }
-                    _ => rejected(ReservationError::Mismatch),
-                }
-            }
-        }
-    }
+fn reserved_line(StoredLine { product: product_id, name, price, quantity }: StoredLine) -> ReservedLine {
+    ReservedLine { product_id, name, price, quantity }
 }

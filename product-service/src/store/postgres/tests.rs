@@ -9,7 +9,7 @@ use sqlx::{Connection, PgConnection, Postgres, Transaction};
 use testing::postgres::{behind_a_faulty_connection, database, deadlocks, generous_timeouts};
 
 use super::*;
-use crate::reservation::ReservationLines;
+use crate::reservation::{ReservationError, ReservationLines};
 
 async fn open(database: &PgConnectOptions) -> PostgresStore {
     PostgresStore::open(database, &generous_timeouts()).await.expect("a database")
@@ -163,6 +163,84 @@ async fn fails_only_the_requests_that_need_a_row_held_too_long() {
     blocker.rollback().await.unwrap();
     store.release_many(&[on_lamp.order_id, on_desk.order_id]).await.unwrap();
     assert_eq!((stock(lamp).await, stock(desk).await), (9, 9), "each once");
+}
+
+/// Waits until this many statements wait for a lock of another transaction.
+async fn waiting_for_locks(store: &PostgresStore, expected: i64) {
+    const SQL: &str =
+        "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    let waiting = async || -> i64 { sqlx::query_scalar(SQL).fetch_one(&store.pool).await.unwrap() };
+    testing::eventually("the statements to wait", async || waiting().await == expected).await;
+}
+
+#[tokio::test]
+async fn decides_anew_when_the_rows_change_before_the_writing() {
+    let Some(database) = database().await else { return };
+    let store = Arc::new(open(&database).await);
+    let lamp = add_lamp(&store, 5).await;
+    let [units, id, other] = [2, 3, 1].map(|quantity| new_request(&[(lamp, quantity)]));
+    let mut connection = PgConnection::connect_with(&database).await.unwrap();
+    let mut blocker = connection.begin().await.unwrap();
+    sqlx::query("update products set stock = 1").execute(&mut *blocker).await.unwrap();
+    let tombstone = sqlx::query("insert into reservations values ($1, 'released', '[]')").bind(id.order_id.0);
+    tombstone.execute(&mut *blocker).await.unwrap();
+    let reserve = |batch: Vec<ReservationRequest>| {
+        let store = Arc::clone(&store);
+        tokio::spawn(async move { store.reserve_many(&batch).await.unwrap() })
+    };
+    let (short, released) = (reserve(vec![units, other]), reserve(vec![id]));
+    waiting_for_locks(&store, 2).await;
+    blocker.commit().await.unwrap();
+    let short = short.await.unwrap();
+    let expected = ReservationOutcome::Rejected(ReservationError::InsufficientStock(vec![(0, 1)]));
+    assert_eq!(short[0], Ok(expected), "two units were there when it was read");
+    assert!(matches!(short[1], Ok(ReservationOutcome::Created(_))), "{short:?}");
+    assert_eq!(released.await.unwrap(), [Ok(ReservationOutcome::Rejected(ReservationError::Released))]);
+}
+
+/// They call functions of the database.
+#[tokio::test]
+async fn releases_once_beside_replicas_of_the_release_before() {
+    const RESERVE: &str = "select count(*) from reserve_many(array[$1]::uuid[], array[1], array[0], array[$2]::bigint[], array[2]::bigint[])
+        where answer ? $3";
+    let Some(database) = database().await else { return };
+    let store = open(&database).await;
+    let lamp = add_lamp(&store, 5).await;
+    let stock = async || store.by_id(Id::new(lamp).unwrap()).await.unwrap().unwrap().product.stock;
+    let reserve_before = async |order_id: OrderId, answer: &str| -> i64 {
+        let reserve = sqlx::query_scalar(RESERVE).bind(order_id.0).bind(lamp).bind(answer);
+        reserve.fetch_one(&store.pool).await.unwrap()
+    };
+    let release_before = async |order_id: OrderId| {
+        sqlx::query("select release_many(array[$1]::uuid[])").bind(order_id.0).execute(&store.pool).await.unwrap();
+    };
+    let [one, two, three] = [1, 2, 3].map(|n| OrderId(Uuid::from_u128(n)));
+    assert_eq!(reserve_before(one, "created").await, 1);
+    let again = store.reserve(one, &lines(&[(lamp, 2)])).await.unwrap();
+    assert!(matches!(again, ReservationOutcome::Existing(_)), "{again:?}");
+    for _ in 0..2 {
+        store.release(one).await.unwrap();
+        release_before(one).await;
+    }
+    assert_eq!((reserve_before(one, "existing").await, stock().await), (1, 5));
+    release_before(two).await;
+    let late = store.reserve(two, &lines(&[(lamp, 2)])).await.unwrap();
+    assert_eq!(late, ReservationOutcome::Rejected(ReservationError::Released));
+
+    // A release of the older replica, while this one is writing the reservation.
+    let mut connection = PgConnection::connect_with(&database).await.unwrap();
+    let mut writing = connection.begin().await.unwrap();
+    let line = format!(r#"[{{"product": {lamp}, "name": "Lamp", "cents": 0, "quantity": 2}}]"#);
+    let insert = sqlx::query("insert into reservations values ($1, 'taken', $2::jsonb)").bind(three.0).bind(line);
+    insert.execute(&mut *writing).await.unwrap();
+    sqlx::query("update products set stock = stock - 2").execute(&mut *writing).await.unwrap();
+    let (_, committed) = tokio::join!(release_before(three), async {
+        waiting_for_locks(&store, 1).await;
+        writing.commit().await
+    });
+    committed.unwrap();
+    let released = store.reservation(three).await.unwrap().map(|reservation| reservation.status);
+    assert_eq!((released, stock().await), (Some(ReservationStatus::Released), 5));
 }
 
 /// A retry would hide a deadlock from the client, so the test reads the counter of the database.

@@ -69,6 +69,21 @@ impl PostgresStore {
         }
     }
 
+    /// Returns the user for which `condition` holds with this name, folded.
+    async fn by_name(
+        &self,
+        step: &'static str,
+        condition: &'static str,
+        name: &str,
+    ) -> Result<Option<Entity<UserRecord>>, StoreError> {
+        if name.contains('\0') {
+            return Ok(None); // no name contains NUL, and PostgreSQL rejects it in a parameter
+        }
+        let name = case_fold(name);
+        let by_name = || sqlx::query_as(select(condition)).bind(&name).fetch_optional(&self.pool);
+        Ok(self.pool.retry_read(step, by_name).await?.map(Entity::new))
+    }
+
     /// Returns whether another user than `id` has this folded username.
     async fn is_taken(&self, username: Option<&str>, id: Option<Id>) -> Result<bool, Error> {
         const SQL: &str = "select exists (select from users where folded_username = $1 and id is distinct from $2)";
@@ -114,13 +129,11 @@ impl UserStore for PostgresStore {
     }
 
     async fn by_username(&self, username: &str) -> Result<Option<Entity<UserRecord>>, StoreError> {
-        if username.contains('\0') {
-            return Ok(None); // no username contains NUL, and PostgreSQL rejects it in a parameter
-        }
-        let username = case_fold(username);
-        let by_username =
-            || sqlx::query_as(select("where folded_username = $1")).bind(&username).fetch_optional(&self.pool);
-        Ok(self.pool.retry_read("by_username", by_username).await?.map(Entity::new))
+        self.by_name("by_username", "where folded_username = $1", username).await
+    }
+
+    async fn by_email(&self, email: &str) -> Result<Option<Entity<UserRecord>>, StoreError> {
+        self.by_name("by_email", "where folded_email = $1", email).await
     }
 
     async fn page(&self, page: Page<Id>) -> Result<Rows<Entity<UserRecord>>, StoreError> {

@@ -32,6 +32,9 @@ async fn reads_few_of_a_million_users_in_each_statement() {
     let username = known.username.as_deref().unwrap();
     let named = async || assert!(store.by_username(username).await.unwrap().is_some());
     plans.expect(&["users_username_unique"], 10, named).await;
+    let email = known.email.as_deref().unwrap();
+    let reachable = async || assert!(store.by_email(email).await.unwrap().is_some());
+    plans.expect(&["users_email_unique"], 10, reachable).await;
 
     let insert = async |email: Option<String>| {
         let username = Some(format!("another {}", other()));

@@ -5,6 +5,8 @@
 //!
 //! A variable that is empty, or has only white space, counts as unset.
 
+mod auth;
+
 use std::convert::Infallible;
 use std::env;
 use std::ffi::OsString;
@@ -19,6 +21,8 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, ValueEnum};
 use ipnet::IpNet;
 use url::Url;
+
+pub use self::auth::AuthSettings;
 
 /// How a service listens, what it accepts from clients, and what it logs.
 #[derive(Args, Clone, Debug)]
@@ -95,14 +99,18 @@ pub struct Settings {
     #[arg(long = "shutdown", env = "SHUTDOWN_SECONDS", value_name = "SHUTDOWN_SECONDS", default_value = "10", value_parser = seconds)]
     pub shutdown: Duration,
 
-    /// Proxies whose `X-Forwarded-For` is believed when a client is logged: addresses and networks such as `10.0.0.0/8`, separated by
-    /// commas. If it is not set, the client is the peer of the connection
+    /// Proxies whose `X-Forwarded-For` is believed, for the log and for limits per client: addresses and networks such as `10.0.0.0/8`,
+    /// separated by commas. If it is not set, the client is the peer of the connection
     #[arg(long, env, value_delimiter = ',', value_parser = network)]
     pub trusted_proxies: Vec<IpNet>,
 
     /// Origins of the web pages that may call the service: `*`, or a list separated by commas
     #[arg(long, env, default_value = "*", value_delimiter = ',', value_parser = origin)]
     pub cors_allowed_origins: Vec<HeaderValue>,
+
+    /// Sign-in.
+    #[command(flatten)]
+    pub auth: AuthSettings,
 }
 
 /// The format of log lines.
