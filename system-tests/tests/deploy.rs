@@ -106,7 +106,10 @@ async fn uses_only_settings_and_ports_of_the_services() {
 #[test]
 fn names_the_version_of_each_image() {
     let version = env!("CARGO_PKG_VERSION");
-    assert!(read("Dockerfile").contains(&format!("ARG VERSION={version}\n")), "the label has the version of the services");
+    assert!(
+        read("Dockerfile").contains(&format!("ARG VERSION={version}\n")),
+        "the label has the version of the services"
+    );
     let kubernetes = ["base/user-service.yaml", "base/product-service.yaml", "base/order-service.yaml"];
     let kubernetes = kubernetes.into_iter().chain(["overlays/postgres/migrations.yaml"]);
     let files = kubernetes.map(|file| format!("kubernetes/{file}"));

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use serde_json::Value;
 use system_tests::{Balancer, Launch, ORDERS, PRODUCTS, Service, USERS, eventually, order};
 
 /// Starts the gateway in front of two replicas of each service, which have the same rows in memory.
@@ -112,21 +113,27 @@ async fn limits_the_requests_of_one_client_only() {
     assert_eq!(get([127, 0, 0, 4], &url, &[]).await.0, 200, "another client is served");
 }
 
-#[test]
-fn has_the_paths_of_the_route_of_kubernetes() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
-    let read = |file: &str| fs::read_to_string(folder.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
-    let gateway = read("gateway.cfg");
+fn read(file: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file);
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{file}: {error}"))
+}
+
+/// Returns the paths that gateway.cfg leads to each service.
+fn paths_of_the_gateway() -> BTreeSet<(String, String)> {
+    let gateway = read("deploy/gateway.cfg");
     let acls =
         gateway.lines().filter_map(|line| line.trim().strip_prefix("acl ")?.split_once(" path,concat(/) -m beg "));
-    let of_haproxy: BTreeSet<_> = acls
-        .flat_map(|(name, paths)| {
-            paths.split(' ').map(move |path| (name.to_owned(), path.trim_end_matches('/').to_owned()))
-        })
-        .collect();
+    let paths = acls.flat_map(|(name, paths)| {
+        paths.split(' ').map(move |path| (name.to_owned(), path.trim_end_matches('/').to_owned()))
+    });
+    paths.collect()
+}
+
+#[test]
+fn has_the_paths_of_the_route_of_kubernetes() {
     let mut of_kubernetes = BTreeSet::new();
     let mut paths = Vec::new();
-    for line in read("kubernetes/base/route.yaml").lines() {
+    for line in read("deploy/kubernetes/base/route.yaml").lines() {
         let line = line.trim().trim_start_matches("- ");
         if let Some((_, path)) = line.split_once("type: PathPrefix, value: ") {
             paths.push(path.trim_end_matches(['}', ' ']).to_owned());
@@ -135,6 +142,25 @@ fn has_the_paths_of_the_route_of_kubernetes() {
             of_kubernetes.extend(paths.drain(..).map(|path| (name.clone(), path)));
         }
     }
+    let of_haproxy = paths_of_the_gateway();
     assert!(of_haproxy.len() > 6, "{of_haproxy:?}");
     assert_eq!(of_haproxy, of_kubernetes);
+}
+
+#[test]
+fn leads_to_each_documented_call_for_clients() {
+    let paths = paths_of_the_gateway();
+    for (name, service) in [("users", USERS), ("products", PRODUCTS), ("orders", ORDERS)] {
+        let document: Value = serde_json::from_str(&read(&format!("{service}/openapi.json"))).expect("JSON");
+        for path in document["paths"].as_object().expect("an object").keys() {
+            let first = path.split('/').nth(1).expect("a path starts with a slash");
+            // For operators, for order-service, and the list that user-service itself has.
+            let is_hidden =
+                ["livez", "readyz", "reservations"].contains(&first) || (name, first) == ("products", "users");
+            for path in [format!("/{first}"), format!("/api/{first}")] {
+                assert_eq!(paths.contains(&(name.to_owned(), path.clone())), !is_hidden, "{service}: {path}");
+            }
+        }
+    }
+    assert!(paths.contains(&("users".to_owned(), "/.well-known".to_owned())), "the keys of the issuer");
 }
