@@ -2,7 +2,7 @@
 CARGO ?= cargo
 MINUTES ?= 10
 
-.PHONY: help run demo test chaos mutants model soak scale observing durable bench profile instructions check count-lines openapi
+.PHONY: images help run demo test chaos mutants model soak scale observing durable bench profile instructions check count-lines openapi
 # $(call need,a program,how to install it)
 need = @command -v $(1) >/dev/null || { echo "this needs $(1): $(2)"; exit 1; }
 # Optimised, but built in a fraction of the time of a release.
@@ -67,6 +67,10 @@ check: ## check format, lints, documentation and architecture rules, as before a
 
 count-lines: ## count the lines of production Rust per crate
 	@.ci/count-lines
+
+images: ## build the images of the three services with Docker, and write the SBOM of each into target/images
+	$(call need,docker,apt-get install docker.io)
+	@deploy/images
 
 openapi: ## write the OpenAPI documents after an intended change of the API
 	UPDATE_OPENAPI=1 $(CARGO) test -q --locked -p user-service -p product-service -p order-service --test api document

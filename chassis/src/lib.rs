@@ -11,7 +11,7 @@
 //! 6. The service finishes its own work. Telemetry exports the last spans and writes the last log lines.
 //! 7. [`exit`] ends the process.
 //!
-//! With `--migrate-only`, [`migrate`] takes the place of steps 3 to 6.
+//! With `--migrate-only`, [`migrate`] takes the place of steps 3 to 6. With `--health`, the process only calls [`check_health`].
 //!
 //! [`http`] reads requests and writes responses; each error response is a [`problem`]. [`client`] calls other services and
 //! passes on the [`context`] of the request. [`batch`] joins concurrent calls into one.
@@ -57,9 +57,13 @@ use crate::http::cors::Cors;
 use crate::http::health::{Draining, ReadinessChecks, Starting};
 use crate::http::pipeline::Pipeline;
 use crate::http::routes::Routes;
+pub use crate::http::self_check::check_health;
 pub use crate::http::server::Shutdown;
 use crate::postgres::Storage;
 use crate::telemetry::metrics::Metrics;
+
+/// What `--version` prints: the version of all services, and the commit of a release build.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("REVISION"), ")");
 
 /// A service that is ready to serve: its routes behind the pipeline.
 #[derive(Clone)]

@@ -9,7 +9,7 @@ use url::Url;
 
 /// order-service: places orders.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version = chassis::VERSION)]
 pub struct Config {
     /// TCP port to listen on; 0 picks a free port
     #[arg(long, env, default_value_t = 3003)]

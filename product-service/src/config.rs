@@ -9,7 +9,7 @@ use url::Url;
 
 /// product-service: products, their stock, and the reservations on it.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version = chassis::VERSION)]
 pub struct Config {
     /// Port to listen on; 0 chooses a free port
     #[arg(long, env, default_value_t = 3002)]

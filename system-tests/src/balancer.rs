@@ -1,6 +1,7 @@
-//! HAProxy with the configuration of `deploy/haproxy.cfg`, in front of two replicas of each service.
+//! HAProxy with the configuration of `deploy/haproxy.cfg` and `deploy/gateway.cfg`, in front of two replicas of each service.
 
 use std::env;
+use std::fs;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,8 @@ pub struct Balancer {
     products: Port,
     orders: Port,
     metrics: Port,
+    gateway: Port,
+    requests_per_client: u32,
     log: Log,
     http: reqwest::Client,
     process: Option<Child>,
@@ -63,9 +66,28 @@ impl Balancer {
             return None;
         };
         let port = || Port::reserve().expect("a free port");
-        let (users, products, orders, metrics) = (port(), port(), port(), port());
+        let (users, products, orders, metrics, gateway) = (port(), port(), port(), port(), port());
         let http = http::client().expect("a client without TLS can be built");
-        Some(Self { program, users, products, orders, metrics, log: Log::Kept(Arc::default()), http, process: None })
+        let log = Log::Kept(Arc::default());
+        let requests_per_client = 1_000_000;
+        Some(Self { program, users, products, orders, metrics, gateway, requests_per_client, log, http, process: None })
+    }
+
+    /// Sets the limit of the gateway, requests of one client within 10 s. By default tests do not reach it.
+    #[must_use]
+    pub fn requests_per_client(mut self, limit: u32) -> Self {
+        self.requests_per_client = limit;
+        self
+    }
+
+    /// Returns the URL of the gateway, which leads clients to all services. Here it has no TLS, unlike in `deploy/`.
+    pub fn gateway(&self) -> String {
+        format!("http://{}", self.gateway.address())
+    }
+
+    /// Returns the lines that it has logged.
+    pub fn log(&self) -> Vec<String> {
+        self.log.lines()
     }
 
     /// Returns the URL of a service behind it.
@@ -88,12 +110,21 @@ impl Balancer {
     /// # Panics
     /// If it does not see them.
     pub async fn start(&mut self, replicas: &[Service]) {
-        let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/haproxy.cfg");
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+        let gateway = fs::read_to_string(folder.join("gateway.cfg")).expect("a file");
+        let tls = r#" ssl crt "${GATEWAY_CERTIFICATE}" alpn h2,http/1.1"#;
+        assert!(gateway.contains(tls), "the gateway has TLS");
+        // The client of these tests has no TLS; `.ci/deploy` tests that of the gateway.
+        let plain = env::temp_dir().join(format!("gateway-{}.cfg", self.gateway.address().port()));
+        fs::write(&plain, gateway.replace(tls, "")).expect("a writable folder");
         let mut command = Command::new("sh");
         // The shell kills HAProxy when its stdin closes, which also happens if this process is killed.
-        command.args(["-c", r#""$0" -db -f "$1" & read -r line; kill -s KILL $!"#]).arg(&self.program).arg(config);
+        command.args(["-c", r#""$0" -db -f "$1" -f "$2" & read -r line; kill -s KILL $!"#]).arg(&self.program);
+        command.arg(folder.join("haproxy.cfg")).arg(&plain);
+        command.env_clear().env("GATEWAY", self.gateway.address().to_string());
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
-        command.env_clear().env("METRICS", self.metrics.address().to_string());
+        command.env("GATEWAY_REQUESTS_PER_CLIENT", self.requests_per_client.to_string());
+        command.env("METRICS", self.metrics.address().to_string());
         for (name, service, port) in
             [("USERS", USERS, &self.users), ("PRODUCTS", PRODUCTS, &self.products), ("ORDERS", ORDERS, &self.orders)]
         {
@@ -110,6 +141,7 @@ impl Balancer {
         for service in [USERS, PRODUCTS, ORDERS] {
             self.wait_for_replicas(service, [true, true]).await;
         }
+        let _ = fs::remove_file(plain);
     }
 
     /// Waits until it sees each of the two replicas of a service up or down, as given.

@@ -1,5 +1,7 @@
 //! The three services over PostgreSQL, each with its own database, and with a proxy on each link between them.
 
+use std::path::Path;
+
 use sqlx::{Connection, PgConnection};
 use testing::postgres::{Durability, Server};
 use tokio::time::{self, Instant};
@@ -66,6 +68,13 @@ impl Databases {
     pub async fn create(postgres: &Server) -> Self {
         let database = async |service| (service, postgres.create_database_url().await);
         Self([database(USERS).await, database(PRODUCTS).await, database(ORDERS).await])
+    }
+
+    /// Moves the databases to the server whose socket is in this folder.
+    #[must_use]
+    pub fn behind(self, from: &Path, to: &Path) -> Self {
+        let (from, to) = (from.display().to_string(), to.display().to_string());
+        Self(self.0.map(|(service, url)| (service, url.replace(&from, &to))))
     }
 
     /// Returns the URL of the database of this service.

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -185,6 +186,15 @@ impl Service {
         }
         self.restart().await;
         self.launch = launch;
+    }
+
+    /// Starts it again on the same port, from the binaries in this folder.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub async fn restart_from(&mut self, binaries: &Path) {
+        self.launch = self.launch.clone().binaries(binaries);
+        self.restart().await;
     }
 
     /// Sends it a signal.

@@ -1,4 +1,5 @@
-//! Checks the files in `deploy/`: their settings exist, and the services run with them. (No image is built here.)
+//! Checks the files in `deploy/`: their settings exist, and the services run with them. `.ci/deploy` builds the images and starts
+//! compose.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -27,7 +28,8 @@ fn below(lines: &[String], key: &str) -> Vec<String> {
 }
 
 fn compose(service: &str) -> Vec<String> {
-    let lines: Vec<_> = read("compose.yaml").lines().map(str::to_owned).collect();
+    let anchor = format!(": &{service}");
+    let lines: Vec<_> = read("compose.yaml").lines().map(|line| line.replace(&anchor, ":")).collect();
     let section = below(&below(&lines, "services"), service);
     assert!(section.len() > 5, "compose.yaml has {service}");
     section
@@ -54,7 +56,7 @@ async fn settings(service: &'static str) -> BTreeMap<String, String> {
 #[tokio::test]
 async fn uses_only_settings_and_ports_of_the_services() {
     let dockerfile = read("Dockerfile");
-    let mut known = BTreeSet::from(["POSTGRES_PASSWORD", "DATABASE_PASSWORD"].map(str::to_owned));
+    let mut known = BTreeSet::from(["POSTGRES_PASSWORD", "DATABASE_PASSWORD", "ADMIN_PASSWORD"].map(str::to_owned));
     for service in [USERS, PRODUCTS, ORDERS] {
         let (settings, lines) = (settings(service).await, compose(service).join("\n"));
         for variable in environment(service).keys() {
@@ -62,30 +64,31 @@ async fn uses_only_settings_and_ports_of_the_services() {
         }
         let port = &environment(service)["PORT"];
         assert_eq!(*port, settings["PORT"], "the port of {service} is its default port");
-        for part in [
-            format!(r#""127.0.0.1:{port}:{port}""#),
-            format!("//127.0.0.1:{port}/readyz\n"),
-            format!("target: {service}\n"),
-        ] {
+        for part in [format!(r#""127.0.0.1:{port}:{port}""#), format!("target: {service}\n")] {
             assert!(format!("{lines}\n").contains(&part), "{service} has {part} in compose.yaml: {lines}");
         }
         let (_, stage) = dockerfile.split_once(&format!(" AS {service}\n")).expect("an image of each");
-        let stage: Vec<_> = stage.lines().take(3).collect();
-        let copy = format!("COPY --from=build /built/{service} /usr/local/bin/");
-        assert_eq!(stage, [copy, format!("EXPOSE {port}"), format!(r#"ENTRYPOINT ["{service}"]"#)]);
+        let stage: Vec<_> = stage.lines().take(4).collect();
+        assert_eq!(stage[..2], [format!("COPY --from=build /image/{service} /"), format!("EXPOSE {port}")]);
+        assert!(stage[2].ends_with(&format!(r#"CMD ["/{service}", "--health"]"#)), "{}", stage[2]);
+        assert_eq!(stage[3], format!(r#"ENTRYPOINT ["/{service}"]"#));
         let seconds = |name: &str| settings[name].parse::<u32>().expect("a number");
-        let grace = read("compose.yaml");
-        let grace =
-            grace.split_once("stop_grace_period: ").and_then(|(_, rest)| rest.split_once('s')).expect("it is set");
         let needed = seconds("DRAIN_SECONDS") + seconds("SHUTDOWN_SECONDS");
-        assert!(grace.0.parse::<u32>().expect("a number") > needed, "{service} may need {needed} s to shut down");
+        for file in ["compose.yaml", "compose.memory.yaml"] {
+            let text = read(file);
+            let grace = text.split_once("stop_grace_period: ").and_then(|(_, rest)| rest.split_once('s'));
+            let grace: u32 = grace.expect("it is set").0.parse().expect("a number");
+            assert!(grace > needed, "{file}: {service} may need {needed} s to shut down");
+        }
         known.extend(settings.into_keys());
     }
-    let haproxy = read("haproxy.cfg");
+    let haproxy = read("haproxy.cfg") + &read("gateway.cfg");
     known.extend(
         haproxy.lines().filter_map(|line| line.trim().strip_prefix("presetenv ")?.split(' ').next()).map(str::to_owned),
     );
-    for text in [haproxy, dockerfile, read("compose.yaml"), read("databases.sh")] {
+    known.extend(["REVISION", "SOURCE", "VERSION", "SOURCE_DATE_EPOCH", "RUSTFLAGS"].map(str::to_owned)); // of the build
+    let files = ["compose.yaml", "compose.auth.yaml", "compose.memory.yaml", "databases.sh"].map(read);
+    for text in files.into_iter().chain([haproxy, dockerfile]) {
         let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         let is_variable = |word: &&str| word.contains('_') && word.chars().all(|c| c.is_ascii_uppercase() || c == '_');
         for word in words.filter(is_variable) {
@@ -97,6 +100,29 @@ async fn uses_only_settings_and_ports_of_the_services() {
     for mount in mounts.lines().filter_map(|line| line.trim().strip_prefix("- ./")) {
         let file = mount.split(':').next().expect("a path");
         assert!(path(file).exists(), "there is no deploy/{file}");
+    }
+}
+
+#[test]
+fn names_the_version_of_each_image() {
+    let version = env!("CARGO_PKG_VERSION");
+    assert!(
+        read("Dockerfile").contains(&format!("ARG VERSION={version}\n")),
+        "the label has the version of the services"
+    );
+    let kubernetes = ["base/user-service.yaml", "base/product-service.yaml", "base/order-service.yaml"];
+    let kubernetes = kubernetes.into_iter().chain(["overlays/postgres/migrations.yaml"]);
+    let files = kubernetes.map(|file| format!("kubernetes/{file}"));
+    for file in files.chain(["compose.yaml", "compose.auth.yaml", "compose.memory.yaml"].map(str::to_owned)) {
+        let text = read(&file);
+        let images: Vec<_> =
+            text.lines().filter_map(|line| line.trim().strip_prefix("image: ")?.split(' ').next()).collect();
+        assert!(!images.is_empty(), "{file}");
+        for image in images {
+            let (name, tag) = image.split_once(':').unwrap_or_else(|| panic!("{file}: {image} has no version"));
+            let is_ours = [USERS, PRODUCTS, ORDERS].contains(&name);
+            assert!(tag != "latest" && (!is_ours || tag == version), "{file}: {image}");
+        }
     }
 }
 
@@ -124,9 +150,9 @@ async fn runs_the_services_over_separate_databases_with_the_settings_of_compose(
                     launch.env(&variable, value)
                 }
                 _ if variable.ends_with("_SERVICE_URL") => {
-                    let host = value.trim_start_matches("http://").split(':').next().expect("a host");
-                    assert_eq!(value, format!("http://{host}:{}", environment(host)["PORT"]));
-                    launch.env(&variable, running[host].url())
+                    let peer = variable.trim_end_matches("_URL").to_lowercase().replace('_', "-");
+                    assert_eq!(value, format!("http://gateway:{}", environment(&peer)["PORT"]));
+                    launch.env(&variable, running[peer.as_str()].url())
                 }
                 _ => launch.env(&variable, value),
             };

@@ -1,5 +1,7 @@
 //! The start of a service whose database is away, is another one than expected, or is to be migrated only.
 
+use std::net::TcpListener;
+use std::process::Output;
 use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
@@ -53,6 +55,52 @@ async fn is_alive_without_its_database_and_ready_when_the_database_comes() {
     for (service, path) in &services {
         assert_eq!(eventually(200, || readiness(service)).await, 200, "{:?}", service.log());
         service.get(path).await.expect(200);
+    }
+}
+
+/// Runs `--health` of a service with these variables. Returns its exit code and the sentence that it printed.
+async fn health(service: &'static str, variables: &[(&str, &str)]) -> (Option<i32>, String) {
+    let launch = variables.iter().fold(Launch::of(service), |launch, (name, value)| launch.env(name, value));
+    let Output { status, stdout, stderr } = launch.output(&["--health"]).await;
+    let text = String::from_utf8([stdout, stderr].concat()).expect("text");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    (status.code(), text.trim_end().to_owned())
+}
+
+#[tokio::test]
+async fn checks_its_own_health() {
+    for (service, _) in ALL {
+        for (interface, shown) in [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("127.0.0.1", "127.0.0.1")] {
+            let ready = Service::start(Launch::of(service).env("HOST", interface)).await;
+            let port = ready.as_ref().expect("it starts").address().port().to_string();
+            let (code, said) = health(service, &[("HOST", interface), ("PORT", &port)]).await;
+            assert_eq!((code, said), (Some(0), format!("{service} on {shown}:{port} is ready")));
+        }
+        let starting = Service::listen(Launch::of(service).env("DATABASE_URL", NOWHERE)).await.unwrap();
+        let port = starting.address().port().to_string();
+        let (code, said) = health(service, &[("DATABASE_URL", NOWHERE), ("PORT", &port)]).await;
+        let reason = "is not ready: 503, starting, the database does not answer";
+        assert_eq!((code, said), (Some(1), format!("error: {service} on 127.0.0.1:{port} {reason}")));
+
+        let silent = TcpListener::bind("127.0.0.1:0").expect("a free port"); // accepts in its queue, and never answers
+        let port = silent.local_addr().expect("it is bound").port().to_string();
+        let (code, said) = health(service, &[("PORT", &port)]).await;
+        assert!(code == Some(1) && said.ends_with("no answer within 3 s"), "{said}");
+        drop(silent);
+        let (code, said) = health(service, &[("PORT", &port)]).await;
+        assert!(code == Some(1) && said.ends_with("nothing answers there"), "{said}");
+        let (code, said) = health(service, &[("PORT", "0")]).await;
+        assert!(code == Some(1) && said.ends_with("set PORT"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn says_its_version_and_commit() {
+    for (service, _) in ALL {
+        let said = Launch::of(service).output(&["--version"]).await.stdout;
+        let said = String::from_utf8(said).expect("text");
+        let version = format!("{service} {} (", env!("CARGO_PKG_VERSION"));
+        assert!(said.starts_with(&version) && said.ends_with(")\n"), "{said}");
     }
 }
 

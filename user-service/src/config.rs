@@ -10,7 +10,7 @@ use crate::user;
 
 /// user-service: users and their accounts.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version = chassis::VERSION)]
 pub struct Config {
     /// TCP port to listen on; 0 picks a free port
     #[arg(long, env, default_value_t = 3001)]

@@ -21,6 +21,9 @@ async fn main() {
 async fn start() -> Result<(), String> {
     let signals = Signals::catch()?;
     let config: Config = chassis::config::parse();
+    if config.settings.health {
+        return chassis::check_health(SERVICE, &config.settings, config.port).await;
+    }
     let telemetry = telemetry::start(SERVICE, &config.settings)?;
     let (store, storage) = store::open(&config.database, config.seed).await?;
     if config.database.migrate_only {

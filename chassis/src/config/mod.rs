@@ -27,6 +27,11 @@ pub use self::auth::AuthSettings;
 /// How a service listens, what it accepts from clients, and what it logs.
 #[derive(Args, Clone, Debug)]
 pub struct Settings {
+    /// Asks the running service for its /readyz instead of starting one, on HOST and PORT, for at most 3 seconds. Exits with 0 if
+    /// it is ready, otherwise with 1
+    #[arg(long)]
+    pub health: bool,
+
     /// IP address of the network interface to listen on, such as 127.0.0.1, or 0.0.0.0 for all interfaces
     #[arg(long, env, default_value = "127.0.0.1", value_parser = interface)]
     pub host: IpAddr,

@@ -20,4 +20,5 @@ pub mod page;
 pub(crate) mod pipeline;
 pub(crate) mod resource_metadata;
 pub(crate) mod routes;
+pub(crate) mod self_check;
 pub(crate) mod server;

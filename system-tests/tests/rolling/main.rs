@@ -2,6 +2,7 @@
 
 mod balanced;
 mod clients;
+mod gateway;
 
 use std::net::TcpListener;
 use std::sync::Arc;

@@ -110,14 +110,16 @@ pub async fn deadlocks(database: &PgConnectOptions) -> i64 {
     query_scalar(deadlocks).fetch_one(&mut connection).await.expect("an answer")
 }
 
-/// Finds the folder of `initdb` and `postgres`: the newest version that Debian installed, or one in the PATH.
+/// Finds the folder of `initdb` and `postgres`: `POSTGRES_PROGRAMS`, else the newest version that Debian installed, else one in
+/// the PATH.
 fn programs() -> Option<PathBuf> {
+    let chosen = env::var_os("POSTGRES_PROGRAMS").filter(|folder| !folder.is_empty()).map(PathBuf::from);
     let path = env::var_os("PATH").unwrap_or_default();
     let debian = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|entry| entry.path());
     let mut debian: Vec<PathBuf> = debian.map(|version| version.join("bin")).collect();
     let version = |path: &PathBuf| path.ancestors().nth(1)?.file_name()?.to_str()?.parse::<u32>().ok();
     debian.sort_by_key(version);
-    let folders = debian.into_iter().rev().chain(env::split_paths(&path));
+    let folders = chosen.into_iter().chain(debian.into_iter().rev()).chain(env::split_paths(&path));
     folders.into_iter().find(|folder| folder.join("initdb").exists() && folder.join("postgres").exists())
 }
 
@@ -144,9 +146,7 @@ impl Server {
     }
 
     fn set_up(programs: PathBuf, durability: Durability) -> Result<Self, String> {
-        let folder = env::temp_dir().join(format!("postgres-{}-{:08x}", process::id(), rand::random::<u32>()));
-        // Only this user may enter: the server has no password.
-        fs::DirBuilder::new().mode(0o700).create(&folder).map_err(|error| error.to_string())?;
+        let folder = new_folder().map_err(|error| error.to_string())?;
         let lifeline = lifeline(&folder).map_err(|error| error.to_string())?;
         let owner = owner(&folder)?;
         let mut initdb = command(&programs.join("initdb"), owner, &folder);
@@ -217,6 +217,45 @@ impl Server {
         self.restart();
     }
 
+    /// Starts a synchronous standby: from now on this server confirms a commit only when the standby has written it.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn start_standby(&mut self) -> Self {
+        let folder = new_folder().expect("a writable folder");
+        let lifeline = lifeline(&folder).expect("sh is installed");
+        let owner = owner(&folder).unwrap_or_else(|reason| panic!("PostgreSQL: {reason}"));
+        let mut copy = command(&self.programs.join("pg_basebackup"), owner, &folder);
+        let primary = format!("host={} user=postgres application_name=standby", self.folder.display());
+        let output =
+            copy.args(["-D", "data", "-R", "-X", "stream", "-c", "fast", "--no-sync", "-d", &primary]).output();
+        let output = output.expect("pg_basebackup is installed beside postgres");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let process = launch(&self.programs, owner, &folder, self.durability, &[]);
+        let process = process.unwrap_or_else(|reason| panic!("PostgreSQL: {reason}"));
+        let (programs, durability) = (self.programs.clone(), self.durability);
+        let (settings, databases) = (Vec::new(), AtomicU32::new(0));
+        let standby = Self { programs, owner, folder, durability, settings, process, databases, _lifeline: lifeline };
+        self.restart_with(&["synchronous_standby_names=standby"]);
+        standby
+    }
+
+    /// Makes a standby accept writes, and waits until it does.
+    ///
+    /// # Panics
+    /// If it does not become the primary.
+    pub fn promote(&self) {
+        let mut promote = command(&self.programs.join("pg_ctl"), self.owner, &self.folder);
+        let output =
+            promote.args(["promote", "-w", "-D", "data"]).output().expect("pg_ctl is installed beside postgres");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Returns the folder of its socket.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Writes a file into the data folder, which only the server may read.
     ///
     /// # Panics
@@ -258,6 +297,13 @@ impl Server {
         let _ = connection.close().await;
         self.options().database(&name)
     }
+}
+
+/// Creates a folder that only this user may enter, because the server has no password.
+fn new_folder() -> io::Result<PathBuf> {
+    let folder = env::temp_dir().join(format!("postgres-{}-{:08x}", process::id(), rand::random::<u32>()));
+    fs::DirBuilder::new().mode(0o700).create(&folder)?;
+    Ok(folder)
 }
 
 /// Starts the server and waits until it listens.
