@@ -19,11 +19,11 @@ const STOCK: i64 = 1_000_000;
 async fn restores_every_order_confirmed_before_the_moment() {
     let Some(mut server) = Server::start(Durability::Full) else { return };
     let [archive, back_up, restore] = &commands()[..] else { panic!("the page has three blocks of commands") };
+    let databases = Databases::create(&server).await;
     server.run("mkdir archive", &[]);
     server.run(archive, &[("ARCHIVE", &path(&server, "archive"))]);
     server.restart_with(&[]);
 
-    let databases = Databases::create(&server).await;
     let start = async || System::start_as(|launch| databases.configure(launch)).await;
     let system = start().await.unwrap_or_else(|reason| panic!("{reason}"));
     system.users.post("/users", json!({"name": "Eve"})).await.expect(201);
