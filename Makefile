@@ -2,7 +2,7 @@
 CARGO ?= cargo
 MINUTES ?= 10
 
-.PHONY: images help run demo test chaos mutants model soak scale observing durable bench profile instructions check count-lines openapi
+.PHONY: images help run demo test chaos mutants upgrade model soak scale observing durable bench profile instructions check count-lines openapi
 # $(call need,a program,how to install it)
 need = @command -v $(1) >/dev/null || { echo "this needs $(1): $(2)"; exit 1; }
 # Optimised, but built in a fraction of the time of a release.
@@ -25,6 +25,10 @@ chaos: ## run the chaos test for MINUTES=10 with a new seed
 
 mutants: ## test the tests: apply eight known bugs, one after the other, and check that a test sees each
 	@system-tests/mutants/run
+
+upgrade: ## replace the release before by this one and back, under load; needs PostgreSQL, HAProxy and the history of git
+	@previous=$$(system-tests/previous) && PREVIOUS_BINARIES=$$previous REQUIRE_POSTGRES=1 REQUIRE_HAPROXY=1 \
+		$(CARGO) test --locked -p system-tests --test rolling --test recovery release -- --nocapture
 
 model: ## search the states of order placement with three concurrent attempts; takes a release build and a minute
 	$(CARGO) test --locked --release -p order-service --test model -- --nocapture

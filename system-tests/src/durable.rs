@@ -18,7 +18,7 @@ pub struct Durable {
     pub system: System,
     /// The links between the services.
     pub links: Links,
-    databases: Databases,
+    pub(crate) databases: Databases,
 }
 
 /// A database for each service.

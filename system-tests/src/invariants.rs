@@ -18,7 +18,7 @@ use sqlx::{AssertSqlSafe, Error, PgConnection, query_as, query_scalar};
 use tokio::time::{self, Instant};
 use uuid::Uuid;
 
-use crate::durable::Durable;
+use crate::durable::{Databases, Durable};
 use crate::system::{ORDERS, PRODUCTS};
 use crate::{DEADLINE, PAUSE};
 
@@ -98,18 +98,19 @@ impl DatabaseSnapshot {
     /// # Errors
     /// If a database does not answer.
     pub async fn read(durable: &Durable) -> Result<Self, Error> {
-        Self::read_from(&mut durable.database(ORDERS).await?, &mut durable.database(PRODUCTS).await?).await
+        Self::read_from(&durable.databases).await
     }
 
-    /// Reads these databases of order-service and product-service.
+    /// Reads these databases in the same way.
     ///
     /// # Errors
     /// If a database does not answer.
-    pub async fn read_from(orders: &mut PgConnection, products: &mut PgConnection) -> Result<Self, Error> {
+    pub async fn read_from(databases: &Databases) -> Result<Self, Error> {
+        let (mut orders, mut products) = (databases.connect(ORDERS).await?, databases.connect(PRODUCTS).await?);
         Ok(Self {
-            orders: read_orders(orders).await?,
-            reservations: read_reservations(products).await?,
-            stock: query_as("select id, stock from products").fetch_all(products).await?.into_iter().collect(),
+            orders: read_orders(&mut orders).await?,
+            reservations: read_reservations(&mut products).await?,
+            stock: query_as("select id, stock from products").fetch_all(&mut products).await?.into_iter().collect(),
         })
     }
 

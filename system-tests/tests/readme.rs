@@ -85,6 +85,15 @@ fn keeps_the_readme_short() {
     assert!(lines <= MAX_README_LINES, "README.md has {lines} lines");
 }
 
+#[test]
+fn says_for_every_alert_what_to_do() {
+    let rules = page("deploy/prometheus/rules.yml");
+    let alerts: Vec<_> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    let rows = rows(&page("docs/operations.md"), "alert");
+    assert!(alerts.len() > 5 && rows.iter().all(|row| row.len() == 3 && !row[2].is_empty()), "{rows:?}");
+    assert_eq!(rows.iter().flat_map(|row| quoted(&row[0])).collect::<Vec<_>>(), alerts);
+}
+
 #[tokio::test]
 async fn lists_every_setting_with_its_default_and_no_other() {
     let mut settings = Vec::new();

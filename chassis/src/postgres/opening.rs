@@ -262,11 +262,22 @@ impl Opening {
         const QUIET: &str = "deallocate all; set local client_min_messages = warning";
         // sqlx prepares statements under names that another client of the pooler may have left, or may use later.
         const FORGET: &str = "deallocate all";
+        // CockroachDB, for one, grants every advisory lock and keeps none.
+        const HELD: &str = "select exists (select from pg_locks where locktype = 'advisory'
+            and (classid::bigint << 32 | objid::bigint) = $1), version()";
         let mut is_waiting = false;
         loop {
             let mut transaction = connection.begin().await?;
             let lock = query_scalar("select pg_try_advisory_xact_lock($1)").bind(lock_id(database)).persistent(false);
             if lock.fetch_one(&mut *transaction).await? {
+                let (is_held, version): (bool, String) =
+                    query_as(HELD).bind(lock_id(database)).persistent(false).fetch_one(&mut *transaction).await?;
+                if !is_held {
+                    return Err(OpenError::Unusable(format!(
+                        "the database grants advisory locks, but pg_locks does not show them. So two replicas could migrate it at the \
+                         same time. Use PostgreSQL, not {version}"
+                    )));
+                }
                 if !self.is_migrated(&mut transaction).await? {
                     transaction.execute(QUIET).await?;
                     self.migrations.run(&mut *transaction).await?;

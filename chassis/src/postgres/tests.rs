@@ -233,6 +233,19 @@ async fn waits_while_a_replica_of_an_earlier_release_migrates() {
     opened.await.unwrap();
 }
 
+#[tokio::test]
+async fn refuses_a_database_that_grants_advisory_locks_without_holding_them() {
+    const PRETENDER: &str =
+        "create schema pretender; create function pretender.pg_try_advisory_xact_lock(bigint) returns boolean
+        language sql as 'select true'";
+    let Some(database) = database().await else { return };
+    sqlx::raw_sql(PRETENDER).execute(&mut database.connect().await.unwrap()).await.unwrap();
+    let pretends = database.clone().options([("search_path", "pretender,pg_catalog")]);
+    let refused = open(&pretends, &generous_timeouts(), &migrations(&[THINGS])).await.unwrap_err();
+    assert!(refused.contains("pg_locks does not show them") && refused.contains("not PostgreSQL "), "{refused}");
+    open(&database, &generous_timeouts(), &migrations(&[THINGS])).await.unwrap();
+}
+
 /// Returns addresses of new databases behind PgBouncer: with the defaults of Debian, which refuse the parameters of a session,
 /// and with the setting that many use, which drops them. Empty without PgBouncer.
 async fn pooled_databases() -> Vec<PgConnectOptions> {

@@ -41,7 +41,7 @@ async fn fails_no_request_while_a_release_is_upgraded_and_rolled_back() {
     };
     let Some((_postgres, databases, mut balancer)) = prepare().await else { return };
     let mut replicas = start_two_of_each(&databases, &balancer, Some(&previous)).await;
-    let current = env::var_os("SERVICE_BINARIES").map(PathBuf::from).expect("the folder of this release");
+    let current = system_tests::build().expect("the services compile").to_owned();
     balancer.start(&replicas).await;
     add_rows(&balancer).await;
     let clients = clients_of(&balancer);
@@ -104,12 +104,8 @@ async fn expect_no_failure(clients: Clients, databases: &Databases, balancer: &B
     assert_eq!(stored.len(), placed.len(), "each order is stored once, and no other");
     assert_eq!(stored.iter().map(|order| order["id"].to_string()).collect::<BTreeSet<_>>(), placed_ids);
     let initial = (1..=PRODUCTS_SOLD).map(|product| (product, STOCK)).collect();
-    let violations = async || {
-        let (orders, products) = (databases.connect(ORDERS).await, databases.connect(PRODUCTS).await);
-        let snapshot =
-            DatabaseSnapshot::read_from(&mut orders.expect("it answers"), &mut products.expect("it answers")).await;
-        snapshot.expect("the databases answer").violations(&initial)
-    };
+    let snapshot = async || DatabaseSnapshot::read_from(databases).await.expect("the databases answer");
+    let violations = async || snapshot().await.violations(&initial);
     assert_eq!(eventually(vec![], violations).await, Vec::<String>::new());
 }
 
@@ -128,7 +124,7 @@ async fn start_two_of_each(databases: &Databases, balancer: &Balancer, binaries:
     replicas
 }
 
-/// Starts clients that read, list and order. Each order has its own key.
+/// Starts clients that read, list, order, cancel, and repeat their orders.
 ///
 /// They use the gateway, except for the list of users that product-service passes on: there the gateway leads to user-service.
 fn clients_of(balancer: &Balancer) -> Clients {
@@ -147,12 +143,8 @@ fn clients_of(balancer: &Balancer) -> Clients {
         clients.add(move |caller, _| caller.request("GET", url.clone()));
     }
     for client in 0..4 {
-        let url = format!("{}/orders", balancer.gateway());
-        clients.add(move |caller, number| {
-            let body = order(1, 1 + (client + number as i64) % PRODUCTS_SOLD, 1);
-            let key = format!("{client}-{number}");
-            caller.request("POST", url.clone()).header("idempotency-key", &key).json(&body)
-        });
+        let body = move |number: usize| order(1, 1 + (client + number as i64) % PRODUCTS_SOLD, 1);
+        clients.add_customer(format!("{}/orders", balancer.gateway()), client.to_string(), body);
     }
     clients
 }

@@ -1,9 +1,10 @@
 //! The load under which services are replaced.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use serde_json::{Value, json};
 use system_tests::load::Client;
 use system_tests::{Request, Response, eventually};
 use tokio::task::JoinSet;
@@ -11,6 +12,7 @@ use tokio::time::{self, MissedTickBehavior};
 
 /// The time between two requests of a client.
 const INTERVAL: Duration = Duration::from_millis(20);
+const LOCKED: &str = "no holder of the lock panics";
 
 /// Clients that send at a constant rate until they are stopped. None repeats a request.
 pub(crate) struct Clients {
@@ -44,7 +46,48 @@ impl Clients {
                     return;
                 }
                 interval.tick().await;
-                results.note(request(&caller, number).try_send().await);
+                let answer = results.note(request(&caller, number).try_send().await);
+                results.placed().extend(answer.filter(|answer| answer.status == 201));
+            }
+        });
+    }
+
+    /// Adds a client that places an order, reads it, and repeats an earlier request with its key. It cancels each third order.
+    pub(crate) fn add_customer(
+        &mut self,
+        orders: String,
+        name: String,
+        body: impl Fn(usize) -> Value + Send + Sync + 'static,
+    ) {
+        let (stop, results) = (Arc::clone(&self.stop), Arc::clone(&self.results));
+        self.running.spawn(async move {
+            let (caller, mut ids) = (Client::default(), Vec::new());
+            let place = async |number: usize| {
+                let request =
+                    caller.request("POST", orders.clone()).header("idempotency-key", &format!("{name}-{number}"));
+                results.note(request.json(&body(number)).try_send().await).filter(|answer| answer.status == 201)
+            };
+            while !stop.load(Ordering::Relaxed) {
+                time::sleep(INTERVAL).await;
+                let Some(placed) = place(ids.len()).await else { return };
+                let id = placed.json()["id"].as_str().unwrap_or_default().to_owned();
+                results.placed().push(placed);
+                let order = format!("{orders}/{id}");
+                if ids.len() % 3 == 0 {
+                    let cancelled = json!({"status": "cancelled"});
+                    results.note(caller.request("PATCH", order.clone()).json(&cancelled).try_send().await);
+                }
+                results.note(caller.request("GET", order).try_send().await);
+                ids.push(id);
+                let earlier = rand::random_range(0..ids.len());
+                let Some(repeated) = place(earlier).await else { return };
+                if repeated.json()["id"] != *ids[earlier] {
+                    results
+                        .failed
+                        .lock()
+                        .expect(LOCKED)
+                        .push(format!("{name}-{earlier} was {}: {repeated}", ids[earlier]));
+                }
             }
         });
     }
@@ -61,25 +104,29 @@ impl Clients {
     pub(crate) async fn stop(self) -> (usize, Vec<Response>) {
         self.stop.store(true, Ordering::Relaxed);
         self.running.join_all().await;
-        let Results { served, placed, failed } = &*self.results;
-        let failed = failed.lock().expect("no holder of the lock panics");
+        let (served, failed) = (&self.results.served, self.results.failed.lock().expect(LOCKED));
         assert!(failed.is_empty(), "{} of {served:?} requests failed: {failed:#?}", failed.len());
-        (served.load(Ordering::Relaxed), placed.lock().expect("no holder of the lock panics").clone())
+        (served.load(Ordering::Relaxed), self.results.placed().clone())
     }
 }
 
 impl Results {
-    fn note(&self, answer: Result<Response, String>) {
-        match answer {
+    /// Counts the request. Returns the response if it succeeded.
+    fn note(&self, answer: Result<Response, String>) -> Option<Response> {
+        let failure = match answer {
             Ok(received) if is_served(&received) => {
                 self.served.fetch_add(1, Ordering::Relaxed);
-                if received.status == 201 {
-                    self.placed.lock().expect("no holder of the lock panics").push(received);
-                }
+                return Some(received);
             }
-            Ok(received) => self.failed.lock().expect("no holder of the lock panics").push(received.to_string()),
-            Err(reason) => self.failed.lock().expect("no holder of the lock panics").push(reason),
-        }
+            Ok(received) => received.to_string(),
+            Err(reason) => reason,
+        };
+        self.failed.lock().expect(LOCKED).push(failure);
+        None
+    }
+
+    fn placed(&self) -> MutexGuard<'_, Vec<Response>> {
+        self.placed.lock().expect(LOCKED)
     }
 }
 

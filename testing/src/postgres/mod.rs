@@ -251,6 +251,20 @@ impl Server {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
+    /// Runs these lines of a shell as the account of the server. They find its programs, and connect to it by default; `PGDATA` is
+    /// its data folder.
+    ///
+    /// # Panics
+    /// If a command fails.
+    pub fn run(&self, lines: &str, variables: &[(&str, &str)]) {
+        let mut shell = command(Path::new("bash"), self.owner, &self.folder);
+        let paths = env::var("PATH").unwrap_or_default();
+        shell.env("PATH", format!("{}:{paths}", self.programs.display())).env("PGDATA", self.folder.join("data"));
+        shell.env("PGHOST", &self.folder).env("PGUSER", "postgres").envs(variables.iter().copied());
+        let output = shell.args(["-euo", "pipefail", "-c", lines]).output().expect("bash is installed");
+        assert!(output.status.success(), "{lines}\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+
     /// Returns the folder of its socket.
     pub fn folder(&self) -> &Path {
         &self.folder
