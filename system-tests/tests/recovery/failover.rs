@@ -16,7 +16,7 @@ use crate::clients::Clients;
 
 /// Fewer than the clients order, so that the last units are fought for.
 const STOCK: i64 = 300;
-/// The promise of docs/operations.md. One second is usual.
+/// The promise of docs/operations.md. Less than a second is usual.
 const RECOVERY: Duration = Duration::from_secs(10);
 
 /// The link to the folder of the server in use. A DNS name or a virtual address has this role in production.
