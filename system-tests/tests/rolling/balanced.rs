@@ -83,7 +83,7 @@ async fn replace(
     clients.served(100).await;
     replica.signal(Signal::Terminate).await;
     assert!(replica.ends_within(SOON).await.success());
-    balancer.wait_for_replicas(replica.name(), [n % 2 != 0, n % 2 == 0]).await;
+    balancer.wait_for_replicas(replica.name(), [!n.is_multiple_of(2), n.is_multiple_of(2)]).await;
     match binaries {
         Some(binaries) => replica.restart_from(binaries).await,
         None => replica.restart().await,
