@@ -79,4 +79,4 @@ images: ## build the images of the three services with Docker, and write the SBO
 	@deploy/images
 
 openapi: ## write the OpenAPI documents after an intended change of the API
-	UPDATE_OPENAPI=1 $(CARGO) test -q --locked -p user-service -p product-service -p order-service --test api document
+	UPDATE_OPENAPI=1 $(CARGO) test -q --locked $(addprefix -p ,$(wildcard *-service)) --test api document
