@@ -87,8 +87,7 @@ impl PostgresStore {
         const SQL: &str = r"
             select order_id, jsonb_build_array(status, lines) from reservations
             where order_id = any ((select $1)::uuid[])";
-        let found: Vec<(Uuid, Json<(ReservationStatus, Vec<StoredLine>)>)> =
-            sqlx::query_as(SQL).bind(order_ids).fetch_all(&self.pool).await?;
+        let found: Vec<StoredReservation> = sqlx::query_as(SQL).bind(order_ids).fetch_all(&self.pool).await?;
         let found = found.into_iter().map(|(order_id, Json((status, lines)))| Reservation {
             order_id: OrderId(order_id),
             status,
@@ -341,6 +340,9 @@ impl FromRow<'_, PgRow> for ProductRecord {
 fn out_of_range(column: &str) -> Error {
     Error::Decode(format!("the {column} of a product is out of range").into())
 }
+
+/// The order id, status and lines of a reservation, as [`PostgresStore::read_reservations`] selects them.
+type StoredReservation = (Uuid, Json<(ReservationStatus, Vec<StoredLine>)>);
 
 /// A line of a reservation as the database keeps it. [`stored_line`] writes it.
 #[derive(Deserialize)]
