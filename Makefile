@@ -5,8 +5,6 @@ MINUTES ?= 10
 .PHONY: images help run demo test chaos mutants upgrade model soak scale observing durable bench profile instructions check count-lines openapi
 # $(call need,a program,how to install it)
 need = @command -v $(1) >/dev/null || { echo "this needs $(1): $(2)"; exit 1; }
-# The packages and features of .ci/test: with others, cargo compiles the dependencies a second time.
-TESTED = --locked --workspace --features product-service/fault-injection,order-service/fault-injection
 # Optimised, but built in a fraction of the time of a release.
 QUICK_RELEASE = CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
 
@@ -30,7 +28,7 @@ mutants: ## test the tests: apply eight known bugs, one after the other, and che
 
 upgrade: ## replace the release before by this one and back, under load; needs PostgreSQL, HAProxy and the history of git
 	@previous=$$(system-tests/previous) && PREVIOUS_BINARIES=$$previous REQUIRE_POSTGRES=1 REQUIRE_HAPROXY=1 \
-		$(CARGO) test $(TESTED) --test rolling --test recovery release -- --nocapture
+		$(CARGO) test-all --test rolling --test recovery release -- --nocapture
 
 model: ## search the states of order placement with three concurrent attempts; takes a release build and a minute
 	$(CARGO) test --locked --release -p order-service --test model -- --nocapture
