@@ -4,11 +4,9 @@ use std::path::Path;
 
 use sqlx::{Connection, PgConnection};
 use testing::postgres::{Durability, Server};
-use tokio::time::{self, Instant};
 
 use crate::launch::Launch;
 use crate::system::{Links, ORDERS, PRODUCTS, System, USERS};
-use crate::{DEADLINE, PAUSE};
 
 /// PostgreSQL, the services over it, and the links between them.
 pub struct Durable {
@@ -51,10 +49,10 @@ impl Durable {
         self.databases.configure(Launch::of(service))
     }
 
-    /// Connects to the database of this service. Waits for a server that is starting.
+    /// Connects to the database of this service.
     ///
     /// # Errors
-    /// If PostgreSQL does not answer within the [`DEADLINE`].
+    /// If PostgreSQL does not answer.
     pub async fn database(&self, service: &str) -> Result<PgConnection, sqlx::Error> {
         self.databases.connect(service).await
     }
@@ -92,17 +90,11 @@ impl Databases {
         launch.env("DATABASE_URL", url)
     }
 
-    /// Connects to the database of this service. Waits for a server that is starting.
+    /// Connects to the database of this service.
     ///
     /// # Errors
-    /// If PostgreSQL does not answer within the [`DEADLINE`].
+    /// If PostgreSQL does not answer.
     pub async fn connect(&self, service: &str) -> Result<PgConnection, sqlx::Error> {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            match PgConnection::connect(self.url(service)).await {
-                Err(_) if Instant::now() < deadline => time::sleep(PAUSE).await,
-                connected => return connected,
-            }
-        }
+        PgConnection::connect(self.url(service)).await
     }
 }

@@ -5,11 +5,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use system_tests::durable::Durable;
 use system_tests::invariants::{DatabaseSnapshot, settled};
-use system_tests::{Response, Service, USERS, eventually, order, seed};
-use tokio::time::{sleep, timeout};
+use system_tests::{Response, Service, eventually, order, seed};
 
-/// The most that PostgreSQL may take to recover from a crash. It reads and writes its files, so a busy disk makes it slow.
-const DATABASE_RECOVERY: Duration = Duration::from_secs(60);
 /// The time to recover after the database is back.
 const RECOVERY: Duration = Duration::from_secs(5);
 
@@ -65,12 +62,6 @@ async fn reports_a_missing_database_and_recovers_without_a_restart() {
     assert_eq!(system.orders.post("/orders", order(1, 1, 1)).await.expect(503).header("retry-after"), "1");
 
     durable.postgres.restart();
-    let recovered = timeout(DATABASE_RECOVERY, async {
-        while durable.database(USERS).await.is_err() {
-            sleep(Duration::from_millis(20)).await;
-        }
-    });
-    recovered.await.expect("the database recovers");
     let back = Instant::now();
     for (service, path) in &calls {
         let status = eventually(200, async || service.get(path).await.status).await;

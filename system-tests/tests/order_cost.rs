@@ -1,12 +1,9 @@
 //! What an order costs PostgreSQL, in figures that do not depend on time. A change that makes an order dearer fails here.
 
-use std::time::Duration;
-
 use serde_json::json;
 use sqlx::{Executor, query_as};
 use system_tests::durable::Durable;
 use system_tests::{ORDERS, PRODUCTS, eventually, seed};
-use tokio::time::{sleep, timeout};
 
 const COUNTED: u32 = 200;
 /// Above this share of the committed figures the test fails. Versions of PostgreSQL differ slightly.
@@ -35,13 +32,6 @@ async fn costs_no_more_statements_writes_and_bytes_than_committed() {
     // Without full pages, the bytes do not depend on the last checkpoint.
     let settings = ["shared_preload_libraries=pg_stat_statements", "full_page_writes=off"];
     durable.postgres.restart_with(&settings);
-    // PostgreSQL recovers from its kill first, which takes seconds on a busy disk.
-    let recovered = timeout(Duration::from_secs(60), async {
-        while durable.database(PRODUCTS).await.is_err() {
-            sleep(Duration::from_millis(20)).await;
-        }
-    });
-    recovered.await.expect("the database recovers");
     for service in [PRODUCTS, ORDERS] {
         let mut database = durable.database(service).await.expect("the database answers");
         database.execute("create extension pg_stat_statements").await.expect("it is installed with PostgreSQL");

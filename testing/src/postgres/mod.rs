@@ -8,7 +8,6 @@ use std::env;
 use std::fs::{self, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, Stdio};
@@ -25,7 +24,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, query_scalar};
 pub use self::faulty_connection::{FaultyConnection, behind_a_faulty_connection};
 pub use self::pgbouncer::behind_pgbouncer;
 
-/// Maximum time for the server to start. Half a second is usual.
+/// Maximum time for the server to start. Half a second is usual. It recovers from a crash first, and a busy disk makes that slow.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// A PostgreSQL server of this test process. However the process ends, the server stops and its files are removed.
@@ -338,17 +337,27 @@ fn launch(
         let mut process =
             postgres.arg(folder).args(settings).stdout(out).stderr(err).spawn().map_err(|error| error.to_string())?;
         // It ends immediately while processes of the previous server still run; then this loop tries again.
-        while process.try_wait().is_ok_and(|ended| ended.is_none()) {
-            if UnixStream::connect(folder.join(".s.PGSQL.5432")).is_ok() {
+        while process.try_wait().is_ok_and(|ended| ended.is_none()) && began.elapsed() < START_LIMIT {
+            if is_ready(folder, process.id()) {
                 return Ok(process);
             }
             thread::sleep(Duration::from_millis(10));
         }
         if began.elapsed() > START_LIMIT {
+            let _ = process.kill();
             return Err(fs::read_to_string(folder.join("log")).unwrap_or_default());
         }
         thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// Returns whether the server accepts connections. While it recovers from a crash, it listens and refuses them.
+///
+/// `pg_ctl` waits for the same line of the file: the first has the process, the eighth has the state.
+fn is_ready(folder: &Path, postmaster: u32) -> bool {
+    let file = fs::read_to_string(folder.join("data/postmaster.pid")).unwrap_or_default();
+    let lines: Vec<&str> = file.lines().map(str::trim).collect();
+    lines.first() == Some(&&*postmaster.to_string()) && lines.get(7) == Some(&"ready")
 }
 
 fn command(program: &Path, owner: Option<(u32, u32)>, folder: &Path) -> Command {
