@@ -9,16 +9,14 @@ use std::process::{self, Command, ExitCode, Stdio};
 use std::time::Duration;
 use std::{env, fs};
 
-use futures_util::future::join_all;
-use serde_json::json;
 use sqlx::{Connection, Executor, PgConnection, query_scalar};
 use system_tests::durable::Databases;
-use system_tests::load::{Client, closed_loop, constant_rate};
-use system_tests::{Launch, ORDERS, PRODUCTS, Response, System, order};
+use system_tests::load::{Client, constant_rate};
+use system_tests::wrk;
+use system_tests::{Launch, ORDERS, PRODUCTS, System};
 use testing::postgres::{Durability, Server};
 
 const CLIENTS: u32 = 64;
-const ITEMS: i64 = 1000;
 /// The builds and pgbench take this many turns of this length.
 const TURNS: usize = 7;
 const TURN: Duration = Duration::from_secs(2);
@@ -35,7 +33,6 @@ async fn main() -> ExitCode {
         FilledSystem::build(&postgres, |launch| launch.binaries(&variant)).await,
     ];
     let pgbench = Pgbench::prepare(&postgres).await;
-    let client = Client::default();
     let mut meter = Meter::new(&postgres, &systems[0].databases).await;
     let before = [systems[0].commits().await, systems[1].commits().await];
     let mut turns = Vec::new();
@@ -44,7 +41,7 @@ async fn main() -> ExitCode {
         for at in [turn % 3, (turn + 1) % 3, (turn + 2) % 3] {
             meter.start().await;
             let done = match systems.get(at) {
-                Some(system) => system.orders(&client).await,
+                Some(system) => system.orders().await,
                 None => match pgbench.commits(&[]) {
                     Some(commits) => commits,
                     None => return ExitCode::FAILURE,
@@ -74,9 +71,9 @@ async fn main() -> ExitCode {
     println!("durable: {:.1} times the processor time of a commit of pgbench", ratio(0, 2, Cost::cpu_micros));
 
     let half = |at: usize| (median_of(&|costs| costs[at].rate()) / 2.0) as u32;
-    let figures = constant_rate(half(0), 3 * TURN, || systems[0].place(&client)).await;
-    let Some(p99) = pgbench.p99(half(2)) else { return ExitCode::FAILURE };
-    let (orders, commits) = (figures.p99(201).as_secs_f64() * 1e3, p99.as_secs_f64() * 1e3);
+    let orders = systems[0].p99(half(0)).await;
+    let Some(commits) = pgbench.p99(half(2)) else { return ExitCode::FAILURE };
+    let (orders, commits) = (orders.as_secs_f64() * 1e3, commits.as_secs_f64() * 1e3);
     println!(
         "durable: at half of these rates 99 % of the orders take at most {orders:.1} ms, of the commits {commits:.1} ms: ratio {:.1}",
         orders / commits
@@ -145,27 +142,27 @@ struct FilledSystem {
 impl FilledSystem {
     async fn build(postgres: &Server, prepare: impl Fn(Launch) -> Launch) -> Self {
         let databases = Databases::create(postgres).await;
-        let system = System::start_as(|launch| databases.configure(prepare(launch))).await;
-        let system = system.unwrap_or_else(|reason| panic!("{reason}"));
-        system.users.post("/users", json!({"name": "Eve"})).await.expect(201);
-        let lamp = json!({"name": "Lamp", "price": 19.99, "stock": 1_000_000_000});
-        for _ in 0..ITEMS / 100 {
-            let added = join_all((0..100).map(|_| system.products.post("/products", lamp.clone()))).await;
-            added.into_iter().for_each(|added| drop(added.expect(201)));
-        }
-        Self { system, databases }
+        let system = wrk::system(|launch| databases.configure(prepare(launch))).await;
+        Self { system: system.unwrap_or_else(|reason| panic!("{reason}")), databases }
     }
 
-    fn place(&self, client: &Client) -> impl Future<Output = Result<Response, String>> + Send + use<> {
-        let body = order(1, rand::random_range(1..=ITEMS), 1);
-        client.request("POST", format!("{}/orders", self.system.orders.url())).json(&body).try_send()
+    /// Places orders of two lines for a turn, and returns how many.
+    ///
+    /// wrk sends them. It costs little, as pgbench does; a client in this process would take a core from the services.
+    async fn orders(&self) -> f64 {
+        let figures =
+            wrk::load(&self.system, &wrk::ORDER, CLIENTS, TURN).await.unwrap_or_else(|reason| panic!("{reason}"));
+        assert_eq!(figures.failed, 0, "of {} orders", figures.requests);
+        figures.requests as f64
     }
 
-    /// Places orders for a turn, and returns how many.
-    async fn orders(&self, client: &Client) -> f64 {
-        let figures = closed_loop(CLIENTS, TURN, || self.place(client)).await;
+    /// Places orders at this rate, and returns the 99th percentile of their times. A time counts from when the order was due.
+    async fn p99(&self, rate: u32) -> Duration {
+        let (client, url) = (Client::default(), format!("{}/orders", self.system.orders.url()));
+        let place = || client.request("POST", url.clone()).json(&wrk::random_order()).try_send();
+        let figures = constant_rate(rate, 3 * TURN, place).await;
         assert!(figures.all(201), "{figures}");
-        figures.rate(201) * TURN.as_secs_f64()
+        figures.p99(201)
     }
 
     /// Returns the commits so far. (PostgreSQL counts those of a connection only after it was idle for a while.)

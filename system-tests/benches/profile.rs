@@ -28,7 +28,7 @@ async fn main() -> ExitCode {
 }
 
 async fn profile() -> Result<(), String> {
-    let system = wrk::system().await?;
+    let system = wrk::system(|launch| launch).await?;
     wrk::load(&system, &wrk::ORDER, CONNECTIONS, WARM_UP).await?;
     let mut record = Command::new("sh");
     record.args(["-c", RECORD, &system.orders.pid().to_string()]).arg(FOLDER).kill_on_drop(true);

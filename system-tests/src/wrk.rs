@@ -9,6 +9,7 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
+use crate::launch::Launch;
 use crate::load::Client;
 use crate::service::Service;
 use crate::system::System;
@@ -55,15 +56,23 @@ pub const ORDER: Kind = Kind {
     ),
 };
 
+/// Returns a body as that of [`ORDER`], for other clients.
+pub fn random_order() -> Value {
+    let line =
+        |products, quantity| json!({"productId": rand::random_range::<usize, _>(products), "quantity": quantity});
+    json!({"userId": rand::random_range(1..=USERS), "products": [line(1..=PRODUCTS / 2, 1), line(PRODUCTS / 2 + 1..=PRODUCTS, 2)]})
+}
+
 /// Starts the three services with two thousand users and a thousand products that never sell out. Their output is discarded.
+/// `prepare` changes how they start.
 ///
 /// # Errors
 /// If a service does not start.
 ///
 /// # Panics
 /// If a service rejects a user or a product.
-pub async fn system() -> Result<System, String> {
-    let system = System::start_as(|launch| launch.env("SEED", false).discard_output()).await?;
+pub async fn system(prepare: impl Fn(Launch) -> Launch) -> Result<System, String> {
+    let system = System::start_as(|launch| prepare(launch.env("SEED", false).discard_output())).await?;
     let user = |n| json!({"name": format!("User {n}"), "email": format!("user{n}@example.com")});
     fill(format!("{}/users", system.users.url()), USERS, user).await;
     let product = |n| json!({"name": format!("Product {n}"), "price": 19.99, "stock": 1_000_000_000});

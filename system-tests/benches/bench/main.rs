@@ -60,7 +60,7 @@ async fn main() -> ExitCode {
 }
 
 async fn bench() -> Result<(), String> {
-    let system = wrk::system().await?;
+    let system = wrk::system(|launch| launch).await?;
     let mut table = head();
     let mut orders = Vec::new();
     for kind in &KINDS {
