@@ -10,6 +10,7 @@
 //!
 //! If the process dies in between, [`crate::reconciler`] finishes the attempt. `tests/model` searches every interleaving.
 
+use std::pin::pin;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -221,9 +222,10 @@ impl Placement {
         context: &RequestContext,
         (user, stock): (Admission, Admission),
     ) -> Result<Vec<ReservedLine>, PlaceOrderError> {
-        let exists =
-            self.0.users.exists(request.user_id, context, user).inspect(|_| crash_point!("place: user answered"));
-        let reserve = self.0.products.reserve(id, &request.products, context, stock);
+        // Pinned, because a future that is passed by value takes its memory twice.
+        let exists = pin!(self.0.users.exists(request.user_id, context, user));
+        let reserve = pin!(self.0.products.reserve(id, &request.products, context, stock));
+        let exists = exists.inspect(|_| crash_point!("place: user answered"));
         let reserve = reserve.inspect(|_| crash_point!("place: reservation answered"));
         match tokio::join!(exists, reserve) {
             (Ok(false), _) => Err(PlaceOrderError::UserNotFound),

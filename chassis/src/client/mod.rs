@@ -19,6 +19,7 @@ mod throttle;
 
 use std::error::Error;
 use std::fmt;
+use std::pin::pin;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
@@ -278,7 +279,7 @@ impl Peer {
         let limit = self.0.settings.timeout.min(context.time_left());
         let span = traces::client_span(&call.method, self.0.name, || url(&self.0.base, call.path));
         let context = context.with_timeout(limit).with_span(&span);
-        let response = time::timeout(limit, self.exchange(call, &context)).instrument(span.clone()).await;
+        let response = time::timeout(limit, pin!(self.exchange(call, &context))).instrument(span.clone()).await;
         let outcome = response.unwrap_or(Err(PeerError::TimedOut { peer: self.0.name, limit }));
         match &outcome {
             Ok(response) => traces::record_status(&span, response.status, 400),
