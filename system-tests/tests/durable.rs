@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use system_tests::durable::Durable;
 use system_tests::invariants::{DatabaseSnapshot, settled};
 use system_tests::{Response, Service, eventually, order, seed};
+use tokio::task::block_in_place;
 
 /// The time to recover after the database is back.
 const RECOVERY: Duration = Duration::from_secs(5);
@@ -42,7 +43,7 @@ async fn keeps_confirmed_orders_when_every_process_is_killed() {
     assert_eq!(system.users.get("/users/1").await.expect(200).json()["name"], "Eve");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reports_a_missing_database_and_recovers_without_a_restart() {
     let Some(mut durable) = start(50).await else { return };
     let system = &durable.system;
@@ -61,7 +62,7 @@ async fn reports_a_missing_database_and_recovers_without_a_restart() {
     }
     assert_eq!(system.orders.post("/orders", order(1, 1, 1)).await.expect(503).header("retry-after"), "1");
 
-    durable.postgres.restart();
+    block_in_place(|| durable.postgres.restart()); // the links between the services run in this process
     let back = Instant::now();
     for (service, path) in &calls {
         let status = eventually(200, async || service.get(path).await.status).await;
