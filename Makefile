@@ -43,7 +43,8 @@ observing: ## measure the cost of logs, metrics and traces
 	@variant=$$($(QUICK_RELEASE) system-tests/patched system-tests/variants/uncounted.patch --release) && \
 		VARIANT_BINARIES=$$variant $(QUICK_RELEASE) $(CARGO) bench --locked -p system-tests --bench observing
 
-durable: ## measure the gain of batched calls and commits; needs PostgreSQL
+durable: ## measure orders per second over PostgreSQL beside pgbench, with and without batching; needs PostgreSQL and wrk
+	$(call need,wrk,apt-get install wrk)
 	@variant=$$($(QUICK_RELEASE) system-tests/patched system-tests/variants/one-by-one.patch --release) && \
 		VARIANT_BINARIES=$$variant $(QUICK_RELEASE) $(CARGO) bench --locked -p system-tests --bench durable
 

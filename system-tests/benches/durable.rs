@@ -40,20 +40,20 @@ async fn main() -> ExitCode {
         let mut costs = [Cost::default(); 3];
         for at in [turn % 3, (turn + 1) % 3, (turn + 2) % 3] {
             meter.start().await;
-            let done = match systems.get(at) {
+            let (done, rate) = match systems.get(at) {
                 Some(system) => system.orders().await,
-                None => match pgbench.commits(&[]) {
-                    Some(commits) => commits,
+                None => match pgbench.rate(&[]) {
+                    Some(rate) => (rate * TURN.as_secs_f64(), rate),
                     None => return ExitCode::FAILURE,
                 },
             };
-            costs[at] = meter.stop(done).await;
+            costs[at] = meter.stop(done, rate).await;
         }
         turns.push(costs);
     }
     let median_of = |figure: &dyn Fn(&[Cost; 3]) -> f64| median(turns.iter().map(figure).collect());
     for (at, what) in ["orders", "orders of the variant", "commits of pgbench"].into_iter().enumerate() {
-        let [rate, cpu, wal] = [Cost::rate as fn(&Cost) -> f64, Cost::cpu_micros, Cost::wal_bytes]
+        let [rate, cpu, wal] = [(|cost: &Cost| cost.rate) as fn(&Cost) -> f64, Cost::cpu_micros, Cost::wal_bytes]
             .map(|figure| median_of(&|costs| figure(&costs[at])));
         println!(
             "durable: {CLIENTS} clients {rate:>6.0} {what} per second; each takes {cpu:.0} µs of PostgreSQL and {wal:.0} bytes of WAL"
@@ -66,11 +66,11 @@ async fn main() -> ExitCode {
     let ratio = |above: usize, below: usize, figure: fn(&Cost) -> f64| {
         median_of(&|costs| figure(&costs[above]) / figure(&costs[below]))
     };
-    println!("durable: {:.2} times as many orders as the variant", ratio(0, 1, Cost::rate));
-    println!("durable: {:.2} orders per commit of pgbench", ratio(0, 2, Cost::rate));
+    println!("durable: {:.2} times as many orders as the variant", ratio(0, 1, |cost| cost.rate));
+    println!("durable: {:.2} orders per commit of pgbench", ratio(0, 2, |cost| cost.rate));
     println!("durable: {:.1} times the processor time of a commit of pgbench", ratio(0, 2, Cost::cpu_micros));
 
-    let half = |at: usize| (median_of(&|costs| costs[at].rate()) / 2.0) as u32;
+    let half = |at: usize| (median_of(&|costs| costs[at].rate) / 2.0) as u32;
     let orders = systems[0].p99(half(0)).await;
     let Some(commits) = pgbench.p99(half(2)) else { return ExitCode::FAILURE };
     let (orders, commits) = (orders.as_secs_f64() * 1e3, commits.as_secs_f64() * 1e3);
@@ -81,20 +81,17 @@ async fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// What a turn has cost the database server.
+/// The orders or commits of a turn, and what they have cost the database server.
 #[derive(Clone, Copy, Default)]
 struct Cost {
-    /// The orders or commits.
     done: f64,
+    /// Per second. wrk runs up to 0.1 s longer than a turn, so this is less than `done` in the time of a turn.
+    rate: f64,
     cpu: Duration,
     wal: i64,
 }
 
 impl Cost {
-    fn rate(&self) -> f64 {
-        self.done / TURN.as_secs_f64()
-    }
-
     fn cpu_micros(&self) -> f64 {
         self.cpu.as_secs_f64() * 1e6 / self.done
     }
@@ -127,9 +124,9 @@ impl<'s> Meter<'s> {
         self.started = self.read().await;
     }
 
-    async fn stop(&mut self, done: f64) -> Cost {
+    async fn stop(&mut self, done: f64, rate: f64) -> Cost {
         let (cpu, wal) = self.read().await;
-        Cost { done, cpu: cpu.saturating_sub(self.started.0), wal: wal - self.started.1 }
+        Cost { done, rate, cpu: cpu.saturating_sub(self.started.0), wal: wal - self.started.1 }
     }
 }
 
@@ -146,17 +143,20 @@ impl FilledSystem {
         Self { system: system.unwrap_or_else(|reason| panic!("{reason}")), databases }
     }
 
-    /// Places orders of two lines for a turn, and returns how many.
+    /// Places orders of two lines for a turn. Returns how many, and how many per second.
     ///
-    /// wrk sends them. It costs little, as pgbench does; a client in this process would take a core from the services.
-    async fn orders(&self) -> f64 {
+    /// wrk sends them: like pgbench, it needs little processor time. A client in this process would take a core from the services.
+    async fn orders(&self) -> (f64, f64) {
         let figures =
             wrk::load(&self.system, &wrk::ORDER, CLIENTS, TURN).await.unwrap_or_else(|reason| panic!("{reason}"));
         assert_eq!(figures.failed, 0, "of {} orders", figures.requests);
-        figures.requests as f64
+        (figures.requests as f64, figures.rate)
     }
 
     /// Places orders at this rate, and returns the 99th percentile of their times. A time counts from when the order was due.
+    ///
+    /// wrk cannot send at a constant rate, so a client in this process does. It takes processor time from the services, so the
+    /// result is an upper bound.
     async fn p99(&self, rate: u32) -> Duration {
         let (client, url) = (Client::default(), format!("{}/orders", self.system.orders.url()));
         let place = || client.request("POST", url.clone()).json(&wrk::random_order()).try_send();
@@ -198,8 +198,8 @@ impl Pgbench {
         Self { url, folder }
     }
 
-    /// Runs pgbench for a turn, and returns the commits. `None`, with a line on the terminal, if it is not installed.
-    fn commits(&self, options: &[&str]) -> Option<f64> {
+    /// Runs pgbench for a turn, and returns the commits per second. `None`, with a line on the terminal, if it is not installed.
+    fn rate(&self, options: &[&str]) -> Option<f64> {
         let clients = CLIENTS.to_string();
         let seconds = TURN.as_secs().to_string();
         let mut command = Command::new("pgbench");
@@ -210,12 +210,12 @@ impl Pgbench {
         if rate.is_none() {
             println!("durable: pgbench is not installed");
         }
-        Some(rate? * TURN.as_secs_f64())
+        rate
     }
 
     /// Returns the 99th percentile of the times of commits at this rate. A time counts from when the commit was due.
     fn p99(&self, rate: u32) -> Option<Duration> {
-        self.commits(&["-R", &rate.to_string(), "-l"])?;
+        self.rate(&["-R", &rate.to_string(), "-l"])?;
         let mut micros: Vec<u64> = Vec::new();
         for entry in fs::read_dir(&self.folder).ok()?.flatten() {
             let log = fs::read_to_string(entry.path()).ok()?;

@@ -56,7 +56,7 @@ pub const ORDER: Kind = Kind {
     ),
 };
 
-/// Returns a body as that of [`ORDER`], for other clients.
+/// Returns the body of a random order, as [`ORDER`] sends it, for other clients than wrk.
 pub fn random_order() -> Value {
     let line =
         |products, quantity| json!({"productId": rand::random_range::<usize, _>(products), "quantity": quantity});
