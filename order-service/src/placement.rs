@@ -222,7 +222,7 @@ impl Placement {
         context: &RequestContext,
         (user, stock): (Admission, Admission),
     ) -> Result<Vec<ReservedLine>, PlaceOrderError> {
-        // Pinned, because a future that is passed by value takes its memory twice.
+        // Pinned, because a future that gets another one by value stores it twice.
         let exists = pin!(self.0.users.exists(request.user_id, context, user));
         let reserve = pin!(self.0.products.reserve(id, &request.products, context, stock));
         let exists = exists.inspect(|_| crash_point!("place: user answered"));

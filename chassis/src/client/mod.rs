@@ -279,6 +279,7 @@ impl Peer {
         let limit = self.0.settings.timeout.min(context.time_left());
         let span = traces::client_span(&call.method, self.0.name, || url(&self.0.base, call.path));
         let context = context.with_timeout(limit).with_span(&span);
+        // Pinned, because a future that gets another one by value stores it twice.
         let response = time::timeout(limit, pin!(self.exchange(call, &context))).instrument(span.clone()).await;
         let outcome = response.unwrap_or(Err(PeerError::TimedOut { peer: self.0.name, limit }));
         match &outcome {

@@ -86,8 +86,8 @@ where
     })
 }
 
-/// Moves a new future to the heap. `Box::pin` would build it on the stack and copy it whole, with the memory that it needs only
-/// later: 5 KB for each request.
+/// Builds a future on the heap. `Box::pin` would build it on the stack and copy all of it, 5 KB per request, although most of it
+/// is not in use yet.
 fn boxed<F: Future>(new: impl FnOnce() -> F) -> Pin<Box<F>> {
     Box::into_pin(Box::write(Box::new_uninit(), new()))
 }
@@ -115,7 +115,7 @@ impl Pipeline {
         }
         let log = self.access_log.start(request.method(), route, &context, client, received_at);
 
-        // Pinned, because a future that is passed by value takes its memory twice.
+        // Pinned, because a future that gets another one by value stores it twice.
         let answer = pin!(self.answer(request, entry, &context, received_at));
         let mut response = match answer.instrument(span.clone()).await {
             Ok(response) => response,
