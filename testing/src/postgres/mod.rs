@@ -348,8 +348,8 @@ fn launch(
 /// Like `pg_ctl`, this reads `postmaster.pid`: line 1 is the process id, line 8 the state. A standby is ready when it accepts reads.
 fn is_ready(folder: &Path, postmaster: u32) -> bool {
     let file = fs::read_to_string(folder.join("data/postmaster.pid")).unwrap_or_default();
-    let lines: Vec<&str> = file.lines().map(str::trim).collect();
-    lines.first() == Some(&&*postmaster.to_string()) && lines.get(7) == Some(&"ready")
+    let line = |number: usize| file.lines().nth(number - 1).map(str::trim);
+    line(1) == Some(&*postmaster.to_string()) && line(8) == Some("ready")
 }
 
 fn command(program: &Path, owner: Option<(u32, u32)>, folder: &Path) -> Command {
