@@ -3,6 +3,7 @@
 //! tower-http decides; this module asks it for the headers of one response. As a layer around the pipeline, tower-http would
 //! answer every `OPTIONS` request itself, uncounted and without a request id. It would also cost every request 7 % of a read.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::future::ready;
 
@@ -48,9 +49,9 @@ impl Cors {
     }
 
     /// Returns the CORS headers of the response to a request. Only a request with `Origin` passes through tower-http.
-    pub(crate) async fn response_headers(&self, method: &Method, request: &HeaderMap) -> HeaderMap {
+    pub(crate) async fn response_headers(&self, method: &Method, request: &HeaderMap) -> Cow<'_, HeaderMap> {
         if !request.contains_key(header::ORIGIN) {
-            return self.without_origin.clone();
+            return Cow::Borrowed(&self.without_origin);
         }
         let mut head = Request::new(());
         head.headers_mut().clone_from(request);
@@ -59,7 +60,7 @@ impl Cors {
         }
         let empty = service_fn(|_| ready(Ok::<_, Infallible>(Response::new(()))));
         let Ok(response) = self.layer.layer(empty).oneshot(head).await;
-        response.into_parts().0.headers
+        Cow::Owned(response.into_parts().0.headers)
     }
 }
 

@@ -135,7 +135,7 @@ impl Pipeline {
         if let Some(prefix) = prefix {
             prefix.apply(response.headers_mut());
         }
-        for (name, value) in &cors_headers {
+        for (name, value) in cors_headers.iter() {
             response.headers_mut().append(name, value.clone()); // `Vary` may have a value already
         }
         response.headers_mut().insert(X_REQUEST_ID, context.request_id_header());
@@ -181,17 +181,17 @@ impl Pipeline {
             false => (Body::from(self.read_body(&head, body, context).await?), Instant::now()),
         };
         entry.check_query(&head)?;
-        // The body has a time limit of its own, so reading it does not shorten the handler's.
-        let deadline = context.deadline_after(complete_at - received_at);
-        if context.with_deadline(deadline).caller_deadline_has_passed() {
+        if context.caller_deadline_has_passed() {
             return Err(deadline_exceeded());
         }
         // After the body, so that a slow body holds no permit.
         let _permit = self.acquire_permit(&head.uri)?;
         let _running = self.running.token();
 
-        // The handler's own calls end when 90 % of its time are over. Then it has 5 % for its error handling. The last 5 % are
-        // for sending the response to a client whose own timeout is the same.
+        // The body has a time limit of its own, so reading it does not shorten the handler's. The handler's own calls end when
+        // 90 % of its time are over. Then it has 5 % for its error handling. The last 5 % are for sending the response to a
+        // client whose own timeout is the same.
+        let deadline = context.deadline_after(complete_at - received_at);
         let reserve = deadline.saturating_duration_since(complete_at) / 10;
         let context = context.with_deadline(deadline - reserve);
         head.extensions.insert(context.clone());
