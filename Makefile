@@ -63,12 +63,13 @@ instructions: ## count the instructions per request and compare them with the co
 	$(call need,valgrind,apt-get install valgrind)
 	@system-tests/instructions
 
-check: ## check format, lints, documentation and architecture rules, as before a commit
+check: ## check format, lints, documentation, architecture rules and the number of lines, as before a commit
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked -p product-service -p order-service --features product-service/fault-injection,order-service/fault-injection -- -D warnings
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --locked --workspace --no-deps --document-private-items
 	.ci/invariants
+	@.ci/count-lines
 
 count-lines: ## count the lines of production Rust per crate
 	@.ci/count-lines

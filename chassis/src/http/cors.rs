@@ -5,7 +5,6 @@
 
 use std::borrow::Cow;
 use std::convert::Infallible;
-use std::future::ready;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header};
 use tower::{Layer, ServiceExt, service_fn};
@@ -58,7 +57,7 @@ impl Cors {
         if is_preflight(method, request) {
             *head.method_mut() = Method::OPTIONS;
         }
-        let empty = service_fn(|_| ready(Ok::<_, Infallible>(Response::new(()))));
+        let empty = service_fn(|_| async { Ok::<_, Infallible>(Response::new(())) });
         let Ok(response) = self.layer.layer(empty).oneshot(head).await;
         Cow::Owned(response.into_parts().0.headers)
     }
