@@ -128,8 +128,7 @@ async fn holds_ten_thousand_idle_connections_in_little_memory_without_delaying_o
         }
         let each = resident(&service).saturating_sub(before) / OF_EACH_KIND as u64;
         println!("idle connections: {each} bytes a connection, {kind}");
-        let most = if kind == DRIPPING { 24 * KIB } else { 20 * KIB };
-        assert!(each <= most, "{kind}: {each} bytes each");
+        assert!(each <= 20 * KIB, "{kind}: {each} bytes each");
     }
     let good = |(p99, noise): &(Duration, Duration)| within(Duration::from_millis(100), *p99, *noise);
     let (p99, noise) = measured(good, async || machine.with_noise(good_client()).await).await;

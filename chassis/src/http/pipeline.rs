@@ -86,7 +86,7 @@ where
     })
 }
 
-/// Builds a future on the heap. `Box::pin` would build it on the stack and copy all of it, 5 KB per request, although most of it
+/// Builds a future on the heap. `Box::pin` would build it on the stack and copy all of it, 3 KB per request, although most of it
 /// is not in use yet.
 fn boxed<F: Future>(new: impl FnOnce() -> F) -> Pin<Box<F>> {
     Box::into_pin(Box::write(Box::new_uninit(), new()))
@@ -102,9 +102,9 @@ impl Pipeline {
         let entry = self.routes.find(request.uri());
         let route = &entry.route;
         let cors_headers = self.cors.response_headers(request.method(), request.headers()).await;
-        let context = RequestContext::received_at(received_at, request.headers(), self.settings.request_timeout);
+        let mut context = RequestContext::received_at(received_at, request.headers(), self.settings.request_timeout);
         let span = traces::server_span(request.method(), &route.template, request.uri(), || context.remote_parent());
-        let context = context.with_span(&span);
+        context = context.with_span(&span);
         let prefix = Prefix::from_headers(request.headers());
         let accepted_codings = compression::accepted_codings(request.headers());
         let has_if_match = request.headers().contains_key(header::IF_MATCH);
@@ -115,12 +115,10 @@ impl Pipeline {
         }
         let log = self.access_log.start(request.method(), route, &context, client, received_at);
 
-        // Pinned, because a future that gets another one by value stores it twice.
-        let answer = pin!(self.answer(request, entry, &context, received_at));
-        let mut response = match answer.instrument(span.clone()).await {
-            Ok(response) => response,
-            Err(problem) => problem.into_response(),
-        };
+        // Pinned, because a future that gets another one by value stores it twice. In no variable, because that would keep its
+        // memory until the end.
+        let answered = pin!(self.answer(request, entry, &context, received_at)).instrument(span.clone()).await;
+        let mut response = answered.unwrap_or_else(IntoResponse::into_response);
         let mut problem = take_problem(&mut response);
         if has_if_match && is_missing_entity(problem.as_ref(), route) {
             problem = Some(conditional::failed("It does not exist")); // in every service and for every method
