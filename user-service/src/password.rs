@@ -9,11 +9,13 @@ use argon2::{Argon2, Params};
 use chassis::http::body::values::Detail;
 use tokio::sync::Semaphore;
 use tokio::task;
+use unicode_normalization::UnicodeNormalization;
 
 /// The most common passwords, one a line, in lower case; comments start with `# `.
 const COMMON: &str = include_str!("common_passwords.txt");
 
-/// A password as a client sent it. Without `Debug`, `Display` and `Serialize`, no code can show it by mistake.
+/// A password as a client sent it. It is hashed in Unicode NFC, because keyboards send the same letter in different forms
+/// (RFC 8265). Without `Debug`, `Display` and `Serialize`, no code can show it by mistake.
 #[derive(Clone)]
 pub struct Password(String);
 
@@ -22,12 +24,12 @@ pub struct Password(String);
 pub struct PasswordHash(Box<str>);
 
 impl Password {
-    /// Accepts a text of 8 to 128 characters.
+    /// Accepts a text of 8 to 128 characters, counted in Unicode NFC.
     ///
     /// # Errors
     /// If the text is shorter or longer.
     pub fn parse(text: String) -> Result<Self, Detail> {
-        if !(8..=128).contains(&text.chars().count()) {
+        if !(8..=128).contains(&text.nfc().count()) {
             return Err("must be 8 to 128 characters".into());
         }
         Ok(Self(text))
@@ -38,7 +40,7 @@ impl Password {
     /// # Errors
     /// If the text is empty or longer.
     pub fn parse_guess(text: String) -> Result<Self, Detail> {
-        if !(1..=128).contains(&text.chars().count()) {
+        if !(1..=128).contains(&text.nfc().count()) {
             return Err("must be 1 to 128 characters".into());
         }
         Ok(Self(text))
@@ -125,7 +127,7 @@ impl Hasher {
     /// If the queue is full, or the hash cannot be made.
     pub async fn hash_optional(&self, password: Option<Password>) -> Result<Option<PasswordHash>, HashError> {
         let Some(Password(text)) = password else { return Ok(None) };
-        self.run(move |work| work.hash(&text)).await.map(Some)
+        self.run(move |work| work.hash(&text.nfc().collect::<String>())).await.map(Some)
     }
 
     /// Compares a password with a hash. Without a hash it does the same work, and the verdict is [`Verdict::Wrong`].
@@ -134,13 +136,20 @@ impl Hasher {
     /// If the queue is full, or the hash is damaged.
     pub async fn verify(&self, Password(text): Password, stored: Option<PasswordHash>) -> Result<Verdict, HashError> {
         self.run(move |work| {
-            let Some(stored) = stored else { return work.hash(&text).map(|_| Verdict::Wrong) };
-            match work.compare(&text, &stored) {
-                Ok(()) if stored.is_outdated() => work.hash(&text).map(Verdict::Upgraded),
-                Ok(()) => Ok(Verdict::Right),
-                Err(Error::PasswordInvalid) => Ok(Verdict::Wrong),
-                Err(error) => Err(error),
+            let normalized: String = text.nfc().collect();
+            // Earlier releases hashed the text as it was sent.
+            let as_sent = Some(&text).filter(|text| **text != normalized);
+            for form in [Some(&normalized), as_sent].into_iter().flatten() {
+                match work.compare(form, stored.as_ref()) {
+                    Ok(is_outdated) if is_outdated || *form != normalized => {
+                        return work.hash(&normalized).map(Verdict::Upgraded);
+                    }
+                    Ok(_) => return Ok(Verdict::Right),
+                    Err(Error::PasswordInvalid) => {}
+                    Err(error) => return Err(error),
+                }
             }
+            Ok(Verdict::Wrong)
         })
         .await
     }
@@ -178,9 +187,11 @@ impl Work {
         Argon2::default().hash_password(password.as_bytes()).map(|hash| PasswordHash(hash.to_string().into()))
     }
 
-    fn compare(&self, password: &str, stored: &PasswordHash) -> Result<(), Error> {
+    /// Returns whether the hash, which is that of the password, is outdated. Without a hash it does the same work, and fails.
+    fn compare(&self, password: &str, stored: Option<&PasswordHash>) -> Result<bool, Error> {
+        let Some(stored) = stored else { return self.hash(password).and(Err(Error::PasswordInvalid)) };
         self.done.fetch_add(1, Ordering::Relaxed);
-        Argon2::default().verify_password(password.as_bytes(), stored.expose())
+        Argon2::default().verify_password(password.as_bytes(), stored.expose()).map(|()| stored.is_outdated())
     }
 }
 
@@ -229,6 +240,39 @@ mod tests {
         assert_eq!((hasher.running.available_permits(), hasher.queue.available_permits()), (0, 5));
         assert!(first.await && futures_util::future::join_all(others).await.into_iter().all(|hashed| hashed));
         assert_eq!((hasher.running.available_permits(), hasher.queue.available_permits()), (2, 10));
+    }
+
+    #[tokio::test]
+    async fn accepts_each_unicode_form_of_a_password() {
+        const COMPOSED: &str = "caf\u{e9} au lait";
+        const DECOMPOSED: &str = "cafe\u{301} au lait";
+        let hasher = Hasher::new(0, 0);
+        let hash = |text: &str| hasher.hash_optional(Password::parse(text.to_owned()).ok());
+        let verdict = async |text: &str, hash| hasher.verify(Password(text.to_owned()), hash).await.unwrap();
+        let (composed, decomposed) = (hash(COMPOSED).await.unwrap(), hash(DECOMPOSED).await.unwrap());
+        assert!(matches!(verdict(DECOMPOSED, composed.clone()).await, Verdict::Right));
+        assert!(matches!(verdict(COMPOSED, decomposed).await, Verdict::Right));
+        assert!(matches!(verdict("cafe au lait", composed).await, Verdict::Wrong));
+
+        let of_an_earlier_release = hasher.work.hash(DECOMPOSED).unwrap();
+        assert!(matches!(verdict(COMPOSED, Some(of_an_earlier_release.clone())).await, Verdict::Wrong));
+        let Verdict::Upgraded(hash) = verdict(DECOMPOSED, Some(of_an_earlier_release)).await else {
+            panic!("a new hash")
+        };
+        assert!(matches!(verdict(COMPOSED, Some(hash)).await, Verdict::Right));
+    }
+
+    #[tokio::test]
+    async fn does_the_same_work_with_and_without_a_hash() {
+        for (text, times) in [("correct house", 1), ("cafe\u{301} au lait", 2)] {
+            let hasher = Hasher::new(0, 0);
+            let hash = hasher.work.hash("correct horse").unwrap();
+            for stored in [Some(hash), None] {
+                let before = hasher.done();
+                assert!(matches!(hasher.verify(Password(text.to_owned()), stored).await, Ok(Verdict::Wrong)));
+                assert_eq!(hasher.done() - before, times, "{text}");
+            }
+        }
     }
 
     #[test]
