@@ -15,7 +15,7 @@ use chassis::http::conditional::{self, Preconditions};
 use chassis::http::entity::Entity;
 use chassis::http::extract::{Json, JsonList, Path, Query};
 use chassis::http::page::{self, Page, Rows};
-use chassis::problem::{self, Problem};
+use chassis::problem::{self, HEADERS_TOO_LARGE, Problem};
 use serde::Serialize;
 use shared::products::{Product, Reservation, Reserved};
 use shared::users::User;
@@ -200,6 +200,7 @@ async fn users(
         UserList::InvalidQuery(errors) => Err(Problem::invalid(errors).into()),
         UserList::Unauthenticated => Err(token_rejected().into()),
         UserList::Forbidden => Err(not_allowed().into()),
+        UserList::TooLarge => Err(Problem::new(&HEADERS_TOO_LARGE, "The header is too large for user-service").into()),
     }
 }
 

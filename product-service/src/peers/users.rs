@@ -46,6 +46,8 @@ pub enum UserList {
     Unauthenticated,
     /// user-service does not let the caller list users.
     Forbidden,
+    /// The header of the call is too large for user-service: a client may encode its query in fewer bytes than a call does.
+    TooLarge,
 }
 
 impl Users {
@@ -125,6 +127,7 @@ async fn call(
         },
         StatusCode::UNAUTHORIZED if has_token && response.is_json() => Ok(UserList::Unauthenticated),
         StatusCode::FORBIDDEN if has_token && response.is_json() => Ok(UserList::Forbidden),
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => Ok(UserList::TooLarge),
         _ => Err(peer.unexpected(&response, "not a list of users")),
     }
 }

@@ -133,6 +133,12 @@ async fn omits_the_link_on_the_last_page() {
 }
 
 #[tokio::test]
+async fn rejects_a_query_that_is_too_large_for_user_service() {
+    let (shop, _) = shop_with_users(|| StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE).await;
+    shop.get("/users?username='").await.expect_problem(431, "headers-too-large");
+}
+
+#[tokio::test]
 async fn keeps_the_path_of_the_peer_url() {
     let (root, requests) = users_answering(|| "[]").await;
     for (base, target) in
