@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use system_tests::{Launch, ORDERS, PRODUCTS, Service, USERS};
 
 /// Variables that libraries read.
-const OF_LIBRARIES: [&str; 15] = [
+const OF_LIBRARIES: [&str; 16] = [
     "LISTEN_PID",
     "NO_COLOR",
     "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
@@ -21,6 +21,7 @@ const OF_LIBRARIES: [&str; 15] = [
     "OTEL_SERVICE_NAME",
     "OTEL_TRACES_SAMPLER",
     "OTEL_TRACES_SAMPLER_ARG",
+    "PGSSLMODE",
 ];
 
 /// Settings whose 0 has a meaning.
@@ -96,7 +97,7 @@ async fn refuses_a_number_that_breaks_the_service_by_name() {
 }
 
 #[tokio::test]
-async fn refuses_bad_values_of_the_variables_of_opentelemetry() {
+async fn refuses_bad_values_of_the_variables_of_libraries() {
     for (name, bad) in [
         ("OTEL_TRACES_SAMPLER", "sometimes"),
         ("OTEL_TRACES_SAMPLER_ARG", "1.5"),
@@ -107,6 +108,7 @@ async fn refuses_bad_values_of_the_variables_of_opentelemetry() {
         ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "0"),
         ("OTEL_EXPORTER_OTLP_TIMEOUT", "0"),
         ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "-1"),
+        ("PGSSLMODE", "verify_full"),
     ] {
         let error = error(USERS, name, bad).await;
         assert!(error.contains(name), "{name}={bad}: {error}");

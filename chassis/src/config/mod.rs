@@ -1,7 +1,7 @@
 //! The settings that every service has. Each is a flag and an environment variable; `--help` lists both.
 //!
 //! Only this module and the `config` of each service read the environment, with three exceptions. [`crate::run`] reads
-//! `LISTEN_FDS`, libraries read `OTEL_…` and `NO_COLOR`, and [`crate::fault_injection`] reads its own variables.
+//! `LISTEN_FDS`, libraries read `OTEL_…`, `NO_COLOR` and psql's `PG…`, and [`crate::fault_injection`] reads its own variables.
 //!
 //! A variable that is empty, or has only white space, counts as unset.
 
@@ -209,9 +209,10 @@ impl fmt::Debug for DatabaseUrl {
     }
 }
 
-/// Variables that OpenTelemetry's library reads and does not check. It would replace a bad value by its default, keep a
-/// core busy, or run out of memory.
-const LIBRARY_VARIABLES: [LibraryVariable; 6] = {
+/// Variables that libraries read and do not check. OpenTelemetry's would replace a bad value by its default, keep a core busy, or
+/// run out of memory. sqlx would connect without TLS.
+const LIBRARY_VARIABLES: [LibraryVariable; 7] = {
+    const SSL_MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
     const SAMPLERS: [&str; 6] = [
         "always_on",
         "always_off",
@@ -233,6 +234,7 @@ const LIBRARY_VARIABLES: [LibraryVariable; 6] = {
         ("OTEL_EXPORTER_OTLP_TIMEOUT", MILLISECONDS, "a number of milliseconds from 1 to 86400000"),
         ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", MILLISECONDS, "a number of milliseconds from 1 to 86400000"),
         ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", SPANS, "a number of spans from 1 to 1000000"),
+        ("PGSSLMODE", |text| SSL_MODES.contains(&text), "an sslmode such as verify-full"),
     ]
 };
 
@@ -309,8 +311,11 @@ pub fn peer_url(text: &str) -> Result<Url, String> {
 /// Parses an address, or a network in CIDR notation.
 fn network(text: &str) -> Result<IpNet, &'static str> {
     let text = text.trim();
-    let network = text.parse().or_else(|_| text.parse().map(IpAddr::into));
-    network.map_err(|_| "must be an IP address or a network like 10.0.0.0/8")
+    let address = |text: &str| text.parse().map(|address: IpAddr| address.to_canonical().into());
+    let network = address(text).or_else(|_| text.parse()).ok();
+    let is_mapped =
+        |network: &IpNet| matches!(network, IpNet::V6(network) if network.addr().to_ipv4_mapped().is_some());
+    network.filter(|network| !is_mapped(network)).ok_or("must be an IP address or a network like 10.0.0.0/8")
 }
 
 /// Parses an origin of the header `Origin`, or `*`.
@@ -362,6 +367,7 @@ mod tests {
             ("trusted-proxies", "proxy.example"),
             ("trusted-proxies", "10.0.0.0/33"),
             ("trusted-proxies", "10.0.0.1:80"),
+            ("trusted-proxies", "::ffff:10.0.0.0/104"),
             ("cors-allowed-origins", "shop.example"),
             ("cors-allowed-origins", "https://shop.example/"),
             ("cors-allowed-origins", "https://a.example, https://b.example"),
@@ -384,8 +390,11 @@ mod tests {
     #[test]
     fn accepts_fractions_of_seconds_and_lists() {
         assert_eq!(parse("drain", "0.25").unwrap().drain, Duration::from_millis(250));
-        let proxies = parse("trusted-proxies", "10.0.0.0/8, ::1").unwrap().trusted_proxies;
-        assert_eq!(proxies.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.0/8", "::1/128"]);
+        let proxies = parse("trusted-proxies", "10.0.0.0/8, ::1, ::ffff:10.0.0.1").unwrap().trusted_proxies;
+        assert_eq!(
+            proxies.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["10.0.0.0/8", "::1/128", "10.0.0.1/32"]
+        );
         let origins = parse("cors-allowed-origins", "https://a.example,http://localhost:8080").unwrap();
         assert_eq!(origins.cors_allowed_origins, ["https://a.example", "http://localhost:8080"]);
     }
