@@ -7,7 +7,6 @@
 //!   connection left.
 //! - It cannot give up the connections that were open before a failover.
 
-use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -224,7 +223,7 @@ impl Connections {
     }
 
     fn take_back(&self, open: Open, is_usable: bool) {
-        if is_usable && !self.permits.is_closed() {
+        if is_usable {
             self.lock().connections.push(Open { used: Instant::now(), ..open });
         } else {
             drop(open); // `close` would write to the connection first, and may wait for that without limit
@@ -246,17 +245,6 @@ impl Connections {
     /// Returns whether a connection that was opened at this time is given up.
     pub(super) fn is_given_up(&self, opened: Instant) -> bool {
         Some(opened) <= self.lock().suspect_since
-    }
-
-    /// Closes all connections, after the running statements have ended.
-    pub(super) async fn close(&self) {
-        // With a timeout, because a connection that is stuck never gives its permit back.
-        let _ = time::timeout(self.statement_timeout, self.permits.acquire_many(self.max_connections)).await;
-        self.permits.close();
-        let idle = mem::take(&mut self.lock().connections);
-        for Open { connection, .. } in idle {
-            let _ = time::timeout(ANSWER_TIMEOUT, connection.close()).await;
-        }
     }
 
     pub(super) fn max_connections(&self) -> u32 {

@@ -212,12 +212,6 @@ impl Pool {
         };
         self.run_step("ping", ping.map(|outcome| (outcome, false))).await.0
     }
-
-    /// Closes all connections, after the running statements have ended.
-    pub async fn close(&self) {
-        self.connections.close().await;
-        self.short_lock_timeout.close().await;
-    }
 }
 
 /// Checks that the database accepts changes. A standby does not, and neither does a server that is being replaced.

@@ -92,19 +92,17 @@ pub async fn fill(database: &PgConnectOptions, sql: &'static str, rows: u32) {
     let _ = connection.close().await;
 }
 
-/// Waits until this is the only connection to the database, and returns the number of deadlocks in it. A connection may report
-/// its statistics only when it ends.
+/// Ends all other sessions of the database, and returns the number of deadlocks in it. A session may report its statistics only
+/// when it ends.
 ///
 /// # Panics
-/// If other connections stay open.
+/// If another session does not end.
 pub async fn deadlocks(database: &PgConnectOptions) -> i64 {
-    const OTHERS: &str = "select count(*) from pg_stat_activity
+    const END_OTHERS: &str = "select coalesce(bool_and(pg_terminate_backend(pid, 10000)), true) from pg_stat_activity
         where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid()";
-    let (began, mut connection) = (Instant::now(), database.connect().await.expect("a database"));
-    while query_scalar::<_, i64>(OTHERS).fetch_one(&mut connection).await.expect("an answer") > 0 {
-        assert!(began.elapsed() < START_LIMIT, "other connections stay open");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let mut connection = database.connect().await.expect("a database");
+    let ended: bool = query_scalar(END_OTHERS).fetch_one(&mut connection).await.expect("an answer");
+    assert!(ended, "other sessions stay open");
     let deadlocks = "select deadlocks from pg_stat_database where datname = current_database()";
     query_scalar(deadlocks).fetch_one(&mut connection).await.expect("an answer")
 }

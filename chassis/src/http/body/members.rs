@@ -4,7 +4,6 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::RangeInclusive;
 
-use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -17,12 +16,11 @@ pub struct Members<'a> {
     pointer: Pointer<'a>,
     members: Vec<(Cow<'a, str>, &'a RawValue)>,
     pub(super) errors: Vec<FieldError>,
-    body: &'a Bytes,
 }
 
 impl<'a> Members<'a> {
-    pub(super) fn from_body(body: &'a Bytes) -> Self {
-        Self { pointer: Pointer::Root, members: Vec::new(), errors: Vec::new(), body }
+    pub(super) fn at(pointer: Pointer<'a>) -> Self {
+        Self { pointer, members: Vec::new(), errors: Vec::new() }
     }
 
     /// Splits `json` into its members. Returns `false`, with a mistake recorded, if it is not an object.
@@ -110,7 +108,7 @@ impl<'a> Members<'a> {
         let mut values = Vec::with_capacity(items.len());
         let mut errors = Vec::new();
         for (index, item) in items.into_iter().enumerate() {
-            let mut members = Members { pointer: Pointer::Item(&array, index), ..Members::from_body(self.body) };
+            let mut members = Members::at(Pointer::Item(&array, index));
             if members.open(item.get()) {
                 values.extend(read(&mut members));
             }
@@ -124,11 +122,6 @@ impl<'a> Members<'a> {
     /// Records a mistake in the member `name`.
     pub fn reject(&mut self, name: &str, detail: impl Into<Detail>) {
         self.errors.push(FieldError::at_pointer(format!("{}/{name}", self.pointer), detail.into()));
-    }
-
-    /// Returns the bytes of the whole body.
-    pub fn body(&self) -> &Bytes {
-        self.body
     }
 
     /// Returns the JSON of the member `name`, or `Some(None)` if it is absent or `null`.
@@ -186,7 +179,7 @@ fn json_type(expected: &str) -> &str {
 
 /// A JSON pointer (RFC 6901). It becomes a string only when a mistake is recorded.
 #[derive(Clone, Copy)]
-enum Pointer<'a> {
+pub(super) enum Pointer<'a> {
     Root,
     Member(&'a Pointer<'a>, &'static str),
     Item(&'a Pointer<'a>, usize),
@@ -285,7 +278,7 @@ mod tests {
     }
 
     fn read<T: FromJson>(json: &str) -> Result<T, Problem> {
-        read_object(&Bytes::copy_from_slice(json.as_bytes()))
+        read_object(json.as_bytes())
     }
 
     #[test]
