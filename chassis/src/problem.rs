@@ -50,10 +50,10 @@ pub static METHOD_NOT_ALLOWED: Kind =
     Kind::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed");
 /// The body did not arrive in time.
 pub static REQUEST_TIMEOUT: Kind = Kind::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "Request timeout");
-/// `If-Match` does not match the current state.
+/// `If-Match` or `If-None-Match` does not allow the current state.
 pub static PRECONDITION_FAILED: Kind =
     Kind::new(StatusCode::PRECONDITION_FAILED, "precondition-failed", "Precondition failed");
-/// The service has too much load. It has not begun with the request.
+/// The service has too much load. The request has no effect.
 pub static OVERLOADED: Kind = Kind::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Overloaded");
 /// The request took too long. It may have been carried out.
 pub static TIMED_OUT: Kind = Kind::new(StatusCode::SERVICE_UNAVAILABLE, "timed-out", "Timed out");

@@ -45,7 +45,8 @@ impl Key {
     }
 }
 
-/// A digest of a JSON body. White space, the order of members and the notation of numbers do not matter.
+/// A digest of a JSON body. White space, the order of members and the notation of numbers do not matter. Of a repeated member the
+/// last one counts, and of an integer beyond 64 bits its nearest double. Bodies that differ only there order the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fingerprint([u8; 32]);
 

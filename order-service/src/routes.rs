@@ -105,16 +105,16 @@ async fn place(
     JsonBytes(body): JsonBytes,
 ) -> Result<Response, Error> {
     if caller.reach() == Reach::Own(None) {
-        return Err(Error::Problem(not_allowed())); // whatever the body is
+        return Err(not_allowed().into()); // whatever the body is
     }
-    let request = PlaceOrder::read(&body, caller.account().and_then(Id::new)).map_err(Error::Problem)?;
+    let request = PlaceOrder::read(&body, caller.account().and_then(Id::new))?;
     if !may_see(&caller, request.user_id) {
-        return Err(Error::Problem(not_allowed()));
+        return Err(not_allowed().into());
     }
     let key = key.map(|key| (key.scoped(caller.scope().as_deref()), Fingerprint::of(&request.body)));
     let placed = app.placement.place(request, key, &context).await?;
     let location = format!("{}/{}", uri.path(), placed.order.id);
-    let mut response = conditional::respond_created(&placed.order, &location).map_err(Error::Problem)?;
+    let mut response = conditional::respond_created(&placed.order, &location)?;
     if placed.replayed {
         response.headers_mut().insert("idempotent-replayed", HeaderValue::from_static("true"));
     }
@@ -166,9 +166,9 @@ async fn update(
     loop {
         let order = find(&app, id, &caller).await?;
         if status != OrderStatus::Cancelled && caller.reach() != Reach::All {
-            return Err(Error::Problem(not_allowed()));
+            return Err(not_allowed().into());
         }
-        preconditions.check(Some(&order)).map_err(Error::Problem)?;
+        preconditions.check(Some(&order))?;
         if order.status == status {
             return Ok(conditional::respond(&order, &Preconditions::default())); // a repeated step changes nothing
         }

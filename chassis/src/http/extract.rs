@@ -141,7 +141,7 @@ pub trait Header: Sized {
     fn parse(value: &str) -> Result<Self, Detail>;
 }
 
-/// The header `H`, or `None` if it is absent. A repeated header is rejected, unless it is a list.
+/// The header `H`, or `None` if it is absent. A repeated header is rejected.
 #[derive(Debug)]
 pub struct OptionalHeader<H>(pub Option<H>);
 

@@ -134,7 +134,7 @@ struct Alive {
     status: &'static str,
 }
 
-/// Whether the process is alive. It never asks anyone else.
+/// Whether the process is alive. It asks neither the store nor another service.
 #[utoipa::path(get, path = "/livez", operation_id = "getLiveness", tag = "health", responses((status = OK, body = Alive)))]
 async fn livez() -> Json<Alive> {
     Json(Alive { status: "alive" })

@@ -322,7 +322,7 @@ fn check_head(Parts { version, uri, headers, .. }: &Parts, max_bytes: usize) -> 
     // hyper accepts every list that ends in `chunked`, and does not decode the other codings.
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter().enumerate();
     if codings.any(|(index, coding)| index > 0 || !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
-        return Err(Problem::new(&INVALID_REQUEST, "The only transfer coding taken is chunked, once"));
+        return Err(Problem::new(&INVALID_REQUEST, "The only transfer coding accepted is chunked, once"));
     }
     let line = |(name, value): (&header::HeaderName, &HeaderValue)| name.as_str().len() + value.len() + ": \r\n".len();
     let bytes = uri.path().len() + uri.query().map_or(0, str::len) + headers.iter().map(line).sum::<usize>();

@@ -35,7 +35,7 @@ pub fn text(length: RangeInclusive<usize>) -> impl Fn(String) -> Result<String, 
 }
 
 /// Returns whether a character shows nothing, or only changes how others are shown: a control or format character, a filler,
-/// a variation selector. White space is not among them.
+/// a variation selector. Spaces, such as U+0020 and U+3000, are not among them.
 pub fn is_invisible(c: char) -> bool {
     use GeneralCategory::{Control, Format, LineSeparator, ParagraphSeparator};
     /// Blank by their shape, although Unicode counts them as letters or symbols.
