@@ -26,7 +26,7 @@ chaos: ## run the chaos test for MINUTES=10 with a new seed
 mutants: ## test the tests: apply eight known bugs, one after the other, and check that a test sees each
 	@system-tests/mutants/run
 
-upgrade: ## replace the release before by this one and back, under load; needs PostgreSQL, HAProxy and the history of git
+upgrade: ## replace the previous release by this one and back, under load; needs PostgreSQL, HAProxy and the history of git
 	@previous=$$(system-tests/previous) && PREVIOUS_BINARIES=$$previous REQUIRE_POSTGRES=1 REQUIRE_HAPROXY=1 \
 		$(CARGO) test-all --test rolling --test recovery release -- --nocapture
 

@@ -29,7 +29,7 @@ async fn finishes_the_orders_of_a_killed_release() {
     system.add_product("Lamp", 19.99, STOCK).await;
     let current = system_tests::build().expect("the services compile");
 
-    // The release before does not read the intents of this one, so this one is last.
+    // The previous release does not read the intents of this one, so this one is last.
     let clients = Clients::start(&system, "release");
     for next in [current, &previous, current] {
         let before = clients.confirmed().len();
