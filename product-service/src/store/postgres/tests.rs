@@ -39,6 +39,7 @@ async fn keeps_everything_across_a_restart() {
     let (store, order_id) = (open(&database).await, OrderId(Uuid::from_u128(1)));
     let lamp = add_lamp(&store, 5).await;
     let outcome = store.reserve(order_id, &lines(&[(lamp, 2)])).await.unwrap();
+    drop(store);
 
     let store = open(&database).await;
     let ReservationOutcome::Created(reserved) = outcome else { panic!("{outcome:?}") };
