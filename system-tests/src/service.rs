@@ -142,6 +142,16 @@ impl Service {
         self.request("PATCH", path).json(&json).send().await
     }
 
+    /// Returns the value of a metric, by its name with its labels as in `/metrics`. `None` if it has no such metric yet.
+    ///
+    /// # Panics
+    /// If it does not answer, or the value is not a number.
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        let metrics = self.get("/metrics").await.expect(200).text;
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.map(|value| value.parse().expect("a number"))
+    }
+
     /// Returns how many requests it has answered so far, from its metrics: those with this method, a route that begins with
     /// `route`, and a status from `statuses`.
     ///

@@ -118,9 +118,7 @@ impl System {
     pub async fn processor_seconds(&self) -> f64 {
         let mut sum = 0.0;
         for service in [&self.users, &self.products, &self.orders] {
-            let metrics = service.get("/metrics").await.expect(200).text;
-            let seconds = metrics.lines().find_map(|line| line.strip_prefix("process_cpu_seconds_total "));
-            sum += seconds.and_then(|seconds| seconds.parse::<f64>().ok()).expect("the metric exists on Linux");
+            sum += service.metric("process_cpu_seconds_total").await.expect("the metric exists on Linux");
         }
         sum
     }

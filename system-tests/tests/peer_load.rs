@@ -33,11 +33,8 @@ async fn limits_retries_to_a_fifth_and_loses_no_unit_when_half_of_the_responses_
     let _alone = ONE_AT_A_TIME.lock().await;
     let (system, links, product) = start().await;
     let received = || system.users.answered("GET", "/users", 200..=299); // single and batched calls
-    let retried = async || {
-        let metrics = system.orders.get("/metrics").await.expect(200).text;
-        let count = metrics.lines().find_map(|line| line.strip_prefix(r#"peer_retries_total{peer="user-service"} "#));
-        count.map_or(0, |count| count.parse::<u64>().expect("a number"))
-    };
+    let retries = || system.orders.metric(r#"peer_retries_total{peer="user-service"}"#);
+    let retried = async || retries().await.map_or(0, |retries| retries as u64);
     let (began, received_before, retried_before) = (Instant::now(), received().await, retried().await);
     let both = [&links.orders_to_users, &links.orders_to_products];
     both.iter().for_each(|proxy| proxy.set(Fault::LoseAnswers(0.5)));

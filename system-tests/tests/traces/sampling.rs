@@ -188,10 +188,8 @@ async fn reports_only_health_checks_that_fail() {
 
 /// Returns the number of spans with this outcome.
 async fn spans(service: &Service, outcome: &str) -> u64 {
-    let metrics = service.get("/metrics").await.expect(200).text;
-    let beginning = format!(r#"trace_spans_total{{outcome="{outcome}"}} "#);
-    let number = metrics.lines().find_map(|line| line.strip_prefix(&beginning)?.parse().ok());
-    number.unwrap_or_else(|| panic!("no {beginning}: {metrics}"))
+    let name = format!(r#"trace_spans_total{{outcome="{outcome}"}}"#);
+    service.metric(&name).await.unwrap_or_else(|| panic!("no {name}")) as u64
 }
 
 #[tokio::test]
