@@ -210,7 +210,7 @@ impl fmt::Debug for DatabaseUrl {
 }
 
 /// Variables that libraries read and do not check. OpenTelemetry's would replace a bad value by its default, keep a core busy, or
-/// run out of memory. sqlx would connect without TLS.
+/// run out of memory. sqlx would not verify the server.
 const LIBRARY_VARIABLES: [LibraryVariable; 7] = {
     const SSL_MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
     const SAMPLERS: [&str; 6] = [

@@ -1,6 +1,6 @@
 //! Conditional requests (RFC 9110, section 13): `ETag`, `If-None-Match`, `If-Match`.
 //!
-//! The tag is a digest of the representation. So it needs no version in the store, and all replicas compute the same tag. A
+//! The tag is a digest of the representation. So no store has to keep it, and all replicas compute the same tag. A
 //! restart of a service without a database cannot give an old tag a new meaning.
 //!
 //! A compressed response has a tag of its own: `"0123456789abcdef-gzip"`, made by [`mark_coding`]. Both tags name the same

@@ -115,8 +115,8 @@ impl Pipeline {
         }
         let log = self.access_log.start(request.method(), route, &context, client, received_at);
 
-        // Pinned, because a future that gets another one by value stores it twice. In no variable, because that would keep its
-        // memory until the end.
+        // Pinned, because a future that gets another one by value stores it twice. The pinned future is in no variable, so its
+        // memory is free again before the response is compressed.
         let answered = pin!(self.answer(request, entry, &context, received_at)).instrument(span.clone()).await;
         let mut response = answered.unwrap_or_else(IntoResponse::into_response);
         let mut problem = take_problem(&mut response);

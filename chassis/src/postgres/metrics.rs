@@ -35,7 +35,7 @@ impl Collector for PoolGauges {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let (open, idle) = self.0.count();
         let by_state = Family::<Labels<1>, Gauge>::default();
-        // The two are counted one after the other. If a connection is opened between, more are idle than open.
+        // The two are counted one after the other. If a connection is closed in between, more may be idle than open.
         for (state, connections) in [("idle", idle), ("used", open.saturating_sub(idle))] {
             by_state.get_or_create(&[("state", state)]).set(connections.into());
         }
