@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures_util::future;
 use serde_json::json;
 use system_tests::load::{Client, Figures, Outcome, closed_loop, constant_rate};
-use system_tests::{DEADLINE, Launch, ORDERS, PRODUCTS, Service, USERS, eventually, is_thorough, order};
+use system_tests::{DEADLINE, Launch, ORDERS, PRODUCTS, Service, USERS, eventually, order};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, MutexGuard, Semaphore};
@@ -89,8 +89,7 @@ async fn holds_ten_thousand_idle_connections_in_little_memory_without_delaying_o
     let files = rlimit::increase_nofile_limit(u64::MAX).expect("the limit can be asked for");
     assert!(files > 14_000, "ten thousand connections need more than 14,000 open files, not {files}");
     // All connections must be open at the same time, also on a slow machine. At the end, the test waits for their timeout.
-    let timeout = if is_thorough() { 30 } else { 20 };
-    let launch = Launch::of(USERS).env("HEADER_TIMEOUT_SECONDS", timeout).env("BODY_TIMEOUT_SECONDS", timeout);
+    let launch = Launch::of(USERS).env("HEADER_TIMEOUT_SECONDS", 30).env("BODY_TIMEOUT_SECONDS", 30);
     let service = start(launch).await;
     let good_client = async || get_at_rate(&service, "/users/1", 200, SECOND).await.p99(200);
     good_client().await; // a first run pays for what is set up once
